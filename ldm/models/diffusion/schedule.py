@@ -1,0 +1,80 @@
+"""How much noise each training timestep holds, and which timesteps a sampler visits.
+
+The betas are those of latent diffusion (Rombach et al. 2022): evenly spaced in their square root. The twelve
+buffers are the ones that published checkpoints store, in that order. They are always built in float64 on the
+CPU, also inside `with torch.device("meta")`, because a model on the meta device must still know its schedule.
+DDIM counts drift as published: 1000 training steps are cut into strides of `1000 // steps`, so 30 asked are
+31 run.
+"""
+
+import logging
+
+import torch
+from torch import Tensor
+
+log = logging.getLogger(__name__)
+
+LOG_FLOOR = 1e-20  # the posterior variance at t=0 is 0 and its log must stay finite; published value
+DDIM_OFFSET = 1  # published scripts visit 1, 51, 101, ... and never timestep 0
+
+
+def make_beta_schedule(schedule: str, timesteps: int, linear_start: float, linear_end: float) -> Tensor:
+    """Noise variances beta_t, [timesteps] in float64 on the CPU, from `linear_start` to `linear_end`."""
+    if schedule != "linear":
+        raise ValueError(f"beta schedule {schedule!r} is unknown; the published configs use 'linear' only")
+    span = (linear_start**0.5, linear_end**0.5)
+    return torch.linspace(*span, timesteps, dtype=torch.float64, device="cpu") ** 2
+
+
+def schedule_buffers(timesteps: int, linear_start: float, linear_end: float) -> dict[str, Tensor]:
+    """The twelve stored buffers by their published names and order, each [timesteps] in float32 on the CPU.
+
+    The posterior is q(x_{t-1} | x_t, x_0) of Ho et al. 2020, eq. 6 and 7.
+    """
+    betas = make_beta_schedule("linear", timesteps, linear_start, linear_end)
+    alphas = 1 - betas
+    abar = alphas.cumprod(0)
+    abar_prev = torch.cat([torch.ones(1, dtype=abar.dtype, device="cpu"), abar[:-1]])
+    variance = betas * (1 - abar_prev) / (1 - abar)
+    buffers = {
+        "betas": betas,
+        "alphas_cumprod": abar,
+        "alphas_cumprod_prev": abar_prev,
+        "sqrt_alphas_cumprod": abar.sqrt(),
+        "sqrt_one_minus_alphas_cumprod": (1 - abar).sqrt(),
+        "log_one_minus_alphas_cumprod": (1 - abar).log(),
+        "sqrt_recip_alphas_cumprod": (1 / abar).sqrt(),
+        "sqrt_recipm1_alphas_cumprod": (1 / abar - 1).sqrt(),
+        "posterior_variance": variance,
+        "posterior_log_variance_clipped": variance.clamp(min=LOG_FLOOR).log(),
+        "posterior_mean_coef1": betas * abar_prev.sqrt() / (1 - abar),
+        "posterior_mean_coef2": (1 - abar_prev) * alphas.sqrt() / (1 - abar),
+    }
+    return {name: buffer.float() for name, buffer in buffers.items()}
+
+
+def check_steps(steps: int, limit: int) -> None:
+    """Raise ValueError unless 1 <= steps <= limit."""
+    if not 1 <= steps <= limit:
+        raise ValueError(f"steps={steps}: ask for at least 1 and at most {limit} sampling steps")
+
+
+def ddim_timesteps(steps: int, total: int = 1000) -> list[int]:
+    """Ascending timesteps 1, 1+c, 1+2c, ... with the published stride c = total // steps.
+
+    Where `steps` does not divide `total` the count drifts upwards (15 -> 16, 30 -> 31); this is kept, since
+    seeds of published pictures depend on it, and logged. Where the last stride would land on `total` itself, a
+    timestep that no model was trained on (3, 9, 27, 36, 37, 101-111, 251-333 of 1000), it is left out: 3 asked
+    are 3 run.
+    Raises ValueError below 1 and above total // 2, where no stride is left.
+    """
+    check_steps(steps, total // 2)
+    chosen = [t + DDIM_OFFSET for t in range(0, total, total // steps) if t + DDIM_OFFSET < total]
+    if len(chosen) != steps:
+        log.warning("DDIM runs %d steps where %d were asked (published rounding)", len(chosen), steps)
+    return chosen
+
+
+def ddim_sigma(abar: float, abar_prev: float, eta: float) -> float:
+    """Standard deviation of the noise that a DDIM step adds (Song et al. 2021, eq. 16); eta=0 adds none."""
+    return eta * ((1 - abar_prev) / (1 - abar) * (1 - abar / abar_prev)) ** 0.5
