@@ -1,0 +1,123 @@
+"""Shapes as closed outlines in unit coordinates: centre (0, 0), farthest point at distance 1, y downwards.
+
+A shape is a list of rings, each [n 2] without a repeated last point. What lies inside is decided by the even-odd rule,
+so the second circle of "ring" is a hole.
+"""
+
+from collections.abc import Callable
+from functools import lru_cache
+
+import numpy as np
+
+Rings = list[np.ndarray]  # each [n 2] float
+
+CONTOUR_POINTS = 160  # per ring: a chord's error is 2e-4 of the radius, a tenth of a pixel at 512
+STAR_WAIST = 0.45  # inner radius; a drawn pentagram has 0.38, whose arms are too thin at 128 pixels
+RING_HOLE = 0.55  # inner radius: band and hole are then about equally wide
+CROSS_ARM = 0.36  # half the width of an arm whose half length is 1
+CRESCENT_TIP = np.pi / 3  # angle of the tips on the outer circle
+CRESCENT_BITE = 0.55  # centre of the circle that is cut out
+
+
+def _arc(start: float, stop: float, radius: float = 1.0, centre_x: float = 0.0) -> np.ndarray:
+    angles = np.linspace(start, stop, CONTOUR_POINTS, endpoint=False)
+    return np.stack([centre_x + radius * np.cos(angles), radius * np.sin(angles)], axis=1)
+
+
+def _corners(count: int, first: float) -> np.ndarray:
+    angles = first + 2 * np.pi * np.arange(count) / count
+    return np.stack([np.cos(angles), np.sin(angles)], axis=1)
+
+
+def circle() -> Rings:
+    """A circle of radius 1."""
+    return [_arc(0, 2 * np.pi)]
+
+
+def square() -> Rings:
+    """A square standing on its side."""
+    return [_corners(4, np.pi / 4)]
+
+
+def triangle() -> Rings:
+    """An equilateral triangle, one corner up."""
+    return [_corners(3, -np.pi / 2)]
+
+
+def hexagon() -> Rings:
+    """A regular hexagon, two corners left and right."""
+    return [_corners(6, 0.0)]
+
+
+def star() -> Rings:
+    """A star of five points, one up."""
+    points = _corners(10, -np.pi / 2)
+    points[1::2] *= STAR_WAIST
+    return [points]
+
+
+def heart() -> Rings:
+    """A heart, its tip down (the sextic curve x = 16 sin^3 t)."""
+    t = np.linspace(0, 2 * np.pi, CONTOUR_POINTS, endpoint=False)
+    y = 13 * np.cos(t) - 5 * np.cos(2 * t) - 2 * np.cos(3 * t) - np.cos(4 * t)
+    return [np.stack([16 * np.sin(t) ** 3, -y], axis=1)]
+
+
+def ring() -> Rings:
+    """Two circles with one centre; the fill lies between them."""
+    return [_arc(0, 2 * np.pi), RING_HOLE * _arc(0, 2 * np.pi)]
+
+
+def crescent() -> Rings:
+    """A moon: a disc from which a second disc is cut at the right."""
+    tip = np.array([np.cos(CRESCENT_TIP), np.sin(CRESCENT_TIP)])
+    bite = np.hypot(tip[0] - CRESCENT_BITE, tip[1])
+    lower = np.arctan2(-tip[1], tip[0] - CRESCENT_BITE) + 2 * np.pi
+    upper = np.arctan2(tip[1], tip[0] - CRESCENT_BITE)
+    outer = _arc(CRESCENT_TIP, 2 * np.pi - CRESCENT_TIP)
+    return [np.concatenate([outer, _arc(lower, upper, bite, CRESCENT_BITE)])]
+
+
+def cross() -> Rings:
+    """A plus sign with four equal arms."""
+    a = CROSS_ARM
+    arm = np.array([[a, -a], [1, -a], [1, a]])
+    quarter_turn = np.array([[0, -1], [1, 0]])
+    return [np.concatenate([arm @ np.linalg.matrix_power(quarter_turn, k).T for k in range(4)])]
+
+
+def _normalised(rings: Rings) -> Rings:
+    middle = (rings[0].min(axis=0) + rings[0].max(axis=0)) / 2
+    reach = max(np.linalg.norm(points - middle, axis=1).max() for points in rings)
+    return [(points - middle) / reach for points in rings]
+
+
+def _densified(points: np.ndarray) -> np.ndarray:
+    """Put points along every edge, evenly by length, keeping the corners sharp: wobble and gaps need them."""
+    edges = np.roll(points, -1, axis=0) - points
+    lengths = np.linalg.norm(edges, axis=1)
+    counts = np.maximum(1, np.round(CONTOUR_POINTS * lengths / lengths.sum())).astype(int)
+    pieces = [p + e * np.arange(n)[:, None] / n for p, e, n in zip(points, edges, counts, strict=True)]
+    return np.concatenate(pieces)
+
+
+@lru_cache(maxsize=None)
+def outline(shape: str) -> tuple[np.ndarray, ...]:
+    """Rings [n 2] of a shape, dense and evenly spaced, inside the unit circle. Treat them as read-only."""
+    if shape not in OUTLINES:
+        raise ValueError(f"shape {shape!r} is unknown: choose from {', '.join(OUTLINES)}")
+    return tuple(_densified(points) for points in _normalised(OUTLINES[shape]()))
+
+
+OUTLINES: dict[str, Callable[[], Rings]] = {
+    "circle": circle,
+    "square": square,
+    "triangle": triangle,
+    "star": star,
+    "heart": heart,
+    "ring": ring,
+    "hexagon": hexagon,
+    "crescent": crescent,
+    "cross": cross,
+}
+SHAPES: tuple[str, ...] = tuple(OUTLINES)
