@@ -1,22 +1,23 @@
 """The CSS colours, named in words as a prompt would say them.
 
-Values come from Pillow's table of the CSS names. Its names are run together ("palegoldenrod"), which a text encoder
-reads as noise, so they are split here: "pale golden rod". Two names for one colour (grey and gray, aqua and cyan,
-fuchsia and magenta) would teach that the same words differ, so one of each pair is dropped.
+Values come from Pillow's table of the CSS names. Its names are run together ("palegoldenrod"), which a text
+encoder reads as noise, so they are split here: "pale golden rod". Two names for one colour (grey and gray,
+aqua and cyan, fuchsia and magenta) would teach that the same words differ, so one of each pair is dropped.
 """
 
 from PIL import ImageColor
 
 RGB = tuple[int, int, int]
 
-# The words that CSS names are put together from ("gold" is missing on purpose: it would cut "goldenrod" in the wrong place).
-VOCABULARY = (
-    "alice almond antique aquamarine black blanched blue blush brick brown burly cadet chiffon coral cornflower cream "
-    "cyan dark deep dew dim dodger drab fire floral forest ghost golden gray green honey hot indian khaki lace lavender "
-    "lawn lemon light lime magenta medium midnight mint misty navajo old olive orange orchid pale papaya peach pink "
-    "powder puff purple rebecca red rod rose rosy royal saddle salmon sandy sea shell sky slate smoke spring steel "
-    "turquoise violet whip white wood yellow"
-).split()
+# The words that CSS names are put together from; without "gold", which would cut "goldenrod" wrongly.
+WORDS = """
+    alice almond antique aquamarine black blanched blue blush brick brown burly cadet chiffon coral cornflower
+    cream cyan dark deep dew dim dodger drab fire floral forest ghost golden gray green honey hot indian khaki
+    lace lavender lawn lemon light lime magenta medium midnight mint misty navajo old olive orange orchid pale
+    papaya peach pink powder puff purple rebecca red rod rose rosy royal saddle salmon sandy sea shell sky
+    slate smoke spring steel turquoise violet whip white wood yellow
+"""
+VOCABULARY = tuple(WORDS.split())
 DROPPED = {"aqua", "fuchsia"}  # the same RGB as cyan and magenta
 TOLERANCE = 25  # of 255, mean over channels: how far a painted colour may be and still be called by its name
 # Twice the tolerance, so that no colour can pass as the fill and as the background, and 10 for blurred edges.
@@ -24,7 +25,7 @@ MIN_CONTRAST = 2 * TOLERANCE + 10
 
 
 def split_name(name: str) -> str:
-    """Give a CSS name in words: "lightgoldenrodyellow" -> "light golden rod yellow"; unknown names stay whole."""
+    """Give a CSS name in words: "palegoldenrod" -> "pale golden rod"; names of one word stay as they are."""
     for word in VOCABULARY:
         rest = split_name(name[len(word) :]) if name.startswith(word) and name not in VOCABULARY else ""
         if rest in VOCABULARY or " " in rest:
@@ -38,7 +39,7 @@ def contrast(first: RGB, second: RGB) -> float:
 
 
 def differ_clearly(first: str, second: str) -> bool:
-    """Tell whether two named colours are far enough apart to be a fill and its background (`MIN_CONTRAST`)."""
+    """Tell whether two named colours are far enough apart to be fill and background (`MIN_CONTRAST`)."""
     return contrast(COLOURS[first], COLOURS[second]) >= MIN_CONTRAST
 
 

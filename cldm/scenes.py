@@ -1,8 +1,9 @@
 """One sample of Fill50k's task: a filled shape on a plain background, and the outline it is to be drawn from.
 
-Zhang et al. 2023 train ControlNet on circles: source = white outline on black, target = the filled circle, prompt = its
-colours. A `Scene` describes one sample, whatever the picture's size; `render` draws it. About one in twenty combinations
-of colour, shape and background is held out by a fixed rule, so that tests use prompts that no training run has seen.
+Zhang et al. 2023 train ControlNet on circles: source = white outline on black, target = the filled circle,
+prompt = its colours. A `Scene` describes one sample, whatever the picture's size; `render` draws it. One in
+twenty combinations of colour, shape and background is held out by a fixed rule, so that tests use prompts
+that no training run has seen.
 """
 
 from dataclasses import dataclass, field
@@ -28,6 +29,7 @@ WOBBLE_WAVES = np.arange(
 )  # per turn: lower ones only move the shape, higher ones are roughness, not a hand
 MAX_GAPS = 3
 GAP_RANGE = (0.02, 0.06)  # of a ring's length, each
+WOBBLE_RANGE = (0.2, 1.0)  # below it a wobble cannot be seen
 EDGE = 0.01  # of the side, kept free around the shape
 SUPERSAMPLE = 4  # per axis: 16 levels of coverage at the edges
 SUBPIXEL_BITS = 4  # fixed-point bits that OpenCV gets below the supersampled pixel
@@ -37,9 +39,10 @@ SUBPIXEL_BITS = 4  # fixed-point bits that OpenCV gets below the supersampled pi
 class Scene:
     """What is drawn, in units of the side, so that every size shows the same picture.
 
-    centre: (x, y) in [0, 1], y downwards. angle: radians, clockwise. wobble: 0 exact to 1 a shaky hand; the fill follows
-    the wobbled outline. width: of the line, pixels at 512. gaps: (start, length) pieces missing from the line, fractions
-    of a ring's points; they go to the rings in turn and leave the fill alone.
+    centre: (x, y) in [0, 1], y downwards. radius: of the circle around the shape. angle: radians, clockwise.
+    wobble: 0 exact to 1 a shaky hand; the fill follows the wobbled outline. width: of the line, pixels at
+    512. gaps: (start, length) pieces missing from the line, fractions of a ring's length; they go to the
+    rings in turn and leave the fill alone.
     """
 
     shape: str
@@ -60,7 +63,7 @@ class Scene:
 
 
 def is_held_out(fill: str, shape: str, background: str) -> bool:
-    """Tell whether a combination is kept for tests: a fixed rule (CRC-32), the same on every machine and for ever."""
+    """Tell whether a combination is kept for tests: a fixed rule (CRC-32), the same on every machine."""
     return crc32(f"{fill}/{shape}/{background}".encode()) % HELD_OUT_ONE_IN == 0
 
 
@@ -74,9 +77,10 @@ def random_scene(
 ) -> Scene:
     """Draw a scene that lies wholly inside the picture.
 
-    held_out: only combinations for training (False), only for tests (True), or any (None). hand_drawn: probability of a
-    wobbled outline with gaps. widths: lowest and highest line width, pixels at 512. Fill and background are at least
-    `colours.MIN_CONTRAST` apart: closer ones make a picture whose fill cannot be told from its background.
+    held_out: only combinations for training (False), only for tests (True), or any (None). hand_drawn:
+    probability of a wobbled outline with gaps. widths: lowest and highest line width, pixels at 512. Fill and
+    background are at least `colours.MIN_CONTRAST` apart: closer ones make a picture whose fill cannot be told
+    from its background.
     """
     fill, shape, background = _combination(rng, shapes, held_out)
     radius = rng.uniform(*RADIUS_RANGE)
@@ -90,7 +94,10 @@ def random_scene(
 
 
 def render(scene: Scene, size: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Draw source uint8 [H W 3] (white line on black), target uint8 [H W 3] and the interior, bool [H W]; H = W = size."""
+    """Draw source uint8 [H W 3] (white line on black), target uint8 [H W 3] and the interior, bool [H W].
+
+    H = W = size, any whole number above 0. The same scene gives the same bytes.
+    """
     rings = _rings(scene)
     inside = np.zeros((size * SUPERSAMPLE,) * 2, np.uint8)
     cv2.fillPoly(inside, [_fixed_point(ring, size) for ring in rings], 255, shift=SUBPIXEL_BITS)
@@ -116,7 +123,7 @@ def _combination(
 def _hand(rng: np.random.Generator) -> tuple[float, tuple[tuple[float, float], ...]]:
     count = int(rng.integers(MAX_GAPS + 1))
     gaps = tuple((float(rng.random()), float(rng.uniform(*GAP_RANGE))) for _ in range(count))
-    return float(rng.uniform(0.2, 1.0)), gaps
+    return float(rng.uniform(*WOBBLE_RANGE)), gaps
 
 
 def _rings(scene: Scene) -> list[np.ndarray]:
@@ -148,7 +155,7 @@ def _fixed_point(points: np.ndarray, size: int) -> np.ndarray:
 
 
 def _line(scene: Scene, rings: list[np.ndarray], size: int) -> np.ndarray:
-    """The outline, supersampled, uint8; at least one pixel wide after scaling down, or thin lines would fade away."""
+    """The outline, supersampled, uint8; it stays one pixel wide after scaling down, or it would fade away."""
     canvas = np.zeros((size * SUPERSAMPLE,) * 2, np.uint8)
     thickness = max(1, round(max(1.0, scene.width * size / BASE_SIZE) * SUPERSAMPLE))
     for number, ring in enumerate(rings):

@@ -1,11 +1,11 @@
 """Shapes as closed outlines in unit coordinates: centre (0, 0), farthest point at distance 1, y downwards.
 
-A shape is a list of rings, each [n 2] without a repeated last point. What lies inside is decided by the even-odd rule,
-so the second circle of "ring" is a hole.
+A shape is a list of rings, each [n 2] without a repeated last point. What lies inside is decided by the
+even-odd rule, so the second circle of "ring" is a hole.
 """
 
 from collections.abc import Callable
-from functools import lru_cache
+from functools import cache
 
 import numpy as np
 
@@ -101,7 +101,7 @@ def _densified(points: np.ndarray) -> np.ndarray:
     return np.concatenate(pieces)
 
 
-@lru_cache(maxsize=None)
+@cache
 def outline(shape: str) -> tuple[np.ndarray, ...]:
     """Rings [n 2] of a shape, dense and evenly spaced, inside the unit circle. Treat them as read-only."""
     if shape not in OUTLINES:
