@@ -8,7 +8,9 @@ DDIM counts drift as published: 1000 training steps are cut into strides of `100
 """
 
 import logging
+from collections.abc import Sequence
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -16,6 +18,7 @@ log = logging.getLogger(__name__)
 
 LOG_FLOOR = 1e-20  # the posterior variance at t=0 is 0 and its log must stay finite; published value
 DDIM_OFFSET = 1  # published scripts visit 1, 51, 101, ... and never timestep 0
+KARRAS_RHO = 7  # Karras et al. 2022, section D.1: bends the levels towards low noise
 
 
 def make_beta_schedule(schedule: str, timesteps: int, linear_start: float, linear_end: float) -> Tensor:
@@ -63,9 +66,9 @@ def ddim_timesteps(steps: int, total: int = 1000) -> list[int]:
     """Ascending timesteps 1, 1+c, 1+2c, ... with the published stride c = total // steps.
 
     Where `steps` does not divide `total` the count drifts upwards (15 -> 16, 30 -> 31); this is kept, since
-    seeds of published pictures depend on it, and logged. Where the last stride would land on `total` itself, a
-    timestep that no model was trained on (3, 9, 27, 36, 37, 101-111, 251-333 of 1000), it is left out: 3 asked
-    are 3 run.
+    seeds of published pictures depend on it, and logged. Where the last stride would land on `total` itself,
+    a timestep that no model was trained on (3, 9, 27, 36, 37, 101-111, 251-333 of 1000), it is left out:
+    3 asked are 3 run.
     Raises ValueError below 1 and above total // 2, where no stride is left.
     """
     check_steps(steps, total // 2)
@@ -75,6 +78,60 @@ def ddim_timesteps(steps: int, total: int = 1000) -> list[int]:
     return chosen
 
 
+def even_timesteps(steps: int, alphas_cumprod: Tensor) -> list[float]:
+    """Ascending timesteps at even distance from 0 to the last one, with fractions; one step is the last."""
+    last = len(alphas_cumprod) - 1
+    check_steps(steps, len(alphas_cumprod) // 2)
+    return [last * k / (steps - 1) for k in range(steps)] if steps > 1 else [float(last)]
+
+
+def whole_timesteps(steps: int, alphas_cumprod: Tensor) -> list[float]:
+    """Ascending whole timesteps at even distance, without 0: the clean picture is the end of the walk."""
+    last = len(alphas_cumprod) - 1
+    check_steps(steps, len(alphas_cumprod) // 2)
+    return [float(round(last * k / steps)) for k in range(1, steps + 1)]
+
+
+def karras_timesteps(steps: int, alphas_cumprod: Tensor) -> list[float]:
+    """Ascending timesteps, with fractions, whose sigmas are those of Karras et al. 2022, eq. 5."""
+    check_steps(steps, len(alphas_cumprod) // 2)
+    abar = alphas_cumprod.double().cpu().numpy()
+    log_sigmas = np.log((1 - abar) / abar) / 2
+    low, high = np.exp(log_sigmas[[0, -1]] / KARRAS_RHO)
+    sigmas = (high + np.linspace(0, 1, steps) * (low - high)) ** KARRAS_RHO
+    return np.interp(np.log(sigmas[::-1]), log_sigmas, np.arange(len(abar))).tolist()
+
+
+def vp_scales(t: Tensor, alphas_cumprod: Tensor) -> tuple[Tensor, Tensor]:
+    """How much signal and how much noise x_t holds: sqrt(abar_t) and sqrt(1 - abar_t), each shaped like `t`.
+
+    t: whole or with fractions, in [0, len(alphas_cumprod) - 1]. Between two timesteps log sigma is a straight
+    line, where sigma = sqrt(1 - abar) / sqrt(abar).
+    """
+    if not t.is_floating_point():
+        abar = alphas_cumprod[t]
+        return abar.sqrt(), (1 - abar).sqrt()
+    low = t.floor().long().clamp(0, len(alphas_cumprod) - 2)
+    log_sigmas = torch.log((1 - alphas_cumprod) / alphas_cumprod) / 2
+    sigma = torch.lerp(log_sigmas[low], log_sigmas[low + 1], (t - low).to(log_sigmas.dtype)).exp()
+    signal = (1 + sigma**2).rsqrt()
+    return signal, sigma * signal
+
+
+def sigma_levels(timesteps: Sequence[float], alphas_cumprod: Tensor) -> list[float]:
+    """Noise over signal at each timestep, the sigma of Karras et al. 2022, in float64."""
+    t = torch.tensor(timesteps, dtype=torch.float64, device="cpu")
+    signal, noise = vp_scales(t, alphas_cumprod.double().cpu())
+    return (noise / signal).tolist()
+
+
 def ddim_sigma(abar: float, abar_prev: float, eta: float) -> float:
-    """Standard deviation of the noise that a DDIM step adds (Song et al. 2021, eq. 16); eta=0 adds none."""
-    return eta * ((1 - abar_prev) / (1 - abar) * (1 - abar / abar_prev)) ** 0.5
+    """Standard deviation of the noise that a DDIM step adds (Song et al. 2021, eq. 16).
+
+    eta: 0 adds none, 1 adds as much as the ancestral sampler; more would leave a negative variance for the
+    rest of the step and raises ValueError, as does less than 0.
+    """
+    if not 0 <= eta <= 1:
+        raise ValueError(f"eta={eta}: DDIM takes 0 (no noise) to 1 (as much as ancestral sampling)")
+    variance = (1 - abar_prev) / (1 - abar) * (1 - abar / abar_prev)
+    return eta * max(variance, 0.0) ** 0.5  # equal levels may round to a tiny negative variance
