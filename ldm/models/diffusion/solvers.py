@@ -35,13 +35,18 @@ def ddim_step(x: Tensor, eps: Tensor, abars: list[float], eta: float, noise: Ten
     return abar_prev**0.5 * x0 + direction + sigma * noise, x0
 
 
+def ode_step(x: Tensor, eps: Tensor, here: float, there: float) -> Tensor:
+    """x [b c h w] moved from sigma `here` to sigma `there` along a constant eps, in either direction."""
+    return _signal(there) * (x / _signal(here) + (there - here) * eps)
+
+
 def euler(walk: Walk) -> Tensor:
     """Latent [b c h w] by straight steps along the ODE; draws nothing."""
     x = walk.x_T
     for i in range(walk.total):
         x, eps = walk.predict(x, i)
         x0 = _clean(x, eps, walk.sigmas[i])
-        x = _line(x, eps, walk.sigmas[i], walk.sigmas[i + 1])
+        x = ode_step(x, eps, walk.sigmas[i], walk.sigmas[i + 1])
         walk.report(i, x, x0)
     return x
 
@@ -69,9 +74,9 @@ def heun(walk: Walk) -> Tensor:
         here, there = walk.sigmas[i : i + 2]
         x0 = _clean(x, eps, here)
         if i + 1 < walk.total:
-            _, eps_there = walk.predict(_line(x, eps, here, there), i + 1)
+            _, eps_there = walk.predict(ode_step(x, eps, here, there), i + 1)
             eps = (eps + eps_there) / 2
-        x = _line(x, eps, here, there)
+        x = ode_step(x, eps, here, there)
         walk.report(i, x, x0)
     return x
 
@@ -108,10 +113,6 @@ def _signal(sigma: float) -> float:
 
 def _clean(x: Tensor, eps: Tensor, sigma: float) -> Tensor:
     return x / _signal(sigma) - sigma * eps
-
-
-def _line(x: Tensor, eps: Tensor, here: float, there: float) -> Tensor:
-    return _signal(there) * (x / _signal(here) + (there - here) * eps)
 
 
 def _exponential_euler(x: Tensor, x0: Tensor, here: float, there: float) -> Tensor:
