@@ -6,7 +6,7 @@ twenty combinations of colour, shape and background is held out by a fixed rule,
 that no training run has seen.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
 from zlib import crc32
 
 import cv2
@@ -54,12 +54,17 @@ class Scene:
     wobble: float = 0.0
     wobble_seed: int = 0
     width: float = 3.0
-    gaps: tuple[tuple[float, float], ...] = field(default=())
+    gaps: tuple[tuple[float, float], ...] = ()
 
     @property
     def prompt(self) -> str:
         """The sentence that belongs to the picture: "cyan circle with brown background"."""
         return f"{self.fill} {self.shape} with {self.background} background"
+
+    @property
+    def reach(self) -> float:
+        """How near to the picture's border the centre may come, in units of the side."""
+        return self.radius * (1 + WOBBLE_REACH * self.wobble) + EDGE
 
 
 def is_held_out(fill: str, shape: str, background: str) -> bool:
@@ -87,10 +92,9 @@ def random_scene(
     angle = rng.uniform(-MAX_TILT, MAX_TILT)
     width = float(np.exp(rng.uniform(*np.log(widths))))
     wobble, gaps = _hand(rng) if rng.random() < hand_drawn else (0.0, ())
-    reach = radius * (1 + WOBBLE_REACH * wobble) + EDGE
-    centre = tuple(float(v) for v in rng.uniform(reach, 1 - reach, size=2))
-    seed = int(rng.integers(2**31))
-    return Scene(shape, fill, background, centre, radius, angle, wobble, seed, width, gaps)
+    scene = Scene(shape, fill, background, (0.5, 0.5), radius, angle, wobble, 0, width, gaps)
+    x, y = rng.uniform(scene.reach, 1 - scene.reach, size=2)
+    return replace(scene, centre=(float(x), float(y)), wobble_seed=int(rng.integers(2**31)))
 
 
 def render(scene: Scene, size: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

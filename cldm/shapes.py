@@ -20,7 +20,8 @@ CRESCENT_BITE = 0.55  # centre of the circle that is cut out
 
 
 def _arc(start: float, stop: float, radius: float = 1.0, centre_x: float = 0.0) -> np.ndarray:
-    angles = np.linspace(start, stop, CONTOUR_POINTS, endpoint=False)
+    count = round(CONTOUR_POINTS * radius * abs(stop - start) / (2 * np.pi))
+    angles = np.linspace(start, stop, count, endpoint=False)
     return np.stack([centre_x + radius * np.cos(angles), radius * np.sin(angles)], axis=1)
 
 
@@ -58,14 +59,18 @@ def star() -> Rings:
 
 def heart() -> Rings:
     """A heart, its tip down (the sextic curve x = 16 sin^3 t)."""
-    t = np.linspace(0, 2 * np.pi, CONTOUR_POINTS, endpoint=False)
-    y = 13 * np.cos(t) - 5 * np.cos(2 * t) - 2 * np.cos(3 * t) - np.cos(4 * t)
-    return [np.stack([16 * np.sin(t) ** 3, -y], axis=1)]
+    t = np.linspace(0, 2 * np.pi, 10 * CONTOUR_POINTS + 1)
+    x, y = 16 * np.sin(t) ** 3, 13 * np.cos(t) - 5 * np.cos(2 * t) - 2 * np.cos(3 * t) - np.cos(4 * t)
+    length = np.concatenate([[0], np.cumsum(np.hypot(np.diff(x), np.diff(y)))])
+    even = np.linspace(
+        0, length[-1], CONTOUR_POINTS, endpoint=False
+    )  # the cleft is point 0, the tip half-way
+    return [np.stack([np.interp(even, length, x), -np.interp(even, length, y)], axis=1)]
 
 
 def ring() -> Rings:
     """Two circles with one centre; the fill lies between them."""
-    return [_arc(0, 2 * np.pi), RING_HOLE * _arc(0, 2 * np.pi)]
+    return [_arc(0, 2 * np.pi), _arc(0, 2 * np.pi, RING_HOLE)]
 
 
 def crescent() -> Rings:
@@ -93,7 +98,7 @@ def _normalised(rings: Rings) -> Rings:
 
 
 def _densified(points: np.ndarray) -> np.ndarray:
-    """Put points along every edge, evenly by length, keeping the corners sharp: wobble and gaps need them."""
+    """Put points along every edge, evenly by length and on every corner: wobble and gaps need them."""
     edges = np.roll(points, -1, axis=0) - points
     lengths = np.linalg.norm(edges, axis=1)
     counts = np.maximum(1, np.round(CONTOUR_POINTS * lengths / lengths.sum())).astype(int)
