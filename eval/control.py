@@ -1,0 +1,79 @@
+"""Does a picture obey its control and its prompt: where is it filled, and with which colours.
+
+Made for pictures of one filled shape on a plain background (Fill50k's task); the prompt names both colours.
+"""
+
+import numpy as np
+
+RGB = tuple[int, int, int]
+
+MIN_DISTANCE = 20.0  # Euclidean, of 441: two colours closer than this are one plain picture with noise
+
+
+def filled_mask(picture: np.ndarray, fill: RGB, background: RGB) -> np.ndarray:
+    """Estimate which pixels of `picture` (uint8 [H W 3]) are filled: bool [H W].
+
+    The picture is cut into its own two colours, whatever they are; the named ones only decide which of the
+    two is the fill. So a fill of the wrong tint still counts as filled (its colour is judged by
+    `colour_error`), fill and background that have changed places give the opposite mask, and a plain picture
+    gives an empty one.
+    """
+    pixels = picture.reshape(-1, 3).astype(np.float64)
+    upper = _upper_part(pixels)
+    if not upper.any():
+        return np.zeros(picture.shape[:2], bool)
+    low, high = pixels[~upper].mean(axis=0), pixels[upper].mean(axis=0)
+    if np.linalg.norm(high - low) < MIN_DISTANCE:
+        return np.zeros(picture.shape[:2], bool)
+    high_is_fill = _distance(high, fill) + _distance(low, background)
+    low_is_fill = _distance(low, fill) + _distance(high, background)
+    return (upper if high_is_fill <= low_is_fill else ~upper).reshape(picture.shape[:2])
+
+
+def mask_iou(first: np.ndarray, second: np.ndarray) -> float:
+    """Intersection over union of two masks, bool [H W]: 0 to 1, and 1 when both are empty."""
+    if first.shape != second.shape:
+        raise ValueError(f"masks of {first.shape} and {second.shape}: compare masks of one size")
+    union = np.count_nonzero(first | second)
+    return float(np.count_nonzero(first & second) / union) if union else 1.0
+
+
+def colour_error(picture: np.ndarray, region: np.ndarray, colour: RGB) -> np.ndarray:
+    """Mean absolute difference from `colour` in a region (bool [H W]) of uint8 [H W 3]: float [3], 0 to 255.
+
+    One value per channel. The region's edge, where the two colours blend, is left out if anything remains
+    without it.
+    """
+    if not region.any():
+        raise ValueError("the region is empty: there is no colour to compare")
+    core = without_edge(region)
+    pixels = picture[core if core.any() else region].astype(np.float64)
+    return np.abs(pixels - np.array(colour)).mean(axis=0)
+
+
+def without_edge(region: np.ndarray) -> np.ndarray:
+    """Drop the pixels of a region (bool [H W]) that touch its outside; the picture's border is no edge."""
+    padded = np.pad(region, 1, mode="edge")
+    height, width = region.shape
+    neighbours = [padded[y : y + height, x : x + width] for y in range(3) for x in range(3)]
+    return np.logical_and.reduce(neighbours)
+
+
+def _upper_part(pixels: np.ndarray) -> np.ndarray:
+    """Cut colours [n 3] in two along the axis on which they differ most: bool [n], all False for one colour.
+
+    The cut is half-way between the means of the two parts that leave the least variance within (Otsu 1979),
+    as the blend of two colours at an edge belongs half to each.
+    """
+    centred = pixels - pixels.mean(axis=0)
+    axis = np.linalg.eigh(centred.T @ centred)[1][:, -1]
+    values = centred @ axis  # their sum is 0
+    ordered = np.sort(values)
+    sums, counts = np.cumsum(ordered)[:-1], np.arange(1, len(ordered))
+    means_below, means_above = sums / counts, -sums / (len(ordered) - counts)
+    best = np.argmax(counts * (len(ordered) - counts) * (means_above - means_below) ** 2)
+    return values > (means_below[best] + means_above[best]) / 2
+
+
+def _distance(first: np.ndarray, second: RGB) -> float:
+    return float(np.linalg.norm(first - np.array(second)))

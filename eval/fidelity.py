@@ -1,0 +1,81 @@
+"""Scores of a set of generated pictures against what they should be: shape, colours, likeness.
+
+The functions know pictures only, not how they were made, so that every table (control on and off, schemes,
+branches, pruning) can be filled by the same code.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from eval.control import RGB, colour_error, filled_mask, mask_iou
+from eval.paired import psnr, ssim
+
+IOU_BAR = (
+    0.90  # a picture follows its outline: at 128 pixels about half a pixel of error all round a small shape
+)
+COLOUR_BAR = 25.0  # of 255, mean over a region and the three channels: a neighbouring name at worst
+
+
+@dataclass(frozen=True)
+class Truth:
+    """What one picture should be: target uint8 [H W 3], its fill as bool [H W], and the two named colours."""
+
+    target: np.ndarray
+    mask: np.ndarray
+    fill: RGB
+    background: RGB
+
+
+@dataclass(frozen=True)
+class FidelityScores:
+    """One value a picture, each float [n], in the order of the pictures.
+
+    iou: of the filled region and the interior, 0 to 1. fill_error, background_error: mean absolute error of
+    the colour in the region where it belongs, 0 to 255. psnr: dB. ssim: up to 1.
+    """
+
+    iou: np.ndarray
+    fill_error: np.ndarray
+    background_error: np.ndarray
+    psnr: np.ndarray
+    ssim: np.ndarray
+
+    @property
+    def followed(self) -> np.ndarray:
+        """Which pictures follow their outline, bool [n]."""
+        return self.iou >= IOU_BAR
+
+    @property
+    def coloured(self) -> np.ndarray:
+        """Which pictures have both of the named colours, bool [n]."""
+        return np.maximum(self.fill_error, self.background_error) <= COLOUR_BAR
+
+    def summary(self) -> dict[str, float]:
+        """Shares (0 to 1) and medians over the pictures."""
+        return {
+            "followed_share": float(self.followed.mean()),
+            "coloured_share": float(self.coloured.mean()),
+            "median_iou": float(np.median(self.iou)),
+            "median_psnr": float(np.median(self.psnr)),
+            "median_ssim": float(np.median(self.ssim)),
+        }
+
+
+def measure(pictures: Sequence[np.ndarray], truths: Sequence[Truth]) -> FidelityScores:
+    """Score pictures uint8 [H W 3], each against its truth of the same size."""
+    if len(pictures) != len(truths) or not len(pictures):
+        raise ValueError(
+            f"{len(pictures)} pictures and {len(truths)} truths: give one truth for each picture"
+        )
+    pairs = list(zip(pictures, truths, strict=True))
+    targets = [truth.target for truth in truths]
+    masks = (filled_mask(picture, truth.fill, truth.background) for picture, truth in pairs)
+    return FidelityScores(
+        iou=np.array([mask_iou(mask, truth.mask) for mask, truth in zip(masks, truths, strict=True)]),
+        fill_error=np.array([colour_error(p, t.mask, t.fill).mean() for p, t in pairs]),
+        background_error=np.array([colour_error(p, ~t.mask, t.background).mean() for p, t in pairs]),
+        psnr=psnr(pictures, targets),
+        ssim=ssim(pictures, targets),
+    )

@@ -1,0 +1,216 @@
+"""Measures how well a model follows outlines and named colours, on scenes that no training run has seen.
+
+    python -m eval.fill50k --config models/tiny.yaml
+
+draws held-out scenes of `cldm.fill50k` (every third by a shaky hand, with gaps), generates a picture for each
+with and without control from the same noise, and prints the scores beside the bars that a shipped model must
+pass. With --robustness the outlines are drawn in other ways (width, polarity, place, gaps) at 512 pixels and
+read by the scribble detector, as a user's drawing is.
+"""
+
+import argparse
+import json
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from cldm.fill50k import COLOURS, Scene, random_scene, render
+from eval.fidelity import FidelityScores, Truth, measure
+from eval.report import missed, quality_table, robustness_table
+
+if TYPE_CHECKING:  # torch takes a second to import; who only wants --help should not wait for it
+    from torch import Tensor
+
+HAND_DRAWN_EVERY = 3
+DRAWING_SIZE = 512  # of a user's drawing; line widths count in its pixels
+LINE_WIDTHS = (1, 2, 4, 8, 16, 24)
+OFF_CENTRE_CORNERS = ((0, 0), (1, 0), (0, 1), (1, 1))
+THREE_GAPS = ((0.1, 0.06), (0.45, 0.06), (0.8, 0.06))  # the widest that training draws, on every outline
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How pictures are generated. scale: of the guidance, None for the pipeline's own. size: in pixels."""
+
+    seed: int = 0
+    steps: int = 20
+    sampler: str = "ddim"
+    scale: float | None = None
+    batch: int = 20
+    size: int = 128
+
+
+def held_out_scenes(count: int, seed: int = 0) -> list[Scene]:
+    """Draw scenes of held-out combinations, every third hand-drawn; scene i depends on seed and i alone."""
+    return [
+        random_scene(
+            np.random.default_rng([seed, i]), held_out=True, hand_drawn=float(i % HAND_DRAWN_EVERY == 0)
+        )
+        for i in range(count)
+    ]
+
+
+def score(pictures: Sequence[np.ndarray], scenes: Sequence[Scene]) -> FidelityScores:
+    """Score pictures uint8 [H W 3] (square), however they were made, each against its scene."""
+    return measure(pictures, [_truth(s, p.shape[0]) for p, s in zip(pictures, scenes, strict=True)])
+
+
+def generate(
+    pipe: Any, scenes: Sequence[Scene], sources: Sequence[np.ndarray] | None, settings: Settings
+) -> list[np.ndarray]:
+    """Generate a picture uint8 [H W 3] for each scene, in batches; batch k has the noise of seed + k.
+
+    sources: control maps uint8 [H W 3], one a scene, or None to generate without control from the same noise.
+    """
+    from tqdm import tqdm
+
+    options = {"steps": settings.steps, "sampler": settings.sampler}
+    if settings.scale is not None:
+        options["scale"] = settings.scale
+    pictures = []
+    for number, start in enumerate(tqdm(range(0, len(scenes), settings.batch), unit="batch", disable=None)):
+        part = slice(start, start + settings.batch)
+        hints = None if sources is None else _hints(sources[part])
+        prompts = [scene.prompt for scene in scenes[part]]
+        pictures += pipe.generate(prompts, hints, seed=settings.seed + number, **options)
+    return pictures
+
+
+def quality(pipe: Any, count: int, settings: Settings) -> dict[str, Any]:
+    """Scores with and without control for the same scenes and noise; seconds are those with control."""
+    scenes = held_out_scenes(count, settings.seed)
+    start = time.perf_counter()
+    pictures = generate(pipe, scenes, [render(s, settings.size)[0] for s in scenes], settings)
+    seconds = (time.perf_counter() - start) / count
+    scores = score(pictures, scenes)
+    hand_drawn = scores.followed[::HAND_DRAWN_EVERY]
+    return {
+        "count": count,
+        "settings": asdict(settings),
+        "controlled": scores.summary(),
+        "hand_drawn_followed_share": float(hand_drawn.mean()),
+        "uncontrolled": score(generate(pipe, scenes, None, settings), scenes).summary(),
+        "seconds_per_picture": seconds,
+        "pictures": [
+            {"prompt": scene.prompt, **{name: float(values[i]) for name, values in vars(scores).items()}}
+            for i, scene in enumerate(scenes)
+        ],
+    }
+
+
+def robustness(pipe: Any, count: int, settings: Settings) -> dict[str, dict[str, float]]:
+    """Scores for each way of drawing in `DRAWINGS`, over the same scenes."""
+    from annotator.scribble import annotate
+
+    rows = {}
+    for name, (change, inverted) in DRAWINGS.items():
+        scenes = [change(scene) for scene in held_out_scenes(count, settings.seed)]
+        drawings = (render(scene, DRAWING_SIZE)[0] for scene in scenes)
+        sources = [annotate(255 - d if inverted else d, resolution=settings.size) for d in drawings]
+        rows[name] = score(generate(pipe, scenes, sources, settings), scenes).summary()
+    return rows
+
+
+def _hints(sources: Sequence[np.ndarray]) -> "Tensor":
+    import torch
+
+    return torch.from_numpy(np.stack(sources)).permute(0, 3, 1, 2).float() / 255  # [n 3 H W] in [0, 1]
+
+
+def _truth(scene: Scene, size: int) -> Truth:
+    _, target, mask = render(scene, size)
+    return Truth(target, mask, COLOURS[scene.fill], COLOURS[scene.background])
+
+
+def _off_centre(scene: Scene) -> Scene:
+    """Move the shape into a corner; which one depends on its seed."""
+    corner = OFF_CENTRE_CORNERS[scene.wobble_seed % len(OFF_CENTRE_CORNERS)]
+    return replace(scene, centre=tuple(1 - scene.reach if far else scene.reach for far in corner))
+
+
+def _with_line(scene: Scene, width: float) -> Scene:
+    return replace(scene, width=width, gaps=())
+
+
+def _shaky(scene: Scene) -> Scene:
+    scene = replace(scene, wobble=1.0, gaps=())
+    centre = np.clip(scene.centre, scene.reach, 1 - scene.reach)
+    return replace(scene, centre=tuple(centre.tolist()))
+
+
+DRAWINGS: dict[str, tuple[Callable[[Scene], Scene], bool]] = {  # how the scene changes; black on white
+    **{f"line of {w} px at {DRAWING_SIZE}": (partial(_with_line, width=w), False) for w in LINE_WIDTHS},
+    "black on white": (replace, True),
+    "in a corner": (_off_centre, False),
+    "three gaps": (partial(replace, gaps=THREE_GAPS), False),
+    "shaky hand": (_shaky, False),
+}
+
+
+def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
+    """Read the command line."""
+    parser = argparse.ArgumentParser(
+        prog="python -m eval.fill50k",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add = parser.add_argument
+    add("--config", type=Path, default=Path("models/tiny.yaml"), help="model (default: %(default)s)")
+    add("--weights", type=Path, nargs="*", default=[], help="weight files (default: those the config names)")
+    add("--device", default="auto", help="auto, cpu or cuda (default: %(default)s)")
+    add("--count", type=int, default=200, help="pictures a row (default: %(default)s)")
+    add("--size", type=int, default=Settings.size, help="side in pixels (default: %(default)s)")
+    add("--steps", type=int, default=Settings.steps, help="of the sampler (default: %(default)s)")
+    add("--sampler", default=Settings.sampler, help="default: %(default)s")
+    add("--scale", type=float, help="of the guidance (default: the pipeline's)")
+    add("--seed", type=int, default=Settings.seed, help="of scenes and noise (default: %(default)s)")
+    add("--batch", type=int, default=Settings.batch, help="pictures at once (default: %(default)s)")
+    add("--robustness", action="store_true", help="also draw the outlines in other ways")
+    add("--json", type=Path, help="write all numbers, each picture's too, to this file")
+    add("--check", action="store_true", help="end with code 1 if a bar is missed")
+    return parser.parse_args(argv)
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the command: 0, 1 with a sentence (bad input or, with --check, a missed bar), 130 after Ctrl-C."""
+    args = parse_args(argv)
+    settings = Settings(args.seed, args.steps, args.sampler, args.scale, args.batch, args.size)
+    try:
+        report = _run(args, settings)
+    except KeyboardInterrupt:
+        sys.stderr.write("stopped before all pictures were made; nothing was written\n")
+        return 130
+    except (ValueError, OSError) as error:
+        sys.stderr.write(f"{error}\n")
+        return 1
+    failures = missed(report["quality"]) if args.check else []
+    sys.stderr.writelines(f"not good enough: {failure}\n" for failure in failures)
+    return 1 if failures else 0
+
+
+def _run(args: argparse.Namespace, settings: Settings) -> dict[str, Any]:
+    if args.count < 1 or settings.batch < 1:
+        raise ValueError(f"count={args.count}, batch={settings.batch}: both must be 1 or more")
+    if args.json and not args.json.parent.is_dir():
+        raise FileNotFoundError(f"no folder {args.json.parent} for --json: create it first")
+    from cldm.pipeline import Pipeline
+
+    pipe = Pipeline.from_files(args.config, *args.weights, device=args.device)
+    report: dict[str, Any] = {"quality": quality(pipe, args.count, settings)}
+    sys.stdout.write(quality_table(report["quality"]) + "\n")
+    if args.robustness:
+        report["robustness"] = robustness(pipe, args.count, settings)
+        sys.stdout.write("\n" + robustness_table(report["robustness"]) + "\n")
+    if args.json:
+        args.json.write_text(json.dumps(report, indent=1))
+    return report
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
