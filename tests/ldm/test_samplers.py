@@ -4,6 +4,7 @@ import torch
 from ldm.models.diffusion import samplers
 from ldm.models.diffusion.samplers import SAMPLERS, guided, keep_known, sample, start_latent
 from ldm.models.diffusion.schedule import schedule_buffers, sigma_levels
+from ldm.models.diffusion.walk import drawer
 
 # diffusers hands tensors to numpy in a way that numpy 2 warns of
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
@@ -166,6 +167,14 @@ def test_ddim_draws_one_randn_per_step_even_without_noise(eta, x_T):
     assert torch.equal(ours.get_state(), counted.get_state())
 
 
+def test_noise_is_drawn_on_the_generators_device_and_moved_to_the_latents():
+    ours, counted = (torch.Generator().manual_seed(3) for _ in range(2))
+    noise = drawer(torch.empty(SHAPE, dtype=torch.bfloat16, device="meta"), ours)()
+    torch.randn(SHAPE, generator=counted)
+    assert torch.equal(ours.get_state(), counted.get_state())
+    assert (noise.device.type, noise.dtype) == ("meta", torch.bfloat16)
+
+
 @pytest.mark.parametrize("name", SAMPLERS)
 def test_inputs_are_not_changed(name, x_T):
     before = x_T.clone()
@@ -187,6 +196,16 @@ def test_known_part_returns_and_the_rest_is_sampled(name, x_T, rng):
     # The denoiser is pixelwise: the other half must not notice.
     if name not in NOISY:
         torch.testing.assert_close(kept[..., 4:], free[..., 4:], rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("t", [torch.tensor([1, 900]), torch.tensor([20.5, 900.25])])
+def test_known_part_is_noised_freshly_to_the_level_of_the_call(t, x_T):
+    known, mask = torch.full(SHAPE, 0.7), torch.ones(2, 1, 8, 8)
+    blend = keep_known(known, mask, ABAR, torch.Generator().manual_seed(2))
+    draws = torch.Generator().manual_seed(2)
+    for _ in range(2):
+        noise = torch.randn(SHAPE, generator=draws)
+        assert torch.equal(blend(x_T, t), samplers.add_noise(known, noise, t, ABAR))
 
 
 def test_blend_sees_every_latent_that_the_model_sees(x_T):

@@ -134,4 +134,4 @@ def ddim_sigma(abar: float, abar_prev: float, eta: float) -> float:
     if not 0 <= eta <= 1:
         raise ValueError(f"eta={eta}: DDIM takes 0 (no noise) to 1 (as much as ancestral sampling)")
     variance = (1 - abar_prev) / (1 - abar) * (1 - abar / abar_prev)
-    return eta * max(variance, 0.0) ** 0.5  # equal levels may round to a tiny negative variance
+    return eta * variance**0.5

@@ -31,8 +31,7 @@ def ddim_step(x: Tensor, eps: Tensor, abars: list[float], eta: float, noise: Ten
     abar, abar_prev = abars
     sigma = ddim_sigma(abar, abar_prev, eta)
     x0 = (x - (1 - abar) ** 0.5 * eps) / abar**0.5
-    direction = max(1 - abar_prev - sigma**2, 0.0) ** 0.5 * eps  # rounds to just below 0 at a clean end
-    return abar_prev**0.5 * x0 + direction + sigma * noise, x0
+    return abar_prev**0.5 * x0 + (1 - abar_prev - sigma**2) ** 0.5 * eps + sigma * noise, x0
 
 
 def ode_step(x: Tensor, eps: Tensor, here: float, there: float) -> Tensor:
