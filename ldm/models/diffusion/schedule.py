@@ -95,7 +95,7 @@ def whole_timesteps(steps: int, alphas_cumprod: Tensor) -> list[float]:
 def karras_timesteps(steps: int, alphas_cumprod: Tensor) -> list[float]:
     """Ascending timesteps, with fractions, whose sigmas are those of Karras et al. 2022, eq. 5."""
     check_steps(steps, len(alphas_cumprod) // 2)
-    abar = alphas_cumprod.double().cpu().numpy()
+    abar = alphas_cumprod.cpu().double().numpy()
     log_sigmas = np.log((1 - abar) / abar) / 2
     low, high = np.exp(log_sigmas[[0, -1]] / KARRAS_RHO)
     sigmas = (high + np.linspace(0, 1, steps) * (low - high)) ** KARRAS_RHO
@@ -121,7 +121,7 @@ def vp_scales(t: Tensor, alphas_cumprod: Tensor) -> tuple[Tensor, Tensor]:
 def sigma_levels(timesteps: Sequence[float], alphas_cumprod: Tensor) -> list[float]:
     """Noise over signal at each timestep, the sigma of Karras et al. 2022, in float64."""
     t = torch.tensor(timesteps, dtype=torch.float64, device="cpu")
-    signal, noise = vp_scales(t, alphas_cumprod.double().cpu())
+    signal, noise = vp_scales(t, alphas_cumprod.cpu().double())
     return (noise / signal).tolist()
 
 
