@@ -1,0 +1,105 @@
+import cv2
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from annotator.util import HWC3, MAX_SIDE, resize_image, target_size
+
+
+@pytest.fixture
+def rng():
+    return np.random.default_rng(0)
+
+
+def published_size(height, width, resolution):
+    """The published arithmetic, step by step in floats."""
+    k = float(resolution) / min(float(height), float(width))
+    return tuple(int(np.round(np.float64(side) * k / 64.0)) * 64 for side in (height, width))
+
+
+@given(st.integers(1, 3000), st.integers(1, 3000), st.integers(64, 1024))
+@settings(max_examples=300, deadline=None)
+def test_any_size_becomes_the_published_multiple_of_64(height, width, resolution):
+    expected = published_size(height, width, resolution)
+    if max(expected) > MAX_SIDE:
+        with pytest.raises(ValueError, match="crop it"):
+            target_size(height, width, resolution)
+        return
+    assert target_size(height, width, resolution) == expected
+    assert all(side % 64 == 0 and side >= 64 for side in expected)
+
+
+@pytest.mark.parametrize(("height", "width"), [(8, 8), (100, 333), (640, 480), (512, 512), (700, 129)])
+@pytest.mark.parametrize("channels", [1, 3, 4])
+def test_resized_pictures_have_the_target_size_and_keep_their_channels(rng, height, width, channels):
+    image = rng.integers(0, 256, (height, width, channels), np.uint8)
+    assert resize_image(image, 128).shape == (*target_size(height, width, 128), channels)
+
+
+def test_enlarging_is_lanczos_and_shrinking_is_the_area_average(rng):
+    image = rng.integers(0, 256, (128, 256, 3), np.uint8)
+    enlarged = cv2.resize(image, (512, 256), interpolation=cv2.INTER_LANCZOS4)
+    assert np.array_equal(resize_image(image, 256), enlarged)
+    quarters = image.reshape(64, 2, 128, 2, 3).astype(float).mean(axis=(1, 3))
+    assert np.abs(resize_image(image, 64) - quarters).max() <= 0.5  # rounding to whole levels
+
+
+def test_a_picture_of_the_right_size_is_not_changed(rng):
+    image = rng.integers(0, 256, (128, 192, 3), np.uint8)
+    assert np.array_equal(resize_image(image, 128), image)
+
+
+def test_grey_becomes_three_equal_channels(rng):
+    grey = rng.integers(0, 256, (9, 11), np.uint8)
+    for picture in (grey, grey[:, :, None]):
+        assert np.array_equal(HWC3(picture), np.stack([grey] * 3, axis=2))
+
+
+def test_rgb_is_returned_as_it_is(rng):
+    image = rng.integers(0, 256, (9, 11, 3), np.uint8)
+    assert HWC3(image) is image
+
+
+def test_transparency_shows_white_with_the_published_rounding(rng):
+    rgba = rng.integers(0, 256, (64, 64, 4), np.uint8)
+    rgba[:2, :, 3] = [[0], [255]]
+    color, alpha = rgba[:, :, :3].astype(np.float32), rgba[:, :, 3:].astype(np.float32) / 255.0
+    expected = (color * alpha + 255.0 * (1.0 - alpha)).clip(0, 255).astype(np.uint8)
+    assert np.array_equal(HWC3(rgba), expected)
+    assert (HWC3(rgba)[0] == 255).all()
+    assert np.array_equal(HWC3(rgba)[1], rgba[1, :, :3])
+
+
+@pytest.mark.parametrize("wrong", [np.zeros((8, 8, 3), np.float32), [[1, 2]], np.zeros((8, 8), bool)])
+def test_only_uint8_arrays_are_pictures(wrong):
+    with pytest.raises(TypeError, match="uint8"):
+        HWC3(wrong)
+
+
+@pytest.mark.parametrize("shape", [(8, 8, 2), (8,), (1, 8, 8, 3), (0, 8, 3)])
+def test_other_shapes_are_refused_by_name(shape):
+    with pytest.raises(ValueError, match=r"shape"):
+        HWC3(np.zeros(shape, np.uint8))
+
+
+@pytest.mark.parametrize("resolution", [0, -64, 63, 4097])
+def test_resolutions_that_no_model_takes_are_refused(resolution):
+    with pytest.raises(ValueError, match="64 to 4096"):
+        resize_image(np.zeros((64, 64, 3), np.uint8), resolution)
+
+
+@pytest.mark.parametrize("resolution", [512.0, "512", None])
+def test_a_resolution_is_a_whole_number(resolution):
+    with pytest.raises(TypeError, match="whole number"):
+        target_size(64, 64, resolution)
+
+
+def test_a_strip_that_would_explode_is_refused():
+    with pytest.raises(ValueError, match="20000x8 would be 1280000x512"):
+        target_size(8, 20000, 512)
+
+
+def test_a_picture_without_pixels_has_no_target():
+    with pytest.raises(ValueError, match="no pixels"):
+        target_size(0, 8, 512)
