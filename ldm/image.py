@@ -1,0 +1,194 @@
+"""Pictures: files to arrays, arrays to tensors, and back.
+
+Arrays are uint8 in RGB order, [H W 3], or [H W 4] where something is transparent. Whatever a file holds
+(grey, 16-bit, CMYK, palette, a camera's rotation flag) becomes that. PNG files carry their request as text,
+so that the picture can be made again from the file alone.
+"""
+
+import json
+import os
+import struct
+import textwrap
+import uuid
+import warnings
+import zlib
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from einops import rearrange, repeat
+from PIL import Image, ImageDraw, ImageFont, ImageOps, PngImagePlugin
+from torch import Tensor
+
+MIN_SIDE = 8  # one latent pixel
+MAX_SIDE = 20_000
+MAX_PIXELS = 2 * Image.MAX_IMAGE_PIXELS  # where Pillow itself refuses: 0.5 GB of RGB
+WHITE_16_BIT = 65535
+LABEL_LINES = 14  # a label may fill the side of a cell with about so many lines
+# What Pillow's decoders raise on damaged files.
+DAMAGE = (OSError, SyntaxError, ValueError, EOFError, IndexError, RuntimeError, struct.error, zlib.error)
+
+
+def image_to_hint(control_map: np.ndarray, n: int) -> Tensor:
+    """A control map, uint8 [H W 3], as `n` equal hints: float [n 3 H W] in [0, 1]."""
+    hint = torch.from_numpy(np.ascontiguousarray(control_map)).float() / 255.0
+    return repeat(hint, "H W c -> n c H W", n=n).contiguous()
+
+
+def image_to_model(image: np.ndarray) -> Tensor:
+    """A picture, uint8 [H W 3], as the autoencoder's input: float [1 3 H W] in [-1, 1]."""
+    pixels = torch.from_numpy(np.ascontiguousarray(image)).float() / 127.5 - 1.0
+    return rearrange(pixels, "H W c -> 1 c H W").contiguous()
+
+
+def model_to_images(pixels: Tensor) -> list[np.ndarray]:
+    """The autoencoder's output, float [n 3 H W] around [-1, 1], as n pictures uint8 [H W 3].
+
+    Rounds to the nearest level (the published scripts round down). ValueError for NaN, which would turn
+    black.
+    """
+    pixels = pixels.detach().float().cpu()
+    if pixels.isnan().any():
+        raise ValueError("the decoded picture contains NaN: decode in fp32")
+    levels = (pixels * 127.5 + 127.5).round().clamp(0, 255).to(torch.uint8)
+    return list(rearrange(levels, "n c H W -> n H W c").contiguous().numpy())
+
+
+def read_image(path: str | Path) -> np.ndarray:
+    """The picture in a file, upright: uint8 [H W 3], or [H W 4] where something is transparent.
+
+    Of an animation the first frame. FileNotFoundError or ValueError in one sentence for whatever else lies
+    at `path`; the size is checked before any pixel is decoded.
+    """
+    picture = _load(Path(path))
+    if picture.mode.startswith("I") or picture.mode == "F":
+        levels = _to_eight_bits(np.asarray(picture))
+        return np.repeat(levels[:, :, None], 3, axis=2)
+    see_through = picture.has_transparency_data
+    pixels = np.array(picture.convert("RGBA" if see_through else "RGB"))
+    return pixels[:, :, :3] if see_through and pixels[:, :, 3].min() == 255 else pixels
+
+
+def write_png(path: str | Path, image: np.ndarray, text: dict[str, object] | None = None) -> Path:
+    """Write uint8 [H W], [H W 3] or [H W 4] with `text` inside, whole or not at all; makes the folder.
+
+    Strings of `text` may hold any Unicode; other values are stored as JSON. OSError in one sentence when the
+    disk is full or closed to us.
+    """
+    path = Path(path)
+    if path.suffix.lower() != ".png":
+        raise ValueError(f"{path}: only PNG can carry the request of a picture, name it {path.stem}.png")
+    if image.dtype != np.uint8 or not (image.ndim == 2 or image.ndim == 3 and image.shape[2] in (3, 4)):
+        raise TypeError(
+            f"{path}: a picture to write is uint8 [H W] or [H W 3 or 4], got {image.dtype} {image.shape}"
+        )
+    info = PngImagePlugin.PngInfo()
+    for key, value in (text or {}).items():
+        info.add_itxt(key, value if isinstance(value, str) else json.dumps(value, ensure_ascii=False))
+    draft = path.with_name(f".{uuid.uuid4().hex}.partial")  # beside it: a rename is atomic on one disk only
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with open(draft, "xb") as file:
+            Image.fromarray(np.ascontiguousarray(image)).save(file, format="PNG", pnginfo=info)
+        os.replace(draft, path)
+    except OSError as error:
+        raise OSError(f"{path} was not written: {error.strerror or error}") from error
+    finally:
+        if draft.exists():
+            draft.unlink()
+    return path
+
+
+def read_png_text(path: str | Path) -> dict[str, str]:
+    """The text that `write_png` stored, empty where there is none. ValueError unless the file is a PNG."""
+    picture = _load(Path(path))
+    if not isinstance(picture, PngImagePlugin.PngImageFile):
+        raise ValueError(f"{path} is no PNG: only PNG pictures carry their request")
+    return {key: str(value) for key, value in picture.text.items()}
+
+
+def labelled_grid(
+    rows: Sequence[Sequence[np.ndarray]],
+    row_labels: Sequence[str],
+    column_labels: Sequence[str],
+    cell: int = 256,
+) -> np.ndarray:
+    """A table of pictures, labelled at the left and on top: uint8 [H W 3].
+
+    Each picture is fitted, whole, into a square of `cell` pixels on white. ValueError when labels and
+    pictures do not match in number. Pillow's own font is used: Latin letters only.
+    """
+    if len(rows) != len(row_labels) or {len(row) for row in rows} != {len(column_labels)}:
+        got = f"{len(row_labels)} row and {len(column_labels)} column labels"
+        raise ValueError(
+            f"{got} do not fit rows of {[len(row) for row in rows]} pictures: give one label each"
+        )
+    gap, left, top = cell // 32 + 1, cell * 2 // 3, cell // 4
+    step = cell + gap
+    page = Image.new("RGB", (left + step * len(column_labels), top + step * len(rows)), "white")
+    for column, label in enumerate(column_labels):
+        _write_label(page, label, (left + column * step, 0, cell, top), cell)
+    for row, label in enumerate(row_labels):
+        _write_label(page, label, (0, top + row * step, left, cell), cell)
+        for column, picture in enumerate(rows[row]):
+            fitted = ImageOps.pad(Image.fromarray(picture).convert("RGB"), (cell, cell), color="white")
+            x, y = left + column * step, top + row * step
+            ImageDraw.Draw(page).rectangle((x - 1, y - 1, x + cell, y + cell), outline="lightgrey")
+            page.paste(fitted, (x, y))
+    return np.array(page)
+
+
+def _load(path: Path) -> Image.Image:
+    """The decoded, upright picture, still in its own mode."""
+    if path.is_dir():
+        raise ValueError(f"{path} is a folder, not a picture: name a file in it")
+    if not path.exists():
+        raise FileNotFoundError(f"{path}: no such file")
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # our own limits are below
+            picture = Image.open(path)
+    except Image.DecompressionBombError as error:
+        raise ValueError(f"{path} has over {MAX_PIXELS:,} pixels in all: shrink it first") from error
+    except PermissionError as error:
+        raise ValueError(f"{path} may not be read: {error.strerror}") from error
+    except DAMAGE as error:
+        raise ValueError(f"{path} is no picture that can be read: give a PNG, JPEG or WebP file") from error
+    with picture:
+        _check_size(path, *picture.size)
+        try:
+            picture.load()
+            ImageOps.exif_transpose(picture, in_place=True)
+        except DAMAGE as error:
+            raise ValueError(f"{path} is damaged or cut short: {error}") from error
+    return picture
+
+
+def _check_size(path: Path, width: int, height: int) -> None:
+    if min(width, height) < MIN_SIDE:
+        raise ValueError(f"{path} is {width}x{height} pixels: each side needs at least {MIN_SIDE}")
+    if max(width, height) > MAX_SIDE:
+        raise ValueError(f"{path} is {width}x{height} pixels: at most {MAX_SIDE} a side, shrink it first")
+
+
+def _to_eight_bits(levels: np.ndarray) -> np.ndarray:
+    """16-bit, 32-bit or float grey [H W] as uint8; white is 65535, or 1, 255 or the largest value."""
+    if levels.dtype.kind == "u":
+        white = WHITE_16_BIT
+    else:
+        levels = np.nan_to_num(levels.astype(np.float64), posinf=0).clip(0)
+        top = levels.max()
+        white = next(white for white in (1, 255, WHITE_16_BIT, top) if top <= white)
+    return (levels / white * 255).round().astype(np.uint8)
+
+
+def _write_label(page: Image.Image, label: str, box: tuple[int, int, int, int], cell: int) -> None:
+    """Black text, wrapped and centred in `box` (left, top, width, height)."""
+    font = ImageFont.load_default(size=max(9, cell // LABEL_LINES))
+    left, top, width, height = box
+    lines = textwrap.wrap(label, max(1, int(width / font.getlength("n"))))
+    centre = (left + width / 2, top + height / 2)
+    ImageDraw.Draw(page).multiline_text(
+        centre, "\n".join(lines), fill="black", font=font, anchor="mm", align="center"
+    )
