@@ -1,0 +1,141 @@
+"""Models from yaml files: the published three functions, and loading that never holds the weights twice.
+
+A yaml may begin with `base: other.yaml`, a file beside it whose settings it changes.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from torch import Tensor, nn
+
+from cldm.cldm import ControlLDM
+from ldm.checkpoint import assign_weights
+from ldm.util import instantiate_from_config
+from ldm.weight_files import get_state_dict, read_weight_file
+
+__all__ = [
+    "create_meta_model",
+    "create_model",
+    "get_state_dict",
+    "load_control",
+    "load_model",
+    "load_state_dict",
+    "read_config",
+]
+
+CONTROL_PREFIX = "control_model."
+
+
+def read_config(config: str | Path | DictConfig) -> DictConfig:
+    """The settings of a yaml file with its `base:` files merged in; a DictConfig passes as it is.
+
+    Raises FileNotFoundError, or ValueError for a file that is no yaml of a model or a ring of bases.
+    """
+    if isinstance(config, DictConfig):
+        return config
+    merged = _merge_bases(Path(config))
+    if "model" not in merged:
+        raise ValueError(f"{config} has no `model:` block, only {', '.join(map(str, merged)) or 'nothing'}")
+    return merged
+
+
+def create_model(config_path: str | Path | DictConfig) -> ControlLDM:
+    """The model of a yaml file with random weights, on the CPU (published).
+
+    Raises FileNotFoundError, or ValueError naming the yaml for a misspelt target or setting.
+    """
+    return _build(_settings(config_path), config_path).cpu()
+
+
+def create_meta_model(config: str | Path | DictConfig) -> ControlLDM:
+    """The model of a yaml file with shapes but no memory, except for the constants that it computes itself.
+
+    Errors as `create_model`.
+    """
+    with torch.device("meta"):
+        return _build(_settings(config), config)
+
+
+def load_state_dict(ckpt_path: str | Path, location: str | torch.device = "cpu") -> dict[str, Tensor]:
+    """Everything stored in a weights file, under the file's own names, on `location` (published).
+
+    Errors as `ldm.weight_files.read_weight_file`.
+    """
+    tensors = read_weight_file(ckpt_path).tensors
+    return {name: tensor.to(location) for name, tensor in tensors.items()}
+
+
+def load_model(
+    config: str | Path | DictConfig,
+    *weights: str | Path,
+    device: str | torch.device = "cpu",
+    dtype: torch.dtype | None = None,
+    use_ema: bool = False,
+) -> ControlLDM:
+    """The model of a yaml file with the weights of one or more files, ready to run on `device`.
+
+    weights: overlaid in order, such as a base model and a control branch alone. dtype: of all parameters,
+    None for fp32. use_ema: take the moving averages that training checkpoints carry. Errors as `create_model`
+    and `ldm.checkpoint.assign_weights`.
+    """
+    model = create_meta_model(config)
+    assign_weights(model, *weights, dtype=dtype, use_ema=use_ema)
+    return model.to(device).eval()
+
+
+def load_control(
+    config: str | Path | DictConfig,
+    path: str | Path,
+    device: str | torch.device = "cpu",
+    dtype: torch.dtype | None = None,
+) -> nn.Module:
+    """One more control branch for the model of `config`, from a control-only or a full file.
+
+    Errors as `load_model`; ValueError too for a file without a control branch.
+    """
+    settings = _settings(config)
+    holder = nn.Module()
+    with torch.device("meta"):
+        holder.control_model = _build(settings["params"]["control_stage_config"], config)
+    assign_weights(holder, path, dtype=dtype, only=CONTROL_PREFIX)
+    return holder.control_model.to(device).eval()
+
+
+def _settings(config: str | Path | DictConfig) -> dict[str, Any]:
+    return OmegaConf.to_container(read_config(config).model, resolve=True)  # type: ignore[return-value]
+
+
+def _build(settings: dict[str, Any], source: str | Path | DictConfig) -> Any:
+    label = "the model's settings" if isinstance(source, DictConfig) else source
+    try:
+        return instantiate_from_config(settings)
+    except KeyError as error:
+        raise ValueError(f"{label}: a setting is missing: {error}") from error
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"{label}: {error}") from error
+
+
+def _merge_bases(path: Path, seen: tuple[Path, ...] = ()) -> DictConfig:
+    if path.resolve() in seen:
+        ring = " -> ".join(one.name for one in (*seen, path))
+        raise ValueError(f"{seen[0]}: its bases form a ring, {ring}")
+    if not path.is_file():
+        asked_by = f", the base of {seen[-1].name}" if seen else ""
+        known = ", ".join(sorted(one.name for one in path.parent.glob("*.yaml"))) or "no yaml at all"
+        raise FileNotFoundError(f"no model yaml {path}{asked_by}; {path.parent} has {known}")
+    try:
+        config = OmegaConf.load(path)
+    except (yaml.YAMLError, OmegaConfBaseException, UnicodeDecodeError) as error:
+        raise ValueError(f"{path} is not readable yaml: {' '.join(str(error).split())}") from None
+    if not isinstance(config, DictConfig):
+        raise ValueError(f"{path} is not a model's yaml: it must hold `model:` with target: and params:")
+    base = config.pop("base", None)
+    if base is None:
+        return config
+    return OmegaConf.merge(_merge_bases(path.parent / base, (*seen, path.resolve())), config)
