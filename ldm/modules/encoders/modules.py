@@ -1,8 +1,8 @@
 """The two text encoders of Stable Diffusion: prompts -> the context that cross-attention reads.
 
-Radford et al. 2021 (CLIP). Stable Diffusion 1.x reads the last layer of OpenAI's ViT-L/14 (77 x 768), 2.x the last
-but one of open_clip's ViT-H/14 (77 x 1024). The networks are those of transformers and open_clip; state dicts keep
-the published names, which both libraries have changed since: loading passes through one explicit adapter each.
+Radford et al. 2021 (CLIP). Stable Diffusion 1.x reads the last layer of OpenAI's ViT-L/14 (77 x 768), 2.x the
+last but one of open_clip's ViT-H/14 (77 x 1024). The networks are those of transformers and open_clip; state
+dicts keep the published names, which the libraries have changed since: loading goes through `published_keys`.
 Neither class ever reaches for the network. Buffers are built on the CPU even under `torch.device("meta")`.
 """
 
@@ -175,7 +175,7 @@ class FrozenOpenCLIPEmbedder(AbstractEncoder):
         skip = OPEN_CLIP_SKIP[self.layer] if clip_skip is None else _checked_skip(clip_skip, len(blocks))
         n = ids.shape[1]
         x = model.token_embedding(ids.to(model.positional_embedding.device)) + model.positional_embedding[:n]
-        # open_clip below 2.25 ran its blocks as [n, b, d]
+        # open_clip ran its blocks as [n, b, d] before it knew batch_first
         batch_first = getattr(model.transformer, "batch_first", False)
         x = x if batch_first else x.transpose(0, 1)
         for block in blocks[: len(blocks) - skip + 1]:

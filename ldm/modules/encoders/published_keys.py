@@ -1,7 +1,7 @@
-"""The names that files of text encoders use, turned into those of Stable Diffusion: pure functions dict -> dict.
+"""The names that text encoder files use, turned into those of Stable Diffusion: pure functions dict -> dict.
 
-transformers and open_clip have renamed or dropped keys over the years; `strict=False` would skip a whole encoder in
-silence, so every known naming is listed here and anything else stays as it is, for the strict load to report.
+transformers and open_clip have renamed and dropped keys over the years. `strict=False` would skip a whole
+encoder in silence, so each known naming is listed here; all else stays, for the strict load to report.
 """
 
 import math
@@ -19,11 +19,11 @@ LOGIT_SCALE = math.log(1 / 0.07)  # where CLIP's temperature starts; conditionin
 
 
 def published_clip_keys(state: Mapping[str, Tensor], prefix: str = "") -> State:
-    """`state` with every naming of CLIP's text encoder below `prefix` turned into `transformer.text_model.*`.
+    """`state` with CLIP's text encoder below `prefix` named `transformer.text_model.*`; nothing else changes.
 
-    Known: published Stable Diffusion files; transformers >= 5.6 (no `text_model.`); text encoder files of diffusers
-    and whole CLIP files (no `transformer.`), whose projections and picture half are left out. `position_ids` are
-    rebuilt from the table's length: newer files lack them, merged ones hold floats that may round to wrong places.
+    Known: published Stable Diffusion files; transformers >= 5.6 (no `text_model.`); text encoder files of
+    diffusers and whole CLIP files (no `transformer.`), whose projections and picture half are left out.
+    `position_ids` are rebuilt: newer files lack them, merged ones hold floats that may round to wrong places.
     """
     adapted = {}
     for key, value in state.items():
@@ -47,9 +47,9 @@ def published_clip_keys(state: Mapping[str, Tensor], prefix: str = "") -> State:
 
 
 def published_open_clip_keys(state: Mapping[str, Tensor], prefix: str = "") -> State:
-    """`state` with every naming of open_clip's text half below `prefix` turned into `model.*`.
+    """`state` with open_clip's text half below `prefix` named `model.*`; keys elsewhere stay as they are.
 
-    Known: published Stable Diffusion 2.x files; open_clip's own (no `model.`), whose picture half is left out.
+    Known: published Stable Diffusion 2.x files; open_clip's own (no `model.`), less their picture half.
     A missing `logit_scale`, which conditioning never reads, gets its published start value.
     """
     adapted = {}

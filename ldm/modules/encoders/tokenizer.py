@@ -3,7 +3,7 @@
 Radford et al. 2021, "Learning Transferable Visual Models From Natural Language Supervision", section 2.4.
 Two published dialects differ in text cleaning, in how the special tokens are spelled and in padding: that of
 openai/clip-vit-large-patch14 (Stable Diffusion 1.x, pads with 49407) and open_clip's (2.x, pads with 0).
-Only open_clip undoes HTML entities twice, so "&amp;lt;b&amp;gt;" gives different ids in the two.
+Only open_clip undoes HTML entities in a text that holds a "<": the ids of "a < b &amp; c" differ.
 """
 
 import gzip
@@ -35,11 +35,9 @@ def _split_at_specials(text: str) -> str:
     import ftfy
     import regex
 
+    # each part by itself: the brackets of a special token would tell ftfy that the whole text is HTML
     parts = regex.split(r"(<\|startoftext\|>|<\|endoftext\|>)", text)
-    # odd parts are the special tokens themselves, which ftfy must not see
-    return " ".join(
-        part if i % 2 else " ".join(ftfy.fix_text(part).split()).lower() for i, part in enumerate(parts)
-    )
+    return " ".join(word.lower() for part in parts for word in ftfy.fix_text(part).split())
 
 
 def _unescape_twice(text: str) -> str:
