@@ -1,0 +1,168 @@
+"""ControlNet: a trainable copy of the U-Net's encoder that steers a frozen U-Net through zero convolutions.
+
+Zhang, Rao & Agrawala 2023, "Adding Conditional Control to Text-to-Image Diffusion Models". A control branch is any
+module with `forward(x, hint, timesteps, context) -> residuals`; residuals are used from the end, the last for the
+middle block, the others for the skips.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ldm.models.diffusion.ddpm import LatentDiffusion
+from ldm.modules.layers import zero_module
+from ldm.modules.unet import Encoder, TimestepEmbedSequential, UNetConfig, UNetModel
+from ldm.util import instantiate_from_config
+
+# Widths of the hint block's convolutions; each change of width halves the picture, three times in all: 1/8.
+HINT_WIDTHS = (16, 16, 32, 32, 96, 96, 256)
+
+
+class ControlNet(Encoder):
+    """Control picture, noisy latent, timestep and text -> one residual for each skip, and one for the middle."""
+
+    def __init__(self, *, hint_channels: int = 3, **params: Any) -> None:
+        self.hint_channels = hint_channels
+        super().__init__(UNetConfig.from_params(params))
+        channels = self.skip_channels[-1]
+        self.middle_block_out = _zero_conv(channels)
+
+    def add_before_middle(self) -> None:
+        """Zero convolutions and hint block."""
+        self.zero_convs = nn.ModuleList(_zero_conv(channels) for channels in self.skip_channels)
+        self.input_hint_block = _hint_block(self.hint_channels, self.model_channels)
+
+    def encode_hint(self, hint: Tensor) -> Tensor:
+        """Control picture [b, 3, H, W] in [0, 1] -> features [b, model_channels, H/8, W/8].
+
+        They depend on the picture alone: compute them once and hand them to every step with `encoded=True`.
+        """
+        for layer in self.input_hint_block:
+            hint = layer(hint)
+        return hint
+
+    def forward(self, x: Tensor, hint: Tensor, timesteps: Tensor, context: Tensor | None = None, *,
+                encoded: bool = False) -> list[Tensor]:  # fmt: skip
+        """Residuals for the skips, then for the middle; all zero in a branch that was never trained.
+
+        x: [b, c, h, w]; hint: [b, 3, 8h, 8w] in [0, 1], or its features when `encoded`; timesteps: [b];
+        context: [b, n, d].
+        """
+        emb = self.embed(timesteps, like=x)
+        features = hint if encoded else self.encode_hint(hint)
+        h, residuals = x, []
+        for index, (block, zero_conv) in enumerate(zip(self.input_blocks, self.zero_convs, strict=True)):
+            h = block(h, emb, context)
+            if index == 0:
+                h = h + features
+            residuals.append(zero_conv(h, emb))
+        h = self.middle_block(h, emb, context)
+        return [*residuals, self.middle_block_out(h, emb)]
+
+
+class ControlledUnetModel(UNetModel):
+    """The U-Net with residuals added to its middle and its skips; its encoder runs without gradients."""
+
+    def forward(self, x: Tensor, timesteps: Tensor, context: Tensor | None = None,
+                control: Sequence[Tensor] | None = None, only_mid_control: bool = False) -> Tensor:  # fmt: skip
+        """As `UNetModel.forward`; control: residuals in a control branch's order, None for none.
+
+        only_mid_control: use the last residual alone.
+        """
+        with torch.no_grad():
+            emb = self.embed(timesteps, like=x)
+            h, skips = self.encode(x, emb, context)
+        if control is not None:
+            *for_skips, for_middle = control
+            h = h + for_middle
+            if not only_mid_control:
+                skips = [skip + residual for skip, residual in zip(skips, for_skips, strict=True)]
+        return self.decode(h, skips, emb, context)
+
+
+class ControlLDM(LatentDiffusion):
+    """Latent diffusion with a control branch.
+
+    cond = {"c_concat": [hint] | None, "c_crossattn": [text]}; `control_scales` is only the default of
+    `apply_model`'s argument: nothing here is written to by a request.
+    """
+
+    def __init__(self, control_stage_config: Mapping[str, Any], control_key: str = "hint",
+                 only_mid_control: bool = False, *, global_average_pooling: bool = False, sd_locked: bool = True,
+                 **params: Any) -> None:  # fmt: skip
+        branch = instantiate_from_config(control_stage_config)
+        super().__init__(leading={"control_model": branch}, **params)
+        self.control_key = control_key
+        self.only_mid_control = only_mid_control
+        self.global_average_pooling = global_average_pooling
+        self.sd_locked = sd_locked
+        self.control_scales = [1.0] * (len(self.model.diffusion_model.input_blocks) + 1)
+
+    def get_input(
+        self, batch: Mapping[str, Any], key: str, bs: int | None = None
+    ) -> tuple[Tensor, dict[str, list[Tensor]]]:
+        """Latents of `batch[key]`, and `cond` from its texts and its control pictures ([b, H, W, 3] in [0, 1])."""
+        latent, text = super().get_input(batch, key)
+        hint = batch[self.control_key].to(self.device, torch.float32).permute(0, 3, 1, 2).contiguous()
+        return latent[:bs], {"c_crossattn": [text[:bs]], "c_concat": [hint[:bs]]}
+
+    def apply_model(self, x_noisy: Tensor, t: Tensor, cond: Mapping[str, Any],
+                    control_scales: Sequence[float] | None = None) -> Tensor:  # fmt: skip
+        """The controlled U-Net's answer for [b, c, h, w] latents at [b] timesteps.
+
+        control_scales: one factor for each residual, `self.control_scales` when None. `cond` may hold ready
+        residuals under "control" (see `cldm.branches`): they are used as they are.
+        """
+        text = torch.cat(list(cond["c_crossattn"]), dim=1)
+        residuals = cond.get("control")
+        if residuals is None and cond["c_concat"] is not None:
+            hint = torch.cat(list(cond["c_concat"]), dim=1)
+            residuals = self.control_model(x=x_noisy, hint=hint, timesteps=t, context=text)
+            scales = self.control_scales if control_scales is None else control_scales
+            residuals = scale_residuals(residuals, scales, pool=self.global_average_pooling)
+        return self.model.diffusion_model(
+            x_noisy, t, context=text, control=residuals, only_mid_control=self.only_mid_control
+        )
+
+    def get_unconditional_conditioning(self, n: int) -> Tensor:
+        """Embeddings [n, 77, d] of empty prompts."""
+        return self.get_learned_conditioning([""] * n)
+
+    def trainable_parameters(self) -> list[nn.Parameter]:
+        """What an optimizer gets: the branch, and the U-Net's output half too unless `sd_locked`."""
+        unet = self.model.diffusion_model
+        unlocked = [] if self.sd_locked else [*unet.output_blocks.parameters(), *unet.out.parameters()]
+        return [*self.control_model.parameters(), *unlocked]
+
+    def low_vram_shift(self, is_diffusing: bool) -> None:
+        """Keep on the card only what the next stage needs: U-Net and branch, or autoencoder and text encoder."""
+        diffusing, rest = (self.model, self.control_model), (self.first_stage_model, self.cond_stage_model)
+        stays, leaves = (diffusing, rest) if is_diffusing else (rest, diffusing)
+        for module in leaves:  # leave first: both halves together may not fit
+            module.to("cpu")
+        for module in stays:
+            module.to(self.device)
+
+
+def scale_residuals(residuals: Sequence[Tensor], scales: Sequence[float], *, pool: bool) -> list[Tensor]:
+    """Each residual times its scale; `pool` averages over positions (shuffle: [b, c, h, w] -> [b, c, 1, 1])."""
+    scaled = [residual * scale for residual, scale in zip(residuals, scales, strict=True)]
+    return [residual.mean(dim=(2, 3), keepdim=True) for residual in scaled] if pool else scaled
+
+
+def _zero_conv(channels: int) -> TimestepEmbedSequential:
+    return TimestepEmbedSequential(zero_module(nn.Conv2d(channels, channels, 1)))
+
+
+def _hint_block(hint_channels: int, model_channels: int) -> TimestepEmbedSequential:
+    layers: list[nn.Module] = []
+    before = hint_channels
+    for index, width in enumerate(HINT_WIDTHS):
+        stride = 2 if index and width != before else 1
+        layers += [nn.Conv2d(before, width, 3, padding=1, stride=stride), nn.SiLU()]
+        before = width
+    return TimestepEmbedSequential(*layers, zero_module(nn.Conv2d(before, model_channels, 3, padding=1)))

@@ -1,0 +1,78 @@
+"""The variational autoencoder between pictures and latents (Kingma & Welling 2014; Rombach et al. 2022, section 3.1).
+
+Only what generation and control training need: its own adversarial training is not part of this project.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ldm.models.tiling import decode_tiled
+from ldm.modules.vae import Decoder, Encoder, VAEConfig
+
+LOGVAR_RANGE = (-30.0, 20.0)  # keeps exp() finite in fp32; the published clamp
+
+
+class DiagonalGaussianDistribution:
+    """The latent's posterior N(mean, diag(exp(logvar))), from `moments` [b, 2c, h, w]."""
+
+    def __init__(self, moments: Tensor) -> None:
+        self.mean, logvar = moments.chunk(2, dim=1)
+        self.logvar = logvar.clamp(*LOGVAR_RANGE)
+        self.std = torch.exp(0.5 * self.logvar)
+
+    def sample(self, generator: torch.Generator | None = None) -> Tensor:
+        """One draw [b, c, h, w]; the noise is drawn on the generator's device."""
+        device = self.mean.device if generator is None else generator.device
+        noise = torch.randn(self.mean.shape, generator=generator, device=device)
+        return self.mean + self.std * noise.to(self.mean)
+
+    def mode(self) -> Tensor:
+        """The most likely latent, [b, c, h, w]."""
+        return self.mean
+
+    def kl(self) -> Tensor:
+        """Divergence from N(0, 1), summed over everything but the batch: [b] (Kingma & Welling 2014, appendix B)."""
+        return 0.5 * (self.mean**2 + self.logvar.exp() - 1.0 - self.logvar).sum(dim=(1, 2, 3))
+
+
+class AutoencoderKL(nn.Module):
+    """Pictures [b, 3, H, W] in [-1, 1] to latents [b, embed_dim, H/8, W/8] and back.
+
+    tile: side in latent pixels of the tiles that `decode` works in, None for the whole picture at once.
+    """
+
+    def __init__(self, ddconfig: Mapping[str, Any], embed_dim: int, lossconfig: object = None,
+                 monitor: str | None = None, tile: int | None = None) -> None:  # fmt: skip
+        super().__init__()
+        # `lossconfig` and `monitor` belong to training the autoencoder; published yaml files carry them.
+        config = VAEConfig.from_params(dict(ddconfig))
+        self.tile = tile
+        self.encoder, self.decoder = Encoder(config), Decoder(config)
+        self.quant_conv = nn.Conv2d(2 * config.z_channels, 2 * embed_dim, 1)
+        self.post_quant_conv = nn.Conv2d(embed_dim, config.z_channels, 1)
+
+    def encode(self, x: Tensor) -> DiagonalGaussianDistribution:
+        """Posterior over the latents of `x` [b, 3, H, W] in [-1, 1]."""
+        return DiagonalGaussianDistribution(self.quant_conv(self.encoder(x)))
+
+    def decode(self, z: Tensor) -> Tensor:
+        """Latents [b, embed_dim, h, w] -> pictures [b, 3, H, W], about [-1, 1]."""
+        if self.tile is None or max(z.shape[-2:]) <= self.tile:
+            return self.decode_whole(z)
+        return decode_tiled(self.decode_whole, z, tile=self.tile)
+
+    def decode_whole(self, z: Tensor) -> Tensor:
+        """`decode` without tiles."""
+        return self.decoder(self.post_quant_conv(z))
+
+    def forward(
+        self, x: Tensor, generator: torch.Generator | None = None
+    ) -> tuple[Tensor, DiagonalGaussianDistribution]:
+        """A reconstruction from a sampled latent, and the posterior it came from."""
+        posterior = self.encode(x)
+        return self.decode(posterior.sample(generator)), posterior
