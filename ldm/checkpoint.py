@@ -65,6 +65,10 @@ class Opened:
     state: dict[str, Tensor]
     dropped: Counter[str]
 
+    def shapes(self, names: Iterable[str]) -> dict[str, tuple[int, ...]]:
+        """Shapes of the tensors in `names`."""
+        return {name: tuple(self.state[name].shape) for name in names}
+
     def brought_to(self, dtypes: Mapping[str, torch.dtype]) -> dict[str, Tensor]:
         """The tensors named in `dtypes`, each in its dtype; `state` gives up those that had another."""
         ready = {name: self.state[name] for name, dtype in dtypes.items() if self.state[name].dtype == dtype}
@@ -78,11 +82,12 @@ class Opened:
     def _pieces(self, names: list[str]) -> Iterator[list[str]]:
         piece, size = [], 0
         for name in names:
-            piece.append(name)
-            size += self.state[name].nbytes
-            if size >= CHUNK_BYTES:
+            bytes_more = self.state[name].nbytes
+            if piece and size + bytes_more > CHUNK_BYTES:
                 yield piece
                 piece, size = [], 0
+            piece.append(name)
+            size += bytes_more
         if piece:
             yield piece
 
@@ -123,9 +128,9 @@ def assign_weights(
     """Make the tensors of `sources` (files or dictionaries, the last wins) the parameters of `model`.
 
     They stay on the CPU, mapped from their file where its dtype is the wanted one. dtype: of floating
-    parameters, None for what the model was built with; buffers always keep theirs. only: a
-    prefix such as "control_model.", the rest of the files is passed over. Raises ValueError, with `model`
-    untouched, where names or shapes do not fit or use_ema finds no moving averages.
+    parameters, None for what the model was built with; buffers always keep theirs. only: a prefix such as
+    "control_model."; other names are passed over. Raises ValueError, with `model` untouched, where names or
+    shapes do not fit or use_ema finds no moving averages.
     """
     # Shapes and dtypes only: the tensors of a model that already has memory must go as the new ones come.
     shapes = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
@@ -135,14 +140,12 @@ def assign_weights(
     for one in opened:
         _leave_out(one, own, only)
     winner = {name: one for one in opened for name in one.state}
-    found: dict[str, dict[str, tuple[int, ...]]] = {one.label: {} for one in opened}
-    for name, one in winner.items():
-        found[one.label][name] = tuple(one.state[name].shape)
-    check_fit(shapes, own, found)
+    wins = {one.label: [name for name in winner if winner[name] is one] for one in opened}
+    check_fit(shapes, own, {one.label: one.shapes(wins[one.label]) for one in opened})
     final: dict[str, Tensor] = {}
     for one in opened:
-        final |= one.brought_to({name: dtypes[name] for name in winner if winner[name] is one})
-    model.load_state_dict(final, strict=False, assign=True)
+        final |= one.brought_to({name: dtypes[name] for name in wins[one.label]})
+    model.load_state_dict(final, strict=False, assign=True)  # only constants are absent
     bare = [name for name, tensor in chain(model.named_parameters(), model.named_buffers()) if tensor.is_meta]
     assert not bare, f"buffers without memory, register them on the CPU: {bare}"
     return _report(opened, shapes, final)
@@ -164,7 +167,7 @@ def _leave_out(one: Opened, own: set[str], only: str) -> None:
         if coarse or not name.startswith(only):
             del one.state[name]
             one.dropped[COARSE_SCHEDULE] += coarse
-    if not one.state:
+    if only and not one.state:
         raise ValueError(f"{one.label} has no {part_of(only)}: no name in it begins with {only}")
 
 
