@@ -1,0 +1,3 @@
+"""Switch for small cards, read by `share` and by published scripts: `import config`."""
+
+save_memory = False
