@@ -4,7 +4,7 @@ A solver (ldm.models.diffusion.solvers) is a function of one `Walk` and holds th
 random draws, masks and progress reports live here, once for all solvers.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -61,11 +61,18 @@ class Walk:
             self.on_step(Step(index, self.total, float(self.timesteps[index]), x, x0))
 
 
-def drawer(like: Tensor, generator: torch.Generator | None) -> Callable[[], Tensor]:
-    """A function that draws standard noise for `like` from `generator`, or from torch's global one.
+Generators = torch.Generator | Sequence[torch.Generator] | None
 
-    Drawn in float32 on the generator's own device and then moved, so a seed means the same noise for every
+
+def drawer(like: Tensor, generator: Generators) -> Callable[[], Tensor]:
+    """A function that draws standard noise for `like` [b c h w] from `generator`, or from torch's global one.
+
+    One generator for the batch, or one for each of its b pictures: then a picture does not depend on those beside
+    it. Drawn in float32 on the generator's own device and then moved, so a seed means the same noise for every
     precision and, with a CPU generator, on every machine.
     """
+    if isinstance(generator, Sequence):
+        draws = [drawer(row, own) for row, own in zip(like.split(1), generator, strict=True)]
+        return lambda: torch.cat([draw() for draw in draws])
     source = like.device if generator is None else generator.device
     return lambda: torch.randn(like.shape, generator=generator, device=source).to(like)

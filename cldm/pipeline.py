@@ -1,0 +1,238 @@
+"""One request, from a sketch to a picture: the same for the shell, the demo, the evaluation and the tests.
+
+Nothing of a request is written to the model; two requests never change each other's strengths.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from cldm.branches import ControlUnit, control_scales
+from cldm.cldm import ControlLDM
+from cldm.conditioning import control_maps, encode_texts
+from cldm.controls import get_control
+from cldm.inpaint import fit_mask, fit_picture, latent_keep, paste
+from cldm.model import load_control, load_model, read_config
+from cldm.request import ControlInput, Request
+from cldm.sampling import Job, sample_latents
+from ldm.image import image_to_hint, image_to_model, model_to_images
+from ldm.models.diffusion.walk import Step
+from ldm.modules.attention import slice_attention
+from ldm.util import pick_device, pick_dtype
+
+DEFAULTS = {"resolution": 512, "scale": 9.0}  # of Stable Diffusion; a yaml's own `defaults:` come first
+FACTOR = 8  # picture pixels a latent pixel, each way
+VAE_TILE = 64  # latent pixels: a picture of 512 a side is still decoded whole
+PREVIEW_SIDE = 32  # latent pixels: a preview costs little beside a step
+
+
+@dataclass(frozen=True)
+class Result:
+    """Control maps and pictures, uint8 [H W 3]; the request, its defaults filled in; seconds by stage."""
+
+    maps: list[np.ndarray]
+    images: list[np.ndarray]
+    request: Request
+    seconds: Mapping[str, float] = field(default_factory=dict)
+
+
+class Pipeline:
+    """A loaded model; call it with a picture and a `Request`.
+
+    branches: further control branches by name. save_memory: tiled decoding, sliced attention, and on a card
+    only the parts that the current stage needs.
+    """
+
+    def __init__(
+        self,
+        model: ControlLDM,
+        *,
+        defaults: Mapping[str, Any] | None = None,
+        branches: Mapping[str, nn.Module] | None = None,
+        save_memory: bool = False,
+    ) -> None:
+        self.model = model.eval().requires_grad_(False)
+        self.defaults = {**DEFAULTS, **(defaults or {})}
+        self.branches = dict(branches or {})
+        self.save_memory = save_memory
+        if save_memory:
+            self.model.first_stage_model.tile = VAE_TILE
+            slice_attention(1)
+
+    @classmethod
+    def from_files(
+        cls,
+        config: str | Path,
+        *weights: str | Path,
+        device: str = "auto",
+        dtype: str = "auto",
+        controls: Sequence[str | Path] = (),
+        save_memory: bool = False,
+    ) -> Pipeline:
+        """Load the model of a yaml.
+
+        weights: overlaid in order, such as a base file and a control file; none means those that the yaml
+        lists under `weights:`, beside it. controls: further control files, whose stems name their branches.
+        Errors as `cldm.model.load_model`, `ldm.util.pick_device` and `pick_dtype`.
+        """
+        settings = read_config(config)
+        listed = [Path(config).parent / name for name in settings.get("weights", [])]
+        if not weights and not listed:
+            raise ValueError(f"{config} ships no weights: name the files, a base model and a control branch")
+        place = pick_device(device)
+        precision = pick_dtype(dtype, place)
+        model = load_model(config, *(weights or listed), device=place, dtype=precision)
+        branches = {Path(path).stem: load_control(config, path, place, precision) for path in controls}
+        return cls(model, defaults=settings.get("defaults"), branches=branches, save_memory=save_memory)
+
+    @torch.inference_mode()
+    def __call__(
+        self,
+        image: np.ndarray | Sequence[np.ndarray],
+        request: Request,
+        *,
+        init: np.ndarray | None = None,
+        mask: np.ndarray | None = None,
+        on_step: Callable[[Step], None] | None = None,
+    ) -> Result:
+        """Make the pictures of `request`.
+
+        image: uint8 [H W], [H W 3] or [H W 4], one for every control or one for all. init: picture to start
+        from (img2img). mask: uint8 [H W], white where `init` is to be painted anew. on_step hears of every
+        step. Raises ValueError for pictures and settings that do not fit each other.
+        """
+        clock = _Clock()
+        request = self._complete(request)
+        maps = control_maps(image, request)
+        size = maps[0].shape[:2]
+        init = None if init is None else fit_picture(init, size)
+        mask = None if mask is None else fit_mask(mask, size)
+        if init is None and (mask is not None or request.denoise < 1):
+            raise ValueError("a mask or denoise below 1 needs an initial picture (init)")
+        clock.lap("annotate")
+        self._shift(is_diffusing=False)
+        job = Job(
+            request=request,
+            texts=encode_texts(self.model.cond_stage_model, [request.prompt] * request.num_samples, request),
+            units=[],
+            noise=[torch.Generator().manual_seed(request.seed + k) for k in range(request.num_samples)],
+            size=(size[0] // FACTOR, size[1] // FACTOR),
+            known=None if init is None else self._encode(init),
+            keep=None if mask is None else latent_keep(mask, FACTOR),
+            on_step=on_step,
+        )
+        clock.lap("encode")
+        self._shift(is_diffusing=True)
+        units = [self._unit(c, m, request, mask) for c, m in zip(request.controls, maps, strict=True)]
+        latents = sample_latents(self.model, replace(job, units=units))
+        clock.lap("sample")
+        self._shift(is_diffusing=False)
+        images = model_to_images(self.model.decode_first_stage(latents))
+        if mask is not None:
+            images = [paste(picture, init, mask) for picture in images]
+        clock.lap("decode")
+        return Result(maps, images, request, clock.seconds)
+
+    @torch.inference_mode()
+    def generate(
+        self,
+        prompts: list[str],
+        hints: Tensor | None,
+        *,
+        seed: int,
+        steps: int = 20,
+        sampler: str = "ddim",
+        scale: float | None = None,
+    ) -> list[np.ndarray]:
+        """One picture, uint8 [H W 3], a prompt: a batch of different pictures, as evaluation needs them.
+
+        hints: [n, 3, H, W] in [0, 1], one a prompt; None for no control at the model's own resolution.
+        """
+        request = self._complete(Request(prompts[0], seed=seed, steps=steps, sampler=sampler, scale=scale))
+        height, width = (request.resolution,) * 2 if hints is None else hints.shape[-2:]
+        units = []
+        if hints is not None:
+            scales = control_scales(1.0, len(self.model.control_scales), guess_mode=False)
+            features = self.model.control_model.encode_hint(hints.to(self.model.device, self._dtype))
+            pool = self.model.global_average_pooling
+            units = [ControlUnit(self.model.control_model, features, scales, pool=pool)]
+        noise = torch.Generator().manual_seed(seed)
+        texts = encode_texts(self.model.cond_stage_model, prompts, request)
+        job = Job(request, texts, units, noise, (height // FACTOR, width // FACTOR))
+        return model_to_images(self.model.decode_first_stage(sample_latents(self.model, job)))
+
+    @torch.inference_mode()
+    def preview(self, x0: Tensor) -> list[np.ndarray]:
+        """Rough pictures, at most 256 pixels a side, of predicted latents [n, c, h, w] (`Step.x0`)."""
+        ratio = min(1.0, PREVIEW_SIDE / max(x0.shape[-2:]))
+        small = x0 if ratio == 1 else F.interpolate(x0, scale_factor=ratio, mode="area")
+        return model_to_images(self.model.decode_first_stage(small))
+
+    @property
+    def _dtype(self) -> torch.dtype:
+        return next(self.model.model.parameters()).dtype
+
+    def _complete(self, request: Request) -> Request:
+        return replace(
+            request, **{name: self.defaults[name] for name in DEFAULTS if getattr(request, name) is None}
+        )
+
+    def _shift(self, *, is_diffusing: bool) -> None:
+        if self.save_memory and self.model.device.type != "cpu":
+            self.model.low_vram_shift(is_diffusing=is_diffusing)
+
+    def _unit(
+        self, control: ControlInput, control_map: np.ndarray, request: Request, mask: np.ndarray | None
+    ) -> ControlUnit:
+        kind, branch, model = get_control(control.control), self._branch(control.branch), self.model
+        hint = image_to_hint(control_map, 1)
+        if kind.masked_hint is not None and mask is not None:
+            hint[..., torch.from_numpy(mask)] = kind.masked_hint
+        count = len(model.control_scales)
+        scales = control.scales or control_scales(control.strength, count, guess_mode=request.guess_mode)
+        if len(scales) != count:
+            raise ValueError(f"scales has {len(scales)} factors: this model has {count} residuals")
+        return ControlUnit(
+            branch=branch,
+            features=branch.encode_hint(hint.to(model.device, self._dtype)),
+            scales=scales,
+            start=control.start,
+            end=control.end,
+            pool=kind.pool or (control.branch is None and model.global_average_pooling),
+            unconditional=not (request.guess_mode or kind.conditional_only),
+        )
+
+    def _branch(self, name: str | None) -> nn.Module:
+        if name is None:
+            return self.model.control_model
+        if name not in self.branches:
+            known = ", ".join(self.branches) or "none; load files with `controls=`"
+            raise ValueError(f"there is no control branch {name!r}; loaded are {known}")
+        return self.branches[name]
+
+    def _encode(self, picture: np.ndarray) -> Tensor:
+        vae = self.model.first_stage_model
+        pixels = image_to_model(picture).to(next(vae.parameters()))
+        return self.model.get_first_stage_encoding(self.model.encode_first_stage(pixels).mode()).float()
+
+
+class _Clock:
+    """Seconds between laps."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+        self._last = time.perf_counter()
+
+    def lap(self, name: str) -> None:
+        now = time.perf_counter()
+        self.seconds[name] = now - self._last
+        self._last = now

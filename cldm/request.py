@@ -1,0 +1,112 @@
+"""What is asked of the pipeline: frozen data, all that a picture depends on; it travels inside its PNG."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields
+from typing import Any
+
+from cldm.controls import get_control
+from ldm.models.diffusion.samplers import get_sampler
+
+MAX_STEPS = 500  # what the published DDIM can do with 1000 training timesteps
+MAX_SAMPLES = 64
+MAX_SEED = 2**32 - 1
+
+
+def _check(allowed: bool, sentence: str) -> None:
+    if not allowed:
+        raise ValueError(sentence)
+
+
+@dataclass(frozen=True)
+class ControlInput:
+    """One control map and how strongly it steers.
+
+    strength: factor on every residual, 0 to 2 is usual. start, end: the part of the steps in which it acts, 0
+    is the first. branch: name of a loaded control branch, None for the model's own. preprocess: False says
+    that the picture is a ready-made map. params: the annotator's. scales: one factor a residual in place of
+    strength.
+    """
+
+    control: str = "scribble"
+    strength: float = 1.0
+    start: float = 0.0
+    end: float = 1.0
+    branch: str | None = None
+    preprocess: bool = True
+    params: Mapping[str, Any] = field(default_factory=dict)
+    scales: tuple[float, ...] | None = None
+
+    def __post_init__(self) -> None:
+        get_control(self.control)
+        _check(
+            0 <= self.strength <= 10, f"strength={self.strength}: use 0 (no control) to 10, 1 is as trained"
+        )
+        window = f"start={self.start}, end={self.end}"
+        _check(0 <= self.start < self.end <= 1, f"{window}: parts of the steps, 0 <= start < end <= 1")
+        object.__setattr__(self, "scales", None if self.scales is None else tuple(self.scales))
+
+
+@dataclass(frozen=True)
+class Request:
+    """A picture to be made. None stands for the model's own default.
+
+    scale: of classifier-free guidance, 1 is none. resolution: of the short side, pixels. eta: DDIM's noise, 0
+    to 1. denoise: how much of an initial picture is made anew, 1 is all. Picture k of num_samples has seed +
+    k.
+    """
+
+    prompt: str
+    negative_prompt: str = ""
+    controls: tuple[ControlInput, ...] = (ControlInput(),)
+    seed: int = 0
+    steps: int = 20
+    sampler: str = "ddim"
+    eta: float = 0.0
+    scale: float | None = None
+    resolution: int | None = None
+    num_samples: int = 1
+    guess_mode: bool = False
+    denoise: float = 1.0
+    clip_skip: int | None = None
+
+    def __post_init__(self) -> None:
+        get_sampler(self.sampler)
+        named = bool(self.prompt.strip()) or self.guess_mode
+        _check(named, "the prompt is empty: say what to draw, or use guess mode, which needs no prompt")
+        _check(1 <= self.steps <= MAX_STEPS, f"steps={self.steps}: use 1 to {MAX_STEPS}, 20 is usual")
+        _check(0 <= self.seed <= MAX_SEED, f"seed={self.seed}: use 0 to {MAX_SEED}")
+        _check(0 <= self.eta <= 1, f"eta={self.eta}: use 0 (deterministic) to 1 (ancestral)")
+        _check(0 < self.denoise <= 1, f"denoise={self.denoise}: use more than 0, up to 1 (all new)")
+        _check(
+            1 <= self.num_samples <= MAX_SAMPLES, f"num_samples={self.num_samples}: use 1 to {MAX_SAMPLES}"
+        )
+        _check(
+            self.scale is None or 0 <= self.scale <= 100,
+            f"scale={self.scale}: use 0 to 100, 1 is no guidance",
+        )
+        small = self.resolution is not None and not 64 <= self.resolution <= 4096
+        _check(not small, f"resolution={self.resolution}: use 64 to 4096 pixels")
+        object.__setattr__(self, "controls", tuple(self.controls))
+
+    def to_json(self) -> str:
+        """One line that `from_json` reads back."""
+        return json.dumps(asdict(self), ensure_ascii=False, sort_keys=True)
+
+    @classmethod
+    def from_json(cls, text: str) -> Request:
+        """The request behind `to_json`'s line.
+
+        Raises ValueError for text that is none.
+        """
+        try:
+            data = json.loads(text)
+            controls = tuple(ControlInput(**control) for control in data.pop("controls"))
+            unknown = set(data) - {one.name for one in fields(cls)}
+            if unknown:
+                raise TypeError(f"it does not know {', '.join(sorted(unknown))}")
+            return cls(controls=controls, **data)
+        except (json.JSONDecodeError, TypeError, KeyError, AttributeError) as error:
+            raise ValueError(f"this is not a stored request: {error}") from None

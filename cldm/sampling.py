@@ -1,0 +1,54 @@
+"""From embeddings, control units and noise to latents: the part of a request that runs the U-Net."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from cldm.branches import ControlUnit, controlled_denoiser
+from cldm.cldm import ControlLDM
+from cldm.request import Request
+from ldm.models.diffusion.samplers import get_sampler, guided, keep_known, start_latent
+from ldm.models.diffusion.walk import Generators, Step, drawer
+
+
+@dataclass(frozen=True)
+class Job:
+    """All that `sample_latents` needs; `request` must be complete.
+
+    texts: embeddings of the prompts and of the negative prompts, [n, m, d] each. size: (h, w) of the latents.
+    known: clean latents [1, c, h, w] to start from. keep: [1, 1, h, w], 1 where `known` stays.
+    """
+
+    request: Request
+    texts: tuple[Tensor, Tensor]
+    units: Sequence[ControlUnit]
+    noise: Generators
+    size: tuple[int, int]
+    known: Tensor | None = None
+    keep: Tensor | None = None
+    on_step: Callable[[Step], None] | None = None
+
+
+def sample_latents(model: ControlLDM, job: Job) -> Tensor:
+    """Clean scaled latents, float32 [n, c, h, w]."""
+    request, n = job.request, len(job.texts[0])
+    sampler, abar = get_sampler(request.sampler), model.alphas_cumprod
+    timesteps = sampler.timesteps(request.steps, abar, request.denoise)
+    channels = model.model.diffusion_model.config.in_channels
+    x_T = drawer(torch.empty(n, channels, *job.size, device=model.device), job.noise)()
+    blend = None
+    if job.known is not None:
+        known = job.known.expand(n, -1, -1, -1)
+        if request.denoise < 1:
+            x_T = start_latent(request.sampler, known, x_T, request.steps, abar, request.denoise)
+        if job.keep is not None:
+            blend = keep_known(known, job.keep.to(known), abar, job.noise)
+    unconditional = [unit for unit in job.units if unit.unconditional]
+    cond = controlled_denoiser(model, job.texts[0], job.units, timesteps)
+    uncond = controlled_denoiser(model, job.texts[1], unconditional, timesteps)
+    hooks = {"generator": job.noise, "on_step": job.on_step, "blend": blend}
+    return sampler(guided(cond, uncond, request.scale), x_T, timesteps, abar, eta=request.eta, **hooks)
