@@ -1,0 +1,73 @@
+"""Training samples of the tiny model, drawn on the fly: sample `i` of a stream is the same everywhere."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import cv2
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from cldm.scenes import random_scene, render
+
+SIDE = 128
+VAE_BATCH = 8  # scenes of one kind each: whole, or patches
+WHOLE_EVERY = 8
+PATCH, PATCHES = 32, 4
+STREAMS = {"vae": 1, "base": 2}
+HAND_DRAWN = 0.5  # half of the scenes are wobbled: people's outlines are
+BINARY_HINTS = 0.5  # annotators give black and white, renderings have soft edges: the branch sees both
+BINARY_THRESHOLD = 64
+WIDTHS = (1.0, 24.0)  # of lines, pixels at 512
+
+
+class TinyScenes(Dataset):
+    """Scenes as tensors: target [3 H W] in [-1, 1]; with latents, hint [3 H W] in [0, 1] and prompt too."""
+
+    latents: np.ndarray | None = None  # [n c h w] of the first n scenes of stream "base"
+
+    def __init__(self, stage: str, seed: int) -> None:
+        self.stage, self.seed = stage, seed
+        self.stream = "vae" if stage == "vae" else "base"
+
+    def __getitem__(self, index: int) -> dict[str, Tensor | str]:
+        if self.stage == "vae":
+            return {"target": _views(to_tensor(render(self._scene(index), SIDE)[1]) * 2 - 1, index)}
+        if self.stage == "whole":
+            return {"target": to_tensor(render(self._scene(index), SIDE)[1]) * 2 - 1}
+        scene = self._scene(index % len(self.latents))
+        latent = torch.from_numpy(self.latents[index % len(self.latents)].astype(np.float32))
+        sample = {"latent": latent, "prompt": scene.prompt}
+        return {**sample, "hint": self._hint(scene, index)} if self.stage == "control" else sample
+
+    def _scene(self, index: int):  # noqa: ANN202
+        rng = np.random.default_rng([self.seed, STREAMS[self.stream], index])
+        return random_scene(rng, hand_drawn=HAND_DRAWN, widths=WIDTHS)
+
+    def _hint(self, scene, index: int) -> Tensor:  # noqa: ANN001
+        """The outline, with another pen each time the scene comes round."""
+        rng = np.random.default_rng([self.seed, 3, index])
+        width = float(np.exp(rng.uniform(*np.log(WIDTHS))))
+        source = render(replace(scene, width=width), SIDE)[0]
+        if rng.random() < BINARY_HINTS:
+            source = cv2.threshold(source, BINARY_THRESHOLD, 255, cv2.THRESH_BINARY)[1]
+        return to_tensor(source)
+
+
+def _views(picture: Tensor, index: int) -> Tensor:
+    """[k 3 H W]: seven pictures in eight as random patches, the others whole.
+
+    The autoencoder is convolutional: patches show it more colours an hour, and colours are what it learns
+    last.
+    """
+    if index // VAE_BATCH % WHOLE_EVERY == 0:
+        return picture[None]
+    corners = np.random.default_rng([4, index]).integers(0, SIDE - PATCH + 1, size=(PATCHES, 2))
+    return torch.stack([picture[:, top : top + PATCH, left : left + PATCH] for top, left in corners])
+
+
+def to_tensor(picture: np.ndarray) -> Tensor:
+    """uint8 [H W 3] -> float [3 H W] in [0, 1]."""
+    return torch.from_numpy(picture).permute(2, 0, 1).float() / 255

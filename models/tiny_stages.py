@@ -1,0 +1,165 @@
+"""What each stage of the tiny model trains, and its loss."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from cldm.cldm import ControlLDM
+from ldm.modules.unet import UNetModel
+from models.tiny_data import SIDE, TinyScenes
+
+KL_WEIGHT = 1e-4  # per latent number against the mean absolute error: latents stay near unit scale and smooth
+DROP_PROMPT = 0.1  # share of empty prompts: guidance needs a model that knows them (Ho & Salimans 2022)
+START_LOGVAR = -6.0  # little noise at first: latents must carry something before they can be made robust
+ENCODE_BATCH = 50
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One part of the training. `prepare` runs before its first step, `finish` on its averaged weights."""
+
+    name: str
+    steps: int
+    batch: int
+    lr: float
+    trained: Callable[[ControlLDM], nn.Module]
+    loss: Callable[[ControlLDM, dict, torch.Generator], Tensor]
+    prepare: Callable[[ControlLDM, argparse.Namespace], None]
+    finish: Callable[[ControlLDM, argparse.Namespace], None]
+
+
+def _nothing(model: ControlLDM, args: argparse.Namespace) -> None:
+    """For stages without a preparation or an end."""
+
+
+def _vae(model: ControlLDM) -> nn.Module:
+    return model.first_stage_model.requires_grad_(True)
+
+
+def _start_vae(model: ControlLDM, args: argparse.Namespace) -> None:
+    """Keep every convolution's variance: torch's default lets a colour fade 1000-fold on its way."""
+    if (args.out / "vae.pt").exists():
+        return
+    vae = model.first_stage_model
+    for name, layer in vae.named_modules():
+        if isinstance(layer, nn.Conv2d):
+            nn.init.kaiming_normal_(layer.weight, nonlinearity="linear")
+            nn.init.zeros_(layer.bias)
+            if name.endswith(("conv2", "proj_out")):
+                layer.weight.data *= 0.1  # residual branches start small
+    half = len(vae.quant_conv.bias) // 2
+    vae.quant_conv.bias.data[half:] = START_LOGVAR
+
+
+def vae_loss(model: ControlLDM, batch: dict, noise: torch.Generator) -> Tensor:
+    """Mean absolute error of the reconstruction, and a little divergence from N(0, 1)."""
+    target = batch["target"].to(model.device).flatten(0, 1)
+    pixels, posterior = model.first_stage_model(target, noise)
+    return F.l1_loss(pixels, target) + KL_WEIGHT * posterior.kl().mean() / posterior.mean[0].numel()
+
+
+@torch.no_grad()
+def whiten(model: ControlLDM, args: argparse.Namespace) -> None:
+    """Fold each latent channel's mean and deviation into the 1x1 convolutions around the latent.
+
+    Decoding is unchanged; latents leave with zero mean and unit variance, so that scale_factor is 1.
+    """
+    vae = model.first_stage_model.eval().requires_grad_(False)
+    latents = encode_scenes(model, args.seed, 500)
+    mean, std = latents.mean(dim=(0, 2, 3)).to(model.device), latents.std(dim=(0, 2, 3)).to(model.device)
+    channels = len(mean)
+    post, quant = vae.post_quant_conv, vae.quant_conv
+    post.bias += post.weight[:, :, 0, 0] @ mean
+    post.weight *= std[None, :, None, None]
+    quant.bias[:channels] = (quant.bias[:channels] - mean) / std
+    quant.weight[:channels] /= std[:, None, None, None]
+    quant.bias[channels:] -= 2 * std.log()  # the log-variance of a divided latent
+
+
+@torch.no_grad()
+def encode_scenes(model: ControlLDM, seed: int, count: int) -> Tensor:
+    """Latents [count, c, h, w] of the first `count` training scenes, on the CPU."""
+    data, vae = TinyScenes("vae", seed, stream="base"), model.first_stage_model.eval()
+    latents = []
+    for start in tqdm(range(0, count, ENCODE_BATCH), desc="latents", mininterval=20):
+        pixels = torch.stack([data[i]["target"] for i in range(start, min(count, start + ENCODE_BATCH))])
+        latents.append(vae.encode(pixels.to(model.device)).mode().cpu())
+    return torch.cat(latents)
+
+
+def _cache_latents(model: ControlLDM, args: argparse.Namespace) -> None:
+    file = args.out / f"latents-{args.cache}-{SIDE}.npy"
+    if not file.exists():
+        np.save(file, encode_scenes(model, args.seed, args.cache).numpy().astype(np.float16))
+    TinyScenes.latents = np.load(file)
+
+
+class BaseParts(nn.Module):
+    """U-Net and text encoder, trained together: there is no pretrained CLIP at this size."""
+
+    def __init__(self, model: ControlLDM) -> None:
+        super().__init__()
+        self.unet = model.model.diffusion_model.requires_grad_(True)
+        self.text = model.cond_stage_model.requires_grad_(True)
+
+
+def _text(model: ControlLDM, batch: dict, noise: torch.Generator) -> Tensor:
+    dropped = torch.rand(len(batch["prompt"]), generator=noise) < DROP_PROMPT
+    return model.get_learned_conditioning(
+        ["" if drop else prompt for prompt, drop in zip(batch["prompt"], dropped, strict=True)]
+    )
+
+
+def _noised(model: ControlLDM, batch: dict, noise: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
+    """Noisy latents, timesteps, and the velocity to predict."""
+    x0 = batch["latent"].to(model.device)
+    # One timestep from each of b equal parts of the schedule: uniform, with less variance than b free draws.
+    b = len(x0)
+    t = (torch.arange(b) + torch.rand(b, generator=noise)) / b * model.num_timesteps
+    t = t.long().clamp(max=model.num_timesteps - 1).to(model.device)
+    eps = torch.randn(x0.shape, generator=noise).to(model.device)
+    return model.q_sample(x0, t, eps), t, model.get_v(x0, eps, t)
+
+
+def base_loss(model: ControlLDM, batch: dict, noise: torch.Generator) -> Tensor:
+    """Mean squared error of the velocity, without control."""
+    x, t, v = _noised(model, batch, noise)
+    # The plain U-Net's forward: the controlled one keeps gradients out of the encoder, which learns here.
+    return F.mse_loss(UNetModel.forward(model.model.diffusion_model, x, t, _text(model, batch, noise)), v)
+
+
+def _start_branch(model: ControlLDM, args: argparse.Namespace) -> None:
+    """Copy the U-Net's encoder into the branch, and freeze what the branch steers."""
+    _cache_latents(model, args)
+    model.requires_grad_(False)
+    model.control_model.requires_grad_(True)
+    if not (args.out / "control.pt").exists():
+        source = model.model.diffusion_model.state_dict()
+        branch = model.control_model.state_dict()
+        model.control_model.load_state_dict({**branch, **{k: v for k, v in source.items() if k in branch}})
+
+
+def control_loss(model: ControlLDM, batch: dict, noise: torch.Generator) -> Tensor:
+    """Mean squared error of the velocity with the outline as control; only the branch learns."""
+    x, t, v = _noised(model, batch, noise)
+    with torch.no_grad():
+        text = _text(model, batch, noise)
+    cond = {"c_crossattn": [text], "c_concat": [batch["hint"].to(model.device)]}
+    return F.mse_loss(model.apply_model(x, t, cond), v)
+
+
+STAGES = {
+    "vae": Stage("vae", 3000, 8, 2e-3, _vae, vae_loss, _start_vae, whiten),
+    "base": Stage("base", 5000, 32, 1e-3, BaseParts, base_loss, _cache_latents, _nothing),
+    "control": Stage(
+        "control", 4000, 32, 5e-4, lambda m: m.control_model, control_loss, _start_branch, _nothing
+    ),
+}

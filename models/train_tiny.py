@@ -1,0 +1,177 @@
+"""Train the tiny model that ships in `models/`: autoencoder, base model, control branch, one after the other.
+
+    python -m models.train_tiny --out runs/tiny                 # all three, hours on two cores
+    python -m models.train_tiny --out runs/tiny --stages control --control-steps 8000
+
+Every number follows from --seed and the step: data and noise of step n are drawn from generators seeded by n,
+so a run that was stopped goes on exactly where its last checkpoint was. Ctrl-C saves first.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import math
+import os
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+from tqdm import tqdm
+
+from cldm.model import create_model
+from ldm.util import pick_device
+from models.tiny_data import TinyScenes
+from models.tiny_export import export
+from models.tiny_stages import STAGES, Stage
+
+log = logging.getLogger(__name__)
+
+CONFIG = Path(__file__).parent / "tiny.yaml"
+WARMUP_STEPS = 100
+EMA_DECAY = 0.998  # averages about the last 500 steps
+MAX_GRAD_NORM = 1.0
+SAVE_EVERY_S = 180
+
+
+def learning_rate(step: int, steps: int, peak: float) -> float:
+    """Linear warm-up, then half a cosine down to 2 % of `peak` at the last step."""
+    if step < WARMUP_STEPS:
+        return peak * (step + 1) / WARMUP_STEPS
+    done = (step - WARMUP_STEPS) / max(1, steps - WARMUP_STEPS)
+    return peak * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * min(1.0, done))))
+
+
+class Run:
+    """One stage's weights, their average, optimizer and step, with a checkpoint file."""
+
+    def __init__(self, stage: Stage, model: nn.Module, file: Path) -> None:
+        self.stage, self.file = stage, file
+        self.parts = stage.trained(model)
+        self.step = 0
+        parameters = list(self.parts.parameters())
+        self.optimizer = torch.optim.AdamW(parameters, lr=stage.lr, betas=(0.9, 0.99), weight_decay=1e-4)
+        self.ema = {name: value.detach().clone() for name, value in self.parts.named_parameters()}
+        if file.exists():
+            self._load()
+
+    def _load(self) -> None:
+        state = torch.load(self.file, weights_only=True)
+        self.parts.load_state_dict(state["weights"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.ema, self.step = state["ema"], state["step"]
+
+    def save(self) -> None:
+        """Write beside the checkpoint, then rename: a full disk or a second Ctrl-C leaves the old one."""
+        partial = self.file.with_suffix(".partial")
+        state = {"weights": self.parts.state_dict(), "optimizer": self.optimizer.state_dict()}
+        torch.save({**state, "ema": self.ema, "step": self.step}, partial)
+        os.replace(partial, self.file)
+
+    def update(self, loss: Tensor, steps: int) -> None:
+        """One optimizer step on `loss`.
+
+        Raises FloatingPointError when it is not finite; weights and checkpoint stay as they were.
+        """
+        if not torch.isfinite(loss):
+            raise FloatingPointError(f"{self.stage.name}: the loss of step {self.step} is {loss.item()}")
+        loss.backward()
+        nn.utils.clip_grad_norm_(self.parts.parameters(), MAX_GRAD_NORM)
+        for group in self.optimizer.param_groups:
+            group["lr"] = learning_rate(self.step, steps, self.stage.lr)
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        self.step += 1
+        decay = min(EMA_DECAY, self.step / (self.step + 10))
+        for name, value in self.parts.named_parameters():
+            self.ema[name].lerp_(value.detach(), 1 - decay)
+
+    def use_average(self) -> None:
+        """Put the averaged weights in place of the trained ones."""
+        self.parts.load_state_dict(self.ema, strict=False)
+
+
+def train(stage: Stage, model: nn.Module, args: argparse.Namespace, steps: int) -> None:
+    """Run one stage up to `steps`, leaving its averaged weights in `model`."""
+    run = Run(stage, model, args.out / f"{stage.name}.pt")
+    if run.step < steps:
+        stage.prepare(model, args)
+        data = TinyScenes(stage.name, args.seed)
+        order = range(run.step * stage.batch, steps * stage.batch)
+        loader = DataLoader(data, batch_size=stage.batch, sampler=order, num_workers=args.workers)
+        _loop(run, stage, model, loader, (args, steps))
+    run.use_average()
+    stage.finish(model, args)
+
+
+def _loop(run: Run, stage: Stage, model: nn.Module, loader: DataLoader, limits: tuple[Any, int]) -> None:
+    args, steps = limits
+    saved = time.monotonic()
+    record = (args.out / f"{stage.name}.jsonl").open("a")
+    bar = tqdm(loader, desc=stage.name, total=steps, initial=run.step, mininterval=20, file=sys.stderr)
+    try:
+        for batch in bar:
+            noise = torch.Generator().manual_seed(args.seed * 1_000_003 + run.step)
+            loss = stage.loss(model, batch, noise)
+            run.update(loss, steps)
+            if run.step % 20 == 0:
+                record.write(json.dumps({"step": run.step, "loss": round(loss.item(), 5)}) + "\n")
+                record.flush()
+                bar.set_postfix(loss=f"{loss.item():.4f}")
+            if time.monotonic() - saved > SAVE_EVERY_S:
+                run.save()
+                saved = time.monotonic()
+    finally:
+        run.save()
+        record.close()
+
+
+def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--out", type=Path, default=Path("runs/tiny"), help="checkpoints, logs, weights")
+    parser.add_argument(
+        "--stages", nargs="+", default=list(STAGES), choices=list(STAGES), help="what to train"
+    )
+    for name, stage in STAGES.items():
+        help_text = f"optimizer steps of batch {stage.batch} (default {stage.steps})"
+        parser.add_argument(f"--{name}-steps", type=int, default=stage.steps, help=help_text)
+    parser.add_argument("--cache", type=int, default=20_000, help="scenes whose latents are computed once")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--workers", type=int, default=1, help="processes that draw pictures")
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:N, mps")
+    return parser.parse_args(argv)
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Train what was asked for; stages that are not asked for are taken from their checkpoints."""
+    args = parse_args(argv)
+    args.device = pick_device(args.device)
+    args.out.mkdir(parents=True, exist_ok=True)
+    torch.manual_seed(args.seed)
+    model = create_model(CONFIG).to(args.device)
+    try:
+        for name, stage in STAGES.items():
+            file = args.out / f"{name}.pt"
+            if name in args.stages:
+                train(stage, model, args, getattr(args, f"{name}_steps"))
+            elif file.exists():
+                Run(stage, model, file).use_average()
+                stage.finish(model, args)
+    except KeyboardInterrupt:
+        print(f"stopped; the same command goes on from {args.out}", file=sys.stderr)
+        return 130
+    for path in export(model, args.out):
+        print(path)
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
