@@ -1,7 +1,7 @@
 """Spatial transformer: self-attention over positions, cross-attention to the text, gated feed-forward.
 
-Rombach et al. 2022, "High-Resolution Image Synthesis with Latent Diffusion Models", section 3.3. Sub-modules are
-registered in the published order (attn1, ff, attn2, norms), which is not the order in which they run.
+Rombach et al. 2022, "High-Resolution Image Synthesis with Latent Diffusion Models", section 3.3. Sub-modules
+are registered in the published order (attn1, ff, attn2, norms), which is not the order in which they run.
 """
 
 from __future__ import annotations
@@ -23,9 +23,10 @@ def attend(q: Tensor, k: Tensor, v: Tensor, slice_rows: int | None = None) -> Te
     """
     if slice_rows is None or slice_rows >= q.shape[0] * q.shape[1]:
         return F.scaled_dot_product_attention(q, k, v)
-    rows = (rearrange(t, "b h n d -> (b h) n d").split(slice_rows) for t in (q, k, v))
+    # Each row stays a batch of one head: torch's fused kernels, which hold no [n, n] matrix, want four axes.
+    rows = (rearrange(t, "b h n d -> (b h) 1 n d").split(slice_rows) for t in (q, k, v))
     out = torch.cat([F.scaled_dot_product_attention(*part) for part in zip(*rows, strict=True)])
-    return rearrange(out, "(b h) n d -> b h n d", h=q.shape[1])
+    return rearrange(out, "(b h) 1 n d -> b h n d", h=q.shape[1])
 
 
 class CrossAttention(nn.Module):
@@ -59,7 +60,10 @@ class CrossAttention(nn.Module):
 
 
 def slice_attention(rows: int | None) -> None:
-    """Let every attention layer work on `rows` batch-times-head rows at a time; None for all at once."""
+    """Let every attention layer work on `rows` batch-times-head rows at a time; None for all at once.
+
+    Raises ValueError below 1.
+    """
     if rows is not None and rows < 1:
         raise ValueError(f"slice_attention(rows={rows}): use at least 1 row, or None for no slicing")
     CrossAttention.slice_rows = rows
@@ -115,9 +119,11 @@ class SpatialTransformer(nn.Module):
     use_linear: project by Linear layers (SD 2.1) and not by 1x1 convolutions (SD 1.5); the same arithmetic.
     """
 
-    def __init__(self, channels: int, context_dim: int | None, *, heads: int, dim_head: int, depth: int = 1,
-                 dropout: float = 0.0, groups: int = 32, use_linear: bool = False, upcast: bool = False,
-                 use_checkpoint: bool = False) -> None:  # noqa: PLR0913  # fmt: skip
+    def __init__(  # noqa: PLR0913 - the settings of the published yaml files, each read here
+        self, channels: int, context_dim: int | None, *, heads: int, dim_head: int, depth: int = 1,
+        dropout: float = 0.0, groups: int = 32, use_linear: bool = False, upcast: bool = False,
+        use_checkpoint: bool = False,
+    ) -> None:  # fmt: skip
         super().__init__()
         inner = heads * dim_head
         self.use_linear, self.use_checkpoint = use_linear, use_checkpoint
