@@ -1,8 +1,8 @@
 """ControlNet: a trainable copy of the U-Net's encoder that steers a frozen U-Net through zero convolutions.
 
-Zhang, Rao & Agrawala 2023, "Adding Conditional Control to Text-to-Image Diffusion Models". A control branch is any
-module with `forward(x, hint, timesteps, context) -> residuals`; residuals are used from the end, the last for the
-middle block, the others for the skips.
+Zhang, Rao & Agrawala 2023, "Adding Conditional Control to Text-to-Image Diffusion Models". A control branch
+is any module with `forward(x, hint, timesteps, context) -> residuals`; residuals are used from the end, the
+last for the middle block, the others for the skips.
 """
 
 from __future__ import annotations
@@ -11,8 +11,10 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
+from einops import rearrange
 from torch import Tensor, nn
 
+from cldm.log_images import SampleSettings, log_images
 from ldm.models.diffusion.ddpm import LatentDiffusion
 from ldm.modules.layers import zero_module
 from ldm.modules.unet import Encoder, TimestepEmbedSequential, UNetConfig, UNetModel
@@ -23,7 +25,7 @@ HINT_WIDTHS = (16, 16, 32, 32, 96, 96, 256)
 
 
 class ControlNet(Encoder):
-    """Control picture, noisy latent, timestep and text -> one residual for each skip, and one for the middle."""
+    """Control picture, noisy latent, timestep and text -> a residual for each skip and one for the middle."""
 
     def __init__(self, *, hint_channels: int = 3, **params: Any) -> None:
         self.hint_channels = hint_channels
@@ -41,9 +43,10 @@ class ControlNet(Encoder):
 
         They depend on the picture alone: compute them once and hand them to every step with `encoded=True`.
         """
+        features = hint.to(self.dtype)
         for layer in self.input_hint_block:
-            hint = layer(hint)
-        return hint
+            features = layer(features)
+        return features
 
     def forward(self, x: Tensor, hint: Tensor, timesteps: Tensor, context: Tensor | None = None, *,
                 encoded: bool = False) -> list[Tensor]:  # fmt: skip
@@ -52,36 +55,38 @@ class ControlNet(Encoder):
         x: [b, c, h, w]; hint: [b, 3, 8h, 8w] in [0, 1], or its features when `encoded`; timesteps: [b];
         context: [b, n, d].
         """
-        emb = self.embed(timesteps, like=x)
-        features = hint if encoded else self.encode_hint(hint)
-        h, residuals = x, []
+        h, features, text = self.cast(x, hint if encoded else self.encode_hint(hint), context)
+        emb, residuals = self.embed(timesteps), []
         for index, (block, zero_conv) in enumerate(zip(self.input_blocks, self.zero_convs, strict=True)):
-            h = block(h, emb, context)
+            h = block(h, emb, text)
             if index == 0:
                 h = h + features
             residuals.append(zero_conv(h, emb))
-        h = self.middle_block(h, emb, context)
+        h = self.middle_block(h, emb, text)
         return [*residuals, self.middle_block_out(h, emb)]
 
 
 class ControlledUnetModel(UNetModel):
     """The U-Net with residuals added to its middle and its skips; its encoder runs without gradients."""
 
-    def forward(self, x: Tensor, timesteps: Tensor, context: Tensor | None = None,
-                control: Sequence[Tensor] | None = None, only_mid_control: bool = False) -> Tensor:  # fmt: skip
+    def forward(
+        self, x: Tensor, timesteps: Tensor, context: Tensor | None = None,
+        control: Sequence[Tensor] | None = None, only_mid_control: bool = False,
+    ) -> Tensor:  # fmt: skip
         """As `UNetModel.forward`; control: residuals in a control branch's order, None for none.
 
         only_mid_control: use the last residual alone.
         """
+        h, text = self.cast(x, context)
         with torch.no_grad():
-            emb = self.embed(timesteps, like=x)
-            h, skips = self.encode(x, emb, context)
+            emb = self.embed(timesteps)
+            h, skips = self.encode(h, emb, text)
         if control is not None:
-            *for_skips, for_middle = control
+            *for_skips, for_middle = self.cast(*control)
             h = h + for_middle
             if not only_mid_control:
                 skips = [skip + residual for skip, residual in zip(skips, for_skips, strict=True)]
-        return self.decode(h, skips, emb, context)
+        return self.decode(h, skips, emb, text).to(x.dtype)
 
 
 class ControlLDM(LatentDiffusion):
@@ -91,24 +96,42 @@ class ControlLDM(LatentDiffusion):
     `apply_model`'s argument: nothing here is written to by a request.
     """
 
-    def __init__(self, control_stage_config: Mapping[str, Any], control_key: str = "hint",
-                 only_mid_control: bool = False, *, global_average_pooling: bool = False, sd_locked: bool = True,
-                 **params: Any) -> None:  # fmt: skip
+    def __init__(
+        self, control_stage_config: Mapping[str, Any], control_key: str = "hint",
+        only_mid_control: bool = False, *, global_average_pooling: bool = False, sd_locked: bool = True,
+        **params: Any,
+    ) -> None:  # fmt: skip
         branch = instantiate_from_config(control_stage_config)
         super().__init__(leading={"control_model": branch}, **params)
         self.control_key = control_key
         self.only_mid_control = only_mid_control
         self.global_average_pooling = global_average_pooling
+        self.model.requires_grad_(False)
         self.sd_locked = sd_locked
         self.control_scales = [1.0] * (len(self.model.diffusion_model.input_blocks) + 1)
+
+    @property
+    def sd_locked(self) -> bool:
+        """Whether training leaves the U-Net's output half as it is; its encoder never learns."""
+        return self._sd_locked
+
+    @sd_locked.setter
+    def sd_locked(self, locked: bool) -> None:
+        self._sd_locked = locked
+        for parameter in self._output_half():
+            parameter.requires_grad_(not locked)
 
     def get_input(
         self, batch: Mapping[str, Any], key: str, bs: int | None = None
     ) -> tuple[Tensor, dict[str, list[Tensor]]]:
-        """Latents of `batch[key]`, and `cond` from its texts and its control pictures ([b, H, W, 3] in [0, 1])."""
-        latent, text = super().get_input(batch, key)
-        hint = batch[self.control_key].to(self.device, torch.float32).permute(0, 3, 1, 2).contiguous()
-        return latent[:bs], {"c_crossattn": [text[:bs]], "c_concat": [hint[:bs]]}
+        """Latents of `batch[key]`, and `cond` from its texts and control pictures [b, H, W, 3] in [0, 1].
+
+        bs: use only so many of the batch.
+        """
+        chosen = {name: batch[name][:bs] for name in (key, self.cond_stage_key, self.control_key)}
+        latent, text = super().get_input(chosen, key)
+        hint = rearrange(chosen[self.control_key], "b H W c -> b c H W").to(self.device, torch.float32)
+        return latent, {"c_crossattn": [text], "c_concat": [hint.contiguous()]}
 
     def apply_model(self, x_noisy: Tensor, t: Tensor, cond: Mapping[str, Any],
                     control_scales: Sequence[float] | None = None) -> Tensor:  # fmt: skip
@@ -128,18 +151,28 @@ class ControlLDM(LatentDiffusion):
             x_noisy, t, context=text, control=residuals, only_mid_control=self.only_mid_control
         )
 
-    def get_unconditional_conditioning(self, n: int) -> Tensor:
-        """Embeddings [n, 77, d] of empty prompts."""
-        return self.get_learned_conditioning([""] * n)
+    @torch.no_grad()
+    def log_images(
+        self, batch: Mapping[str, Any], N: int = 4, sample: bool = False, ddim_steps: int = 50,
+        ddim_eta: float = 0.0, unconditional_guidance_scale: float = 9.0, **_: Any,
+    ) -> dict[str, Tensor]:  # fmt: skip
+        """Pictures [n, 3, H, W] in about [-1, 1] of the first N of a batch, by name (published).
+
+        sample: draw without guidance too. Other published keywords (n_row, split, ...) change nothing here.
+        """
+        settings = SampleSettings(ddim_steps, ddim_eta, unconditional_guidance_scale, unguided=sample)
+        return log_images(self, batch, N, settings)
 
     def trainable_parameters(self) -> list[nn.Parameter]:
         """What an optimizer gets: the branch, and the U-Net's output half too unless `sd_locked`."""
+        return [*self.control_model.parameters(), *([] if self.sd_locked else self._output_half())]
+
+    def _output_half(self) -> list[nn.Parameter]:
         unet = self.model.diffusion_model
-        unlocked = [] if self.sd_locked else [*unet.output_blocks.parameters(), *unet.out.parameters()]
-        return [*self.control_model.parameters(), *unlocked]
+        return [*unet.output_blocks.parameters(), *unet.out.parameters()]
 
     def low_vram_shift(self, is_diffusing: bool) -> None:
-        """Keep on the card only what the next stage needs: U-Net and branch, or autoencoder and text encoder."""
+        """Keep on the card only what comes next: U-Net and branch, or autoencoder and text encoder."""
         diffusing, rest = (self.model, self.control_model), (self.first_stage_model, self.cond_stage_model)
         stays, leaves = (diffusing, rest) if is_diffusing else (rest, diffusing)
         for module in leaves:  # leave first: both halves together may not fit
@@ -149,7 +182,12 @@ class ControlLDM(LatentDiffusion):
 
 
 def scale_residuals(residuals: Sequence[Tensor], scales: Sequence[float], *, pool: bool) -> list[Tensor]:
-    """Each residual times its scale; `pool` averages over positions (shuffle: [b, c, h, w] -> [b, c, 1, 1])."""
+    """Each residual times its scale; `pool` averages over positions, to [b, c, 1, 1] (shuffle).
+
+    Raises ValueError unless there is one scale for each residual.
+    """
+    if len(scales) != len(residuals):
+        raise ValueError(f"{len(scales)} control scales for {len(residuals)} residuals: give one for each")
     scaled = [residual * scale for residual, scale in zip(residuals, scales, strict=True)]
     return [residual.mean(dim=(2, 3), keepdim=True) for residual in scaled] if pool else scaled
 

@@ -1,11 +1,15 @@
-"""The variational autoencoder between pictures and latents (Kingma & Welling 2014; Rombach et al. 2022, section 3.1).
+"""The variational autoencoder between pictures and latents.
 
-Only what generation and control training need: its own adversarial training is not part of this project.
+Kingma & Welling 2014; Rombach et al. 2022, section 3.1. Only what generation and control training need: its
+own adversarial training is not part of this project. Half precision can overflow in it, which would show as a
+black picture: the first time that happens it goes over to float32 for good.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import logging
+from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 import torch
@@ -13,6 +17,8 @@ from torch import Tensor, nn
 
 from ldm.models.tiling import decode_tiled
 from ldm.modules.vae import Decoder, Encoder, VAEConfig
+
+log = logging.getLogger(__name__)
 
 LOGVAR_RANGE = (-30.0, 20.0)  # keeps exp() finite in fp32; the published clamp
 
@@ -26,8 +32,8 @@ class DiagonalGaussianDistribution:
         self.std = torch.exp(0.5 * self.logvar)
 
     def sample(self, generator: torch.Generator | None = None) -> Tensor:
-        """One draw [b, c, h, w]; the noise is drawn on the generator's device."""
-        device = self.mean.device if generator is None else generator.device
+        """One draw [b, c, h, w]; the noise comes from the generator's device, or from the CPU (published)."""
+        device = "cpu" if generator is None else generator.device
         noise = torch.randn(self.mean.shape, generator=generator, device=device)
         return self.mean + self.std * noise.to(self.mean)
 
@@ -36,7 +42,7 @@ class DiagonalGaussianDistribution:
         return self.mean
 
     def kl(self) -> Tensor:
-        """Divergence from N(0, 1), summed over everything but the batch: [b] (Kingma & Welling 2014, appendix B)."""
+        """Divergence from N(0, 1), [b]: summed over the rest (Kingma & Welling 2014, appendix B)."""
         return 0.5 * (self.mean**2 + self.logvar.exp() - 1.0 - self.logvar).sum(dim=(1, 2, 3))
 
 
@@ -52,23 +58,20 @@ class AutoencoderKL(nn.Module):
         # `lossconfig` and `monitor` belong to training the autoencoder; published yaml files carry them.
         config = VAEConfig.from_params(dict(ddconfig))
         self.tile = tile
+        self.overflowed = False
         self.encoder, self.decoder = Encoder(config), Decoder(config)
         self.quant_conv = nn.Conv2d(2 * config.z_channels, 2 * embed_dim, 1)
         self.post_quant_conv = nn.Conv2d(embed_dim, config.z_channels, 1)
 
     def encode(self, x: Tensor) -> DiagonalGaussianDistribution:
         """Posterior over the latents of `x` [b, 3, H, W] in [-1, 1]."""
-        return DiagonalGaussianDistribution(self.quant_conv(self.encoder(x)))
+        return DiagonalGaussianDistribution(self._finite(self._moments, x))
 
     def decode(self, z: Tensor) -> Tensor:
         """Latents [b, embed_dim, h, w] -> pictures [b, 3, H, W], about [-1, 1]."""
         if self.tile is None or max(z.shape[-2:]) <= self.tile:
-            return self.decode_whole(z)
-        return decode_tiled(self.decode_whole, z, tile=self.tile)
-
-    def decode_whole(self, z: Tensor) -> Tensor:
-        """`decode` without tiles."""
-        return self.decoder(self.post_quant_conv(z))
+            return self._finite(self._pixels, z)
+        return self._finite(partial(decode_tiled, self._pixels, tile=self.tile), z)
 
     def forward(
         self, x: Tensor, generator: torch.Generator | None = None
@@ -76,3 +79,24 @@ class AutoencoderKL(nn.Module):
         """A reconstruction from a sampled latent, and the posterior it came from."""
         posterior = self.encode(x)
         return self.decode(posterior.sample(generator)), posterior
+
+    def _moments(self, x: Tensor) -> Tensor:
+        return self.quant_conv(self.encoder(x))
+
+    def _pixels(self, z: Tensor) -> Tensor:
+        return self.decoder(self.post_quant_conv(z))
+
+    def _finite(self, network: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+        """`network(x)` in the weights' dtype, or in float32 once that has overflowed."""
+        if not self.overflowed:
+            out = network(x.to(self.quant_conv.weight.dtype))
+            if out.dtype == torch.float32 or torch.isfinite(out).all():
+                return out
+            if not torch.isfinite(x).all():
+                log.warning("the autoencoder was given NaN or infinity: what came before it has overflowed")
+                return out
+            log.warning("the autoencoder overflowed in %s; it works in float32 from now on", out.dtype)
+            self.overflowed = True
+        self.float()
+        with torch.autocast(x.device.type, enabled=False):
+            return network(x.float())

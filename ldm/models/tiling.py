@@ -1,6 +1,7 @@
 """Decode a large latent in overlapping tiles, so that memory follows the tile and not the picture.
 
-Tiles see less context than the whole picture, so results differ a little near seams; the overlap is blended linearly.
+Tiles see less context than the whole picture, so results differ a little near seams; the overlap is blended
+linearly.
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
 """Convolutional pieces of the U-Net: time embedding, residual block, resampling.
 
-Dhariwal & Nichol 2021, "Diffusion Models Beat GANs on Image Synthesis", with the parameter names of the published
-Stable Diffusion files. GroupNorm eps is 1e-5 here and 1e-6 in the transformers and the VAE: both are as published.
+Dhariwal & Nichol 2021, "Diffusion Models Beat GANs on Image Synthesis", with the parameter names of the
+published Stable Diffusion files. GroupNorm eps is 1e-5 here and 1e-6 in the transformers and the VAE: both
+are as published.
 """
 
 from __future__ import annotations

@@ -1,13 +1,14 @@
 """The denoising U-Net, and the half of it that ControlNet copies.
 
-Ronneberger et al. 2015 with the attention of Rombach et al. 2022. `Encoder` is the time embedding, the input blocks
-and the middle block; `UNetModel` adds the output blocks, ControlNet its zero convolutions. Modules are registered in
-the published order: optimizer states of published runs are indexed by it.
+Ronneberger et al. 2015 with the attention of Rombach et al. 2022. `Encoder` is the time embedding, the input
+blocks and the middle block; `UNetModel` adds the output blocks, ControlNet its zero convolutions. Modules are
+registered in the published order: optimizer states of published runs are indexed by it. Inputs may have any
+floating dtype: the networks cast them to their weights', and the U-Net casts its answer back.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -35,8 +36,8 @@ INERT_PARAMS = {
 class UNetConfig:
     """Shape of a U-Net, under the names of the published yaml files.
 
-    attention_resolutions are downsampling factors. num_head_channels = -1 means num_heads everywhere. num_groups is
-    GroupNorm's; small models need fewer than 32 so that a group holds more than one channel.
+    attention_resolutions are downsampling factors. num_head_channels = -1 means num_heads everywhere.
+    num_groups is GroupNorm's; small models need fewer than 32 so that a group holds more than one channel.
     """
 
     in_channels: int
@@ -153,9 +154,18 @@ class Encoder(nn.Module):
                 yield TimestepEmbedSequential(Downsample(channels))
                 self.skip_channels.append(channels)
 
-    def embed(self, timesteps: Tensor, like: Tensor) -> Tensor:
-        """Time embedding [b, e] of `timesteps` [b], in the dtype of `like`."""
-        return self.time_embed(timestep_embedding(timesteps, self.model_channels).to(like.dtype))
+    @property
+    def dtype(self) -> torch.dtype:
+        """That of the weights, which every input is cast to."""
+        return next(weight.dtype for weight in self.parameters() if weight.is_floating_point())
+
+    def embed(self, timesteps: Tensor) -> Tensor:
+        """Time embedding [b, e] of `timesteps` [b], whole or with fractions."""
+        return self.time_embed(timestep_embedding(timesteps, self.model_channels).to(self.dtype))
+
+    def cast(self, *inputs: Tensor | None) -> Iterator[Tensor | None]:
+        """`inputs` in the dtype of the weights."""
+        return (None if given is None else given.to(self.dtype) for given in inputs)
 
     def encode(self, x: Tensor, emb: Tensor, context: Tensor | None) -> tuple[Tensor, list[Tensor]]:
         """What the middle block puts out, and the skips of all input blocks."""
@@ -199,6 +209,7 @@ class UNetModel(Encoder):
 
     def forward(self, x: Tensor, timesteps: Tensor, context: Tensor | None = None) -> Tensor:
         """x: [b, c, h, w] latents; timesteps: [b]; context: [b, n, d] text -> [b, out_channels, h, w]."""
-        emb = self.embed(timesteps, like=x)
-        h, skips = self.encode(x, emb, context)
-        return self.decode(h, skips, emb, context)
+        h, text = self.cast(x, context)
+        emb = self.embed(timesteps)
+        h, skips = self.encode(h, emb, text)
+        return self.decode(h, skips, emb, text).to(x.dtype)

@@ -36,7 +36,7 @@ class VAEConfig:
     def from_params(cls, params: dict[str, Any]) -> VAEConfig:
         """The config behind a published `ddconfig`.
 
-        Raises ValueError for an unknown name and for attention outside the middle, which no Stable Diffusion has.
+        Raises ValueError for an unknown name, and for attention outside the middle, which nobody published.
         """
         if params.get("attn_resolutions"):
             raise ValueError(

@@ -1,13 +1,13 @@
 """Latent diffusion: schedule, U-Net, autoencoder and text encoder in one module, under the published names.
 
-Ho et al. 2020, "Denoising Diffusion Probabilistic Models"; Rombach et al. 2022. Training loops live elsewhere: this is
-an `nn.Module` with the functions that both training and sampling need.
+Ho et al. 2020, "Denoising Diffusion Probabilistic Models"; Rombach et al. 2022. Training loops live
+elsewhere: this is an `nn.Module` with the functions that both training and sampling need. In half precision
+its schedule stays in float32.
 """
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -17,10 +17,9 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from ldm.models.autoencoder import DiagonalGaussianDistribution
+from ldm.models.diffusion.samplers import eps_from_v
 from ldm.models.diffusion.schedule import schedule_buffers
 from ldm.util import instantiate_from_config, known_params
-
-log = logging.getLogger(__name__)
 
 PARAMETERIZATIONS = ("eps", "v")
 # Published yaml files carry these; they belong to trainers or to variants that no ControlNet uses.
@@ -35,7 +34,7 @@ class DiffusionConfig:
     """Settings of latent diffusion, under the names of the published yaml files.
 
     linear_start, linear_end: first and last beta; parameterization: what the U-Net predicts, noise (`eps`) or
-    velocity (`v`, Salimans & Ho 2022); scale_factor: latents are multiplied by it to have about unit variance.
+    velocity (`v`, Salimans & Ho 2022); scale_factor: brings latents to about unit variance.
     """
 
     timesteps: int = 1000
@@ -96,6 +95,10 @@ class LatentDiffusion(nn.Module):
         """Text embeddings [b, n, d] of `prompts`."""
         return self.cond_stage_model.encode(prompts)
 
+    def get_unconditional_conditioning(self, n: int) -> Tensor:
+        """Embeddings [n, 77, d] of empty prompts."""
+        return self.get_learned_conditioning([""] * n)
+
     def encode_first_stage(self, pixels: Tensor) -> DiagonalGaussianDistribution:
         """Posterior over unscaled latents of `pixels` [b, 3, H, W] in [-1, 1]."""
         return self.first_stage_model.encode(pixels)
@@ -107,20 +110,8 @@ class LatentDiffusion(nn.Module):
         return self.scale_factor * latent
 
     def decode_first_stage(self, latent: Tensor) -> Tensor:
-        """Pixels [b, 3, H, W], about [-1, 1], of scaled latents; never NaN where float32 would not be.
-
-        Half precision can overflow in the decoder and give a black picture: then the autoencoder moves to float32
-        for good and decodes again.
-        """
-        vae = self.first_stage_model
-        z = (latent / self.scale_factor).to(next(vae.parameters()).dtype)
-        pixels = vae.decode(z)
-        if pixels.dtype == torch.float32 or torch.isfinite(pixels).all():
-            return pixels
-        log.warning("the VAE overflowed in %s; it decodes in float32 from now on", pixels.dtype)
-        vae.float()
-        with torch.autocast(z.device.type, enabled=False):
-            return vae.decode((latent / self.scale_factor).float())
+        """Pixels [b, 3, H, W], about [-1, 1], of scaled latents; never NaN where float32 would not be."""
+        return self.first_stage_model.decode(latent / self.scale_factor)
 
     def get_input(self, batch: Mapping[str, Any], key: str) -> tuple[Tensor, Tensor]:
         """Latents [b, c, h, w] of `batch[key]` ([b, H, W, 3] in [-1, 1]) and the embeddings of its texts."""
@@ -139,26 +130,22 @@ class LatentDiffusion(nn.Module):
         return (signal * x_start + level * noise).to(x_start.dtype)
 
     def get_v(self, x: Tensor, noise: Tensor, t: Tensor) -> Tensor:
-        """Velocity sqrt(abar_t) noise - sqrt(1 - abar_t) x0 (Salimans & Ho 2022, appendix D); shapes as q_sample."""
+        """Velocity sqrt(abar_t) noise - sqrt(1 - abar_t) x0 (Salimans & Ho 2022, appendix D).
+
+        Shapes as `q_sample`.
+        """
         signal, level = self._at(self.sqrt_alphas_cumprod, t), self._at(self.sqrt_one_minus_alphas_cumprod, t)
-        return signal * noise - level * x
+        return (signal * noise - level * x).to(x.dtype)
 
     def apply_model(self, x_noisy: Tensor, t: Tensor, cond: Mapping[str, Any]) -> Tensor:
-        """The U-Net's answer for [b, c, h, w] latents at [b] timesteps, given `cond["c_crossattn"]` = [text]."""
+        """The U-Net's answer for [b, c, h, w] latents at [b] timesteps; `cond["c_crossattn"]` = [text]."""
         text = torch.cat(list(cond["c_crossattn"]), dim=1)
         return self.model.diffusion_model(x_noisy, t, context=text)
 
     def predict_eps(self, x: Tensor, t: Tensor, cond: Mapping[str, Any], **options: Any) -> Tensor:
-        """`apply_model` as noise, whatever the parameterization."""
+        """`apply_model` as noise, whatever the parameterization; t: [b], whole or with fractions."""
         out = self.apply_model(x, t, cond, **options)
-        if self.parameterization == "eps":
-            return out
-        index = t.round().long()
-        signal, level = (
-            self._at(self.sqrt_alphas_cumprod, index),
-            self._at(self.sqrt_one_minus_alphas_cumprod, index),
-        )
-        return signal * out + level * x
+        return out if self.parameterization == "eps" else eps_from_v(out, x, t, self.alphas_cumprod)
 
     def p_losses(self, x_start: Tensor, cond: Mapping[str, Any], t: Tensor,
                  noise: Tensor | None = None) -> tuple[Tensor, dict[str, Tensor]]:  # fmt: skip
@@ -177,6 +164,17 @@ class LatentDiffusion(nn.Module):
         """`p_losses` at timesteps drawn uniformly."""
         t = torch.randint(0, self.num_timesteps, (x_start.shape[0],), device=x_start.device)
         return self.p_losses(x_start, cond, t)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> LatentDiffusion:
+        # What `half()`, `to()` and their like call. A schedule rounded to half precision would be wrong: its
+        # first alphas_cumprod all become 1.
+        exact = dict(self.named_buffers(recurse=False))
+        super()._apply(fn, recurse)
+        for name, buffer in exact.items():
+            moved = getattr(self, name)
+            if moved.dtype != buffer.dtype:
+                setattr(self, name, buffer.to(moved.device))
+        return self
 
     @staticmethod
     def _at(buffer: Tensor, t: Tensor) -> Tensor:
