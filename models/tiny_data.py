@@ -10,13 +10,14 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from cldm.scenes import random_scene, render
+from cldm.scenes import Scene, random_scene, render
 
 SIDE = 128
 VAE_BATCH = 8  # scenes of one kind each: whole, or patches
 WHOLE_EVERY = 8
 PATCH, PATCHES = 32, 4
-STREAMS = {"vae": 1, "base": 2}
+STREAMS = {"vae": 1, "decoder": 5}
+SCENES, HINTS, PATCHES_AT = 2, 3, 4  # further streams: of base and control, of pens, of corners
 HAND_DRAWN = 0.5  # half of the scenes are wobbled: people's outlines are
 BINARY_HINTS = 0.5  # annotators give black and white, renderings have soft edges: the branch sees both
 BINARY_THRESHOLD = 64
@@ -30,10 +31,10 @@ class TinyScenes(Dataset):
 
     def __init__(self, stage: str, seed: int) -> None:
         self.stage, self.seed = stage, seed
-        self.stream = "vae" if stage == "vae" else "base"
+        self.stream = STREAMS.get(stage, SCENES)
 
     def __getitem__(self, index: int) -> dict[str, Tensor | str]:
-        if self.stage == "vae":
+        if self.stage in STREAMS:
             return {"target": _views(to_tensor(render(self._scene(index), SIDE)[1]) * 2 - 1, index)}
         if self.stage == "whole":
             return {"target": to_tensor(render(self._scene(index), SIDE)[1]) * 2 - 1}
@@ -42,13 +43,13 @@ class TinyScenes(Dataset):
         sample = {"latent": latent, "prompt": scene.prompt}
         return {**sample, "hint": self._hint(scene, index)} if self.stage == "control" else sample
 
-    def _scene(self, index: int):  # noqa: ANN202
-        rng = np.random.default_rng([self.seed, STREAMS[self.stream], index])
+    def _scene(self, index: int) -> Scene:
+        rng = np.random.default_rng([self.seed, self.stream, index])
         return random_scene(rng, hand_drawn=HAND_DRAWN, widths=WIDTHS)
 
-    def _hint(self, scene, index: int) -> Tensor:  # noqa: ANN001
+    def _hint(self, scene: Scene, index: int) -> Tensor:
         """The outline, with another pen each time the scene comes round."""
-        rng = np.random.default_rng([self.seed, 3, index])
+        rng = np.random.default_rng([self.seed, HINTS, index])
         width = float(np.exp(rng.uniform(*np.log(WIDTHS))))
         source = render(replace(scene, width=width), SIDE)[0]
         if rng.random() < BINARY_HINTS:
@@ -64,7 +65,7 @@ def _views(picture: Tensor, index: int) -> Tensor:
     """
     if index // VAE_BATCH % WHOLE_EVERY == 0:
         return picture[None]
-    corners = np.random.default_rng([4, index]).integers(0, SIDE - PATCH + 1, size=(PATCHES, 2))
+    corners = np.random.default_rng([PATCHES_AT, index]).integers(0, SIDE - PATCH + 1, size=(PATCHES, 2))
     return torch.stack([picture[:, top : top + PATCH, left : left + PATCH] for top, left in corners])
 
 

@@ -17,6 +17,7 @@ from ldm.modules.unet import UNetModel
 from models.tiny_data import SIDE, TinyScenes
 
 KL_WEIGHT = 1e-4  # per latent number against the mean absolute error: latents stay near unit scale and smooth
+LATENT_ERROR = 0.05  # of a latent's standard deviation
 DROP_PROMPT = 0.1  # share of empty prompts: guidance needs a model that knows them (Ho & Salimans 2022)
 START_LOGVAR = -6.0  # little noise at first: latents must carry something before they can be made robust
 ENCODE_BATCH = 50
@@ -87,7 +88,7 @@ def whiten(model: ControlLDM, args: argparse.Namespace) -> None:
 @torch.no_grad()
 def encode_scenes(model: ControlLDM, seed: int, count: int) -> Tensor:
     """Latents [count, c, h, w] of the first `count` training scenes, on the CPU."""
-    data, vae = TinyScenes("vae", seed, stream="base"), model.first_stage_model.eval()
+    data, vae = TinyScenes("whole", seed), model.first_stage_model.eval()
     latents = []
     for start in tqdm(range(0, count, ENCODE_BATCH), desc="latents", mininterval=20):
         pixels = torch.stack([data[i]["target"] for i in range(start, min(count, start + ENCODE_BATCH))])
@@ -100,6 +101,25 @@ def _cache_latents(model: ControlLDM, args: argparse.Namespace) -> None:
     if not file.exists():
         np.save(file, encode_scenes(model, args.seed, args.cache).numpy().astype(np.float16))
     TinyScenes.latents = np.load(file)
+
+
+class DecoderParts(nn.Module):
+    """The half of the autoencoder that may go on learning once latents are fixed."""
+
+    def __init__(self, model: ControlLDM) -> None:
+        super().__init__()
+        vae = model.first_stage_model.requires_grad_(False)
+        self.post_quant_conv = vae.post_quant_conv.requires_grad_(True)
+        self.decoder = vae.decoder.requires_grad_(True)
+
+
+def decoder_loss(model: ControlLDM, batch: dict, noise: torch.Generator) -> Tensor:
+    """Absolute error of pictures decoded from latents as slightly wrong as a diffusion model makes them."""
+    target = batch["target"].to(model.device).flatten(0, 1)
+    with torch.no_grad():
+        latent = model.first_stage_model.encode(target).mode()
+        latent = latent + LATENT_ERROR * torch.randn(latent.shape, generator=noise).to(latent)
+    return F.l1_loss(model.first_stage_model.decode(latent), target)
 
 
 class BaseParts(nn.Module):
@@ -147,6 +167,10 @@ def _start_branch(model: ControlLDM, args: argparse.Namespace) -> None:
         model.control_model.load_state_dict({**branch, **{k: v for k, v in source.items() if k in branch}})
 
 
+def _branch(model: ControlLDM) -> nn.Module:
+    return model.control_model
+
+
 def control_loss(model: ControlLDM, batch: dict, noise: torch.Generator) -> Tensor:
     """Mean squared error of the velocity with the outline as control; only the branch learns."""
     x, t, v = _noised(model, batch, noise)
@@ -158,8 +182,7 @@ def control_loss(model: ControlLDM, batch: dict, noise: torch.Generator) -> Tens
 
 STAGES = {
     "vae": Stage("vae", 3000, 8, 2e-3, _vae, vae_loss, _start_vae, whiten),
-    "base": Stage("base", 5000, 32, 1e-3, BaseParts, base_loss, _cache_latents, _nothing),
-    "control": Stage(
-        "control", 4000, 32, 5e-4, lambda m: m.control_model, control_loss, _start_branch, _nothing
-    ),
+    "decoder": Stage("decoder", 2000, 8, 1e-3, DecoderParts, decoder_loss, _nothing, _nothing),
+    "base": Stage("base", 2400, 32, 1e-3, BaseParts, base_loss, _cache_latents, _nothing),
+    "control": Stage("control", 2400, 16, 5e-4, _branch, control_loss, _start_branch, _nothing),
 }

@@ -143,7 +143,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     for name, stage in STAGES.items():
         help_text = f"optimizer steps of batch {stage.batch} (default {stage.steps})"
         parser.add_argument(f"--{name}-steps", type=int, default=stage.steps, help=help_text)
-    parser.add_argument("--cache", type=int, default=20_000, help="scenes whose latents are computed once")
+    parser.add_argument("--cache", type=int, default=8_000, help="scenes whose latents are computed once")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--workers", type=int, default=1, help="processes that draw pictures")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:N, mps")
