@@ -21,6 +21,7 @@ LATENT_ERROR = 0.05  # of a latent's standard deviation
 DROP_PROMPT = 0.1  # share of empty prompts: guidance needs a model that knows them (Ho & Salimans 2022)
 START_LOGVAR = -6.0  # little noise at first: latents must carry something before they can be made robust
 ENCODE_BATCH = 50
+WHITEN_SCENES = 500  # enough for means and deviations of a few numbers
 
 
 @dataclass(frozen=True)
@@ -74,7 +75,7 @@ def whiten(model: ControlLDM, args: argparse.Namespace) -> None:
     Decoding is unchanged; latents leave with zero mean and unit variance, so that scale_factor is 1.
     """
     vae = model.first_stage_model.eval().requires_grad_(False)
-    latents = encode_scenes(model, args.seed, 500)
+    latents = encode_scenes(model, args.seed, WHITEN_SCENES)
     mean, std = latents.mean(dim=(0, 2, 3)).to(model.device), latents.std(dim=(0, 2, 3)).to(model.device)
     channels = len(mean)
     post, quant = vae.post_quant_conv, vae.quant_conv

@@ -1,0 +1,77 @@
+"""The tiny model's training: exact resuming, and what each stage may touch."""
+
+import pytest
+import torch
+
+from models import train_tiny
+from models.tiny_data import PATCH, PATCHES, SIDE, VAE_BATCH, TinyScenes
+from models.tiny_stages import STAGES
+
+
+def run(folder, **steps):
+    """Train to the given steps of each stage, one optimizer step being one call of the real command."""
+    argv = ["--out", str(folder), "--cache", "8", "--workers", "0", "--device", "cpu"]
+    for name in STAGES:
+        argv += [f"--{name}-steps", str(steps.get(name, 0))]
+    assert train_tiny.main(argv) == 0
+    return {name: torch.load(folder / f"{name}.pt", weights_only=True) for name in STAGES}
+
+
+@pytest.mark.slow  # several seconds a step
+def test_two_steps_equal_one_and_one_more_to_the_bit(tmp_path):
+    whole = run(tmp_path / "a", vae=2, base=2, control=2)
+    run(tmp_path / "b", vae=2, base=1)
+    halves = run(tmp_path / "b", vae=2, base=2, control=2)
+    for name in STAGES:
+        for key, value in whole[name]["ema"].items():
+            assert torch.equal(value, halves[name]["ema"][key]), (name, key)
+
+
+@pytest.mark.parametrize("stage", ["vae", "decoder", "whole"])
+def test_sample_i_is_always_the_same(stage):
+    first, again = TinyScenes(stage, 3)[17], TinyScenes(stage, 3)[17]
+    assert torch.equal(first["target"], again["target"])
+    assert not torch.equal(first["target"], TinyScenes(stage, 4)[17]["target"])
+
+
+def test_patches_are_cut_from_seven_pictures_in_eight():
+    data = TinyScenes("vae", 0)
+    shapes = {data[index * VAE_BATCH]["target"].shape for index in range(8)}
+    assert shapes == {(1, 3, SIDE, SIDE), (PATCHES, 3, PATCH, PATCH)}
+
+
+def test_the_learning_rate_rises_then_falls():
+    rates = [train_tiny.learning_rate(step, 1000, 1.0) for step in range(1000)]
+    peak = rates.index(max(rates))
+    assert rates[: peak + 1] == sorted(rates[: peak + 1])
+    assert rates[peak:] == sorted(rates[peak:], reverse=True)
+    assert max(rates) <= 1.0
+    assert rates[-1] == pytest.approx(0.02, abs=1e-3)
+
+
+def test_no_training_scene_is_held_out(monkeypatch):
+    from cldm.scenes import is_held_out
+
+    data = TinyScenes("control", 0)
+    for index in range(300):
+        scene = data._scene(index)
+        assert not is_held_out(scene.fill, scene.shape, scene.background)
+
+
+def test_whitening_leaves_decoded_pictures_as_they_are(monkeypatch):
+    from argparse import Namespace
+
+    from cldm.model import create_model
+    from models import tiny_stages
+
+    torch.manual_seed(0)
+    model = create_model(train_tiny.CONFIG).requires_grad_(False)
+    monkeypatch.setattr(tiny_stages, "WHITEN_SCENES", 8)
+    pixels = torch.rand(1, 3, SIDE, SIDE) * 2 - 1
+    vae = model.first_stage_model
+    before = vae.decode(vae.encode(pixels).mode())
+    tiny_stages.whiten(model, Namespace(seed=0))
+    torch.testing.assert_close(vae.decode(vae.encode(pixels).mode()), before, rtol=1e-4, atol=1e-4)
+    latents = tiny_stages.encode_scenes(model, 0, 8)
+    torch.testing.assert_close(latents.mean(dim=(0, 2, 3)), torch.zeros(4), rtol=0, atol=1e-3)
+    torch.testing.assert_close(latents.std(dim=(0, 2, 3)), torch.ones(4), rtol=1e-3, atol=0)
