@@ -34,7 +34,7 @@ $(STAMP):
 		echo "creating $(VENV) with `$(PYTHON) --version`"; \
 		$(PYTHON) -m venv --clear $(VENV); \
 	fi
-	@echo "installing requirements.txt into $(VENV): about 5 GB, some minutes, only this once"
+	@echo "installing requirements.txt into $(VENV): about 6 GB, some minutes, only this once"
 	@$(RUN) -m pip install --disable-pip-version-check $(if $(CI),--quiet) -r requirements.txt
 	@rm -f $(VENV)/installed-*
 	@touch $@
