@@ -19,8 +19,9 @@ from torch import Tensor
 from ldm.models.diffusion.ddim import DDIMSampler
 from ldm.models.diffusion.ddpm import LatentDiffusion
 
-LETTERS_PER_LINE = 40  # enough for a prompt of 75 tokens on a square picture
-LETTER_WIDTH = 0.5  # of the font's size, on average
+FONT_SHARE = 1 / 32  # of a picture's width, 16 pixels at 512 as published
+SMALLEST_FONT = 10  # pixels; less cannot be read
+LETTER_WIDTH = 0.55  # of the font's size, on average
 WHITE, BLACK = 255, 0
 
 
@@ -69,11 +70,13 @@ def log_images(
 def captions(texts: Sequence[str], size: Sequence[int]) -> Tensor:
     """`texts` in black on white pictures of `size` (H, W): [n, 3, H, W] in [-1, 1]."""
     height, width = size
-    font = ImageFont.load_default(size=max(1, round(width / (LETTERS_PER_LINE * LETTER_WIDTH))))
+    font_size = max(SMALLEST_FONT, round(width * FONT_SHARE))
+    letters = max(1, int(width / (font_size * LETTER_WIDTH)))
+    font = ImageFont.load_default(size=font_size)
     drawn = []
     for text in texts:
         picture = Image.new("RGB", (width, height), (WHITE,) * 3)
-        lines = "\n".join(textwrap.wrap(text, LETTERS_PER_LINE))
+        lines = "\n".join(textwrap.wrap(text, letters))
         ImageDraw.Draw(picture).text((0, 0), lines, fill=(BLACK,) * 3, font=font)
         drawn.append(np.asarray(picture))
     return rearrange(torch.from_numpy(np.stack(drawn)), "n H W c -> n c H W").float() / (WHITE / 2) - 1
