@@ -42,10 +42,10 @@ class Scene:
 SCENES = (
     Scene("circle.png", "cyan circle with brown background"),
     Scene("star.png", "gold star with midnight blue background"),
-    Scene("heart.png", "crimson heart with light grey background"),
+    Scene("heart.png", "crimson heart with light gray background"),
     # These thresholds keep the coin's rim and drop the portrait.
     Scene(
-        "coin.png", "dark orange circle with dark slate grey background", "canny", {"low": 150, "high": 500}
+        "coin.png", "dark orange circle with dark slate gray background", "canny", {"low": 150, "high": 500}
     ),
 )
 
