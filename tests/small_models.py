@@ -42,12 +42,12 @@ def randomize(module, seed=0):
     """Draw every parameter: weights that keep their input's variance about, norms near 1, small biases."""
     noise = torch.Generator().manual_seed(seed)
     with torch.no_grad():
-        for parameter in module.parameters():
+        for name, parameter in module.named_parameters():
             drawn = torch.randn(parameter.shape, generator=noise)
             if parameter.ndim > 1:
                 parameter.copy_(drawn / parameter[0].numel() ** 0.5)
-            elif (parameter == 1).all():
-                parameter.copy_(1 + 0.2 * drawn)  # the gain of a norm
+            elif name.endswith("weight"):  # the gain of a norm
+                parameter.copy_(1 + 0.2 * drawn)
             else:
                 parameter.copy_(0.2 * drawn)
     return module
