@@ -87,16 +87,16 @@ class AutoencoderKL(nn.Module):
         return self.decoder(self.post_quant_conv(z))
 
     def _finite(self, network: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
-        """`network(x)` in the weights' dtype, or in float32 once that has overflowed."""
+        """`network(x)` in the dtype of `x`, computed in the weights' or, once that overflowed, in float32."""
         if not self.overflowed:
             out = network(x.to(self.quant_conv.weight.dtype))
             if out.dtype == torch.float32 or torch.isfinite(out).all():
-                return out
+                return out.to(x.dtype)
             if not torch.isfinite(x).all():
                 log.warning("the autoencoder was given NaN or infinity: what came before it has overflowed")
-                return out
+                return out.to(x.dtype)
             log.warning("the autoencoder overflowed in %s; it works in float32 from now on", out.dtype)
             self.overflowed = True
         self.float()
         with torch.autocast(x.device.type, enabled=False):
-            return network(x.float())
+            return network(x.float()).to(x.dtype)
