@@ -1,7 +1,7 @@
 """The networks at the size of Stable Diffusion 1.5 and 2.1 give diffusers' numbers, printed with `-s`.
 
 Latents of 32x32 keep a run to minutes on two cores; the text encoders have their own full-size tests in
-tests/ldm/test_encoders.py and are small here. diffusers' networks share our weights' memory: a run takes 9 GB.
+tests/ldm/test_encoders.py and are small here. diffusers networks share our weights: a run takes 9 GB.
 """
 
 from pathlib import Path
