@@ -102,7 +102,13 @@ def test_upcast_attention_equals_the_plain_one_in_float32():
 def test_only_upcast_attention_leaves_half_precision(monkeypatch, how, upcast, dtype):
     layer, x = randomize(CrossAttention(16, heads=4, dim_head=4, upcast=upcast)), torch.randn(2, 5, 16)
     exact, seen, inner = layer(x), [], attend
-    monkeypatch.setattr(attention, "attend", lambda q, *rest: seen.append(q.dtype) or inner(q, *rest))
+
+    def watched(*qkv):
+        out = inner(*qkv)
+        seen.append(out.dtype)  # autocast lowers inside the call what was float32 before it
+        return out
+
+    monkeypatch.setattr(attention, "attend", watched)
     if how == "weights":
         out = layer.bfloat16()(x.bfloat16())
     else:
