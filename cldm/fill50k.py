@@ -114,16 +114,14 @@ def _claim(folder: Path, recipe: Recipe) -> None:
     wanted = json.dumps(asdict(recipe))
     for kind in ("source", "target"):
         (folder / kind).mkdir(parents=True, exist_ok=True)
+    if settings.exists() and settings.read_text() == wanted:
+        return
     if settings.exists():
-        if settings.read_text() != wanted:
-            raise ValueError(
-                f"{folder} holds samples of another recipe ({settings.read_text()}): "
-                "repeat those settings to go on, or choose another folder"
-            )
-    elif any((folder / "source").iterdir()):
+        found = f"samples of another recipe ({settings.read_text()})"
+        raise ValueError(f"{folder} holds {found}: repeat its settings to go on, or choose another folder")
+    if any((folder / "source").iterdir()):
         raise ValueError(f"{folder} holds pictures of unknown origin: choose an empty folder")
-    else:
-        _write_atomically(settings, wanted.encode())
+    _write_atomically(settings, wanted.encode())
 
 
 def _write_all(folder: Path, recipe: Recipe, indices: list[int], workers: int) -> None:
@@ -144,9 +142,23 @@ def _mapped(work: Callable[[int], None], items: list[int], workers: int) -> Iter
     context = get_context("spawn")  # fork is unsafe once a caller has threads, as torch does
     pool = ProcessPoolExecutor(workers, context, _start_worker)
     try:
-        yield pool.map(work, items, chunksize=CHUNK)
+        with _deaf_to_ctrl_c():  # map starts the workers
+            samples = pool.map(work, items, chunksize=CHUNK)
+        yield samples
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
+
+
+@contextmanager
+def _deaf_to_ctrl_c() -> Iterator[None]:
+    """Processes started here never hear Ctrl-C, not even while they import; this one hears it afterwards."""
+    posix = hasattr(signal, "pthread_sigmask")  # Windows has none
+    before = posix and signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        if posix:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _start_worker() -> None:
