@@ -127,8 +127,7 @@ def _claim(folder: Path, recipe: Recipe) -> None:
 def _write_all(folder: Path, recipe: Recipe, indices: list[int], workers: int) -> None:
     from tqdm import tqdm
 
-    write = partial(_write_sample, folder, recipe)
-    with _mapped(write, indices, min(workers, len(indices))) as samples:
+    with _mapped(partial(_write_sample, folder, recipe), indices, min(workers, len(indices))) as samples:
         for _ in tqdm(samples, total=len(indices), unit="sample", desc=str(folder), disable=None):
             pass
 
