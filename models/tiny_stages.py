@@ -47,7 +47,7 @@ def _vae(model: ControlLDM) -> nn.Module:
 
 
 def _start_vae(model: ControlLDM, args: argparse.Namespace) -> None:
-    """Keep every convolution's variance: torch's default lets a colour fade 1000-fold on its way."""
+    """Keep every convolution's variance: by estimate, torch's default lets a colour fade 1000-fold."""
     if (args.out / "vae.pt").exists():
         return
     vae = model.first_stage_model
