@@ -93,7 +93,7 @@ class Run:
 
     def use_average(self) -> None:
         """Put the averaged weights in place of the trained ones."""
-        self.parts.load_state_dict(self.ema, strict=False)
+        self.parts.load_state_dict({**self.parts.state_dict(), **self.ema})  # buffers have no average
 
 
 def train(stage: Stage, model: nn.Module, args: argparse.Namespace, steps: int) -> None:
