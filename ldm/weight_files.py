@@ -1,7 +1,7 @@
 """Any weights file as a flat dictionary of tensors, names as in the file.
 
-The kind of a file is told by its first bytes, not by its suffix: many files in circulation carry a wrong one.
-Tensors are mapped from the file wherever its format allows that.
+The kind of a file is told by its content (`ldm.file_kinds`), not by its suffix. Tensors are mapped from the
+file wherever its format allows that.
 """
 
 from __future__ import annotations
@@ -13,15 +13,8 @@ from typing import Any
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from ldm.file_kinds import kind_of
 from ldm.pickles import is_mappable, load_pickle
-
-HEAD_BYTES = 64  # enough to recognise every kind below
-ZIP_MAGIC = b"PK"
-LEGACY_MAGIC = b"\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."  # torch's number, after two bytes of pickle header
-PICKLE_MAGIC = b"\x80"
-LFS_MAGIC = b"version https://git-lfs"
-SUFFIXES = (".safetensors", ".ckpt", ".pth")
-SAFETENSORS_BRACE = 8  # the JSON header begins after its own length, eight bytes
 
 
 @dataclass(frozen=True)
@@ -44,7 +37,7 @@ def read_weight_file(path: str | Path) -> WeightFile:
     FileNotFoundError, or ValueError for a file that is no weights file, is damaged or is hostile.
     """
     path = Path(path)
-    if _kind(path) == "safetensors":
+    if kind_of(path) == "safetensors":
         return WeightFile(_read_safetensors(path), (), mapped=True)
     saved = get_state_dict(outer := load_pickle(path))
     if not isinstance(saved, dict):
@@ -70,32 +63,3 @@ def _read_safetensors(path: Path) -> dict[str, Tensor]:
     except SafetensorError as error:
         reason = str(error).rpartition(": ")[2]
         raise ValueError(f"{path} is damaged or cut short, fetch it again: {reason}") from None
-
-
-def _kind(path: Path) -> str:
-    """`torch` or `safetensors`; raises for everything that is neither."""
-    if not path.exists():
-        raise FileNotFoundError(f"no weights file {path}; check the path")
-    if path.is_dir():
-        inside = [file.name for file in sorted(path.iterdir()) if file.suffix in SUFFIXES]
-        hint = f"for example {inside[0]}" if inside else "but this one holds none"
-        raise ValueError(f"{path} is a folder: name a .safetensors, .ckpt or .pth file in it, {hint}")
-    with path.open("rb") as file:
-        head = file.read(HEAD_BYTES)
-    if head.startswith(ZIP_MAGIC) or head[2:].startswith(LEGACY_MAGIC):
-        return "torch"
-    if head[SAFETENSORS_BRACE:].startswith(b"{") and not head.lstrip().startswith(b"<"):
-        return "safetensors"
-    raise ValueError(f"{path} is {_what_else(head)}")
-
-
-def _what_else(head: bytes) -> str:
-    if not head:
-        return "empty (0 bytes): the download did not start; fetch it again"
-    if head.lstrip().startswith(b"<"):
-        return "a web page, not weights: the link asked for a login or a licence; fetch it in a browser"
-    if head.startswith(LFS_MAGIC):
-        return "a Git LFS pointer, not the weights that it points to: run `git lfs pull`"
-    if head.startswith(PICKLE_MAGIC):
-        return "a plain Python pickle, not a file of torch.save: refused, for reading it could run anything"
-    return f"not a weights file (it starts with {head[:8]!r}): use .safetensors, .ckpt or .pth"

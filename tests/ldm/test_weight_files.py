@@ -64,7 +64,7 @@ def test_get_state_dict_takes_nested_and_bare_dictionaries():
         (b"\n <!DOCTYPE html><html><body>Sign in</body></html>", "is a web page"),
         (b"version https://git-lfs.github.com/spec/v1\noid sha256:0", "is a Git LFS pointer"),
         (pickle.dumps({"a": 1}), "is a plain Python pickle"),
-        (b"GGUF0123456789", "is not a weights file"),
+        (b"OggS0123456789", "is not a weights file"),
         (b"\x10\0\0\0\0\0\0\0{", "w.safetensors is damaged or cut short"),
     ],
 )
