@@ -9,10 +9,12 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Iterable
+from typing import TYPE_CHECKING
 
-from torch import Tensor
+from ldm.families import is_lora, neighbour, unusual_lora
 
-from ldm.modules.encoders.modules import published_clip_keys, published_open_clip_keys
+if TYPE_CHECKING:
+    from torch import Tensor
 
 # Prefixes of a whole model's parts, and what messages call them.
 PARTS = {
@@ -90,6 +92,9 @@ def part_of(name: str) -> str:
 
 def _adapt_text(kept: dict[str, Tensor], dropped: Counter[str]) -> dict[str, Tensor]:
     """`kept` with today's names for the text encoder; what the adapter leaves out is added to `dropped`."""
+    # Imported here, for torch comes with it: what a file is can be said from names alone, without torch.
+    from ldm.modules.encoders.published_keys import published_clip_keys, published_open_clip_keys
+
     text = {name: tensor for name, tensor in kept.items() if name.startswith(TEXT_PREFIX)}
     open_clip = any(OPEN_CLIP_SIGN in name for name in text)
     adapted = (published_open_clip_keys if open_clip else published_clip_keys)(kept, TEXT_PREFIX)
@@ -108,8 +113,11 @@ def _missing_prefix(names: Iterable[str]) -> str:
 
 def _refuse_other_families(names: Iterable[str]) -> None:
     names = set(names)
-    family = next((family for sign, family in OTHER_FAMILIES.items() if sign in names), None)
-    if any(name.startswith("lora_") or ".lora_" in name for name in names):
-        family = "a LoRA's differences"
-    if family:
+    if other := neighbour(names) or unusual_lora(names):
+        raise ValueError(f"it is {other.what}; {other.instead}")
+    if is_lora(names):
+        raise ValueError(
+            "it is a LoRA, which changes a model and is none: give the model here, this by --lora"
+        )
+    if family := next((family for sign, family in OTHER_FAMILIES.items() if sign in names), None):
         raise ValueError(f"it has {family}; take the file with names like {next(iter(PARTS))}input_blocks...")

@@ -95,7 +95,9 @@ def test_an_average_that_two_weights_would_share_is_refused():
     [
         ("down_blocks.0.resnets.0.norm1.weight", "diffusers' names"),
         ("encoder.down_blocks.0.resnets.0.norm1.weight", "diffusers' names"),
-        ("lora_unet_mid_block_attentions_0.lora_down.weight", "a LoRA's differences"),
+        ("lora_unet_mid_block_attentions_0.lora_down.weight", "a LoRA, .* by --lora"),
+        ("lora_unet_mid_block_attentions_0.hada_w1_a", "a LoHa"),
+        ("lora_controlnet", "a Control-LoRA .* take a ControlNet file"),
     ],
 )
 def test_files_of_another_family_are_named(name, family):
