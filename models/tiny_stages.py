@@ -17,7 +17,7 @@ from ldm.modules.unet import UNetModel
 from models.tiny_data import SIDE, TinyScenes
 
 KL_WEIGHT = 1e-4  # per latent number against the mean absolute error: latents stay near unit scale and smooth
-LATENT_ERROR = 0.05  # of a latent's standard deviation
+LATENT_ERROR = 0.1  # of a latent's standard deviation: about what a diffusion model leaves
 DROP_PROMPT = 0.1  # share of empty prompts: guidance needs a model that knows them (Ho & Salimans 2022)
 START_LOGVAR = -6.0  # little noise at first: latents must carry something before they can be made robust
 ENCODE_BATCH = 50
@@ -26,7 +26,10 @@ WHITEN_SCENES = 500  # enough for means and deviations of a few numbers
 
 @dataclass(frozen=True)
 class Stage:
-    """One part of the training. `prepare` runs before its first step, `finish` on its averaged weights."""
+    """One part of the training. `prepare` runs before its first step, `finish` on its averaged weights.
+
+    needs: the stages whose weights this one builds on.
+    """
 
     name: str
     steps: int
@@ -36,6 +39,7 @@ class Stage:
     loss: Callable[[ControlLDM, dict, torch.Generator], Tensor]
     prepare: Callable[[ControlLDM, argparse.Namespace], None]
     finish: Callable[[ControlLDM, argparse.Namespace], None]
+    needs: tuple[str, ...] = ()
 
 
 def _nothing(model: ControlLDM, args: argparse.Namespace) -> None:
@@ -62,9 +66,16 @@ def _start_vae(model: ControlLDM, args: argparse.Namespace) -> None:
 
 
 def vae_loss(model: ControlLDM, batch: dict, noise: torch.Generator) -> Tensor:
-    """Mean absolute error of the reconstruction, and a little divergence from N(0, 1)."""
+    """Mean absolute error of the reconstruction, and a little divergence from N(0, 1).
+
+    Latents are decoded as slightly wrong as a diffusion model makes them.
+    """
     target = batch["target"].to(model.device).flatten(0, 1)
-    pixels, posterior = model.first_stage_model(target, noise)
+    vae = model.first_stage_model
+    posterior = vae.encode(target)
+    error = torch.randn(posterior.mean.shape, generator=noise).to(target)
+    latent = posterior.sample(noise) + LATENT_ERROR * posterior.mean.std().detach() * error
+    pixels = vae.decode(latent)
     return F.l1_loss(pixels, target) + KL_WEIGHT * posterior.kl().mean() / posterior.mean[0].numel()
 
 
@@ -102,25 +113,6 @@ def _cache_latents(model: ControlLDM, args: argparse.Namespace) -> None:
     if not file.exists():
         np.save(file, encode_scenes(model, args.seed, args.cache).numpy().astype(np.float16))
     TinyScenes.latents = np.load(file)
-
-
-class DecoderParts(nn.Module):
-    """The half of the autoencoder that may go on learning once latents are fixed."""
-
-    def __init__(self, model: ControlLDM) -> None:
-        super().__init__()
-        vae = model.first_stage_model.requires_grad_(False)
-        self.post_quant_conv = vae.post_quant_conv.requires_grad_(True)
-        self.decoder = vae.decoder.requires_grad_(True)
-
-
-def decoder_loss(model: ControlLDM, batch: dict, noise: torch.Generator) -> Tensor:
-    """Absolute error of pictures decoded from latents as slightly wrong as a diffusion model makes them."""
-    target = batch["target"].to(model.device).flatten(0, 1)
-    with torch.no_grad():
-        latent = model.first_stage_model.encode(target).mode()
-        latent = latent + LATENT_ERROR * torch.randn(latent.shape, generator=noise).to(latent)
-    return F.l1_loss(model.first_stage_model.decode(latent), target)
 
 
 class BaseParts(nn.Module):
@@ -182,8 +174,9 @@ def control_loss(model: ControlLDM, batch: dict, noise: torch.Generator) -> Tens
 
 
 STAGES = {
-    "vae": Stage("vae", 3000, 8, 2e-3, _vae, vae_loss, _start_vae, whiten),
-    "decoder": Stage("decoder", 2000, 8, 1e-3, DecoderParts, decoder_loss, _nothing, _nothing),
-    "base": Stage("base", 2400, 32, 1e-3, BaseParts, base_loss, _cache_latents, _nothing),
-    "control": Stage("control", 2400, 16, 5e-4, _branch, control_loss, _start_branch, _nothing),
+    "vae": Stage("vae", 7000, 8, 2e-3, _vae, vae_loss, _start_vae, whiten),
+    "base": Stage("base", 9000, 16, 1e-3, BaseParts, base_loss, _cache_latents, _nothing, ("vae",)),
+    "control": Stage(
+        "control", 5000, 16, 5e-4, _branch, control_loss, _start_branch, _nothing, ("vae", "base")
+    ),
 }

@@ -79,7 +79,10 @@ class Run:
         Raises FloatingPointError when it is not finite; weights and checkpoint stay as they were.
         """
         if not torch.isfinite(loss):
-            raise FloatingPointError(f"{self.stage.name}: the loss of step {self.step} is {loss.item()}")
+            raise FloatingPointError(
+                f"{self.stage.name}: the loss of step {self.step} is {loss.item()}; "
+                f"{self.file} keeps the step before, a lower learning rate may get past it"
+            )
         loss.backward()
         nn.utils.clip_grad_norm_(self.parts.parameters(), MAX_GRAD_NORM)
         for group in self.optimizer.param_groups:
@@ -136,6 +139,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
+    parser.add_argument("--config", type=Path, default=CONFIG, help="yaml of the model")
     parser.add_argument("--out", type=Path, default=Path("runs/tiny"), help="checkpoints, logs, weights")
     parser.add_argument(
         "--stages", nargs="+", default=list(STAGES), choices=list(STAGES), help="what to train"
@@ -156,21 +160,33 @@ def main(argv: list[str] | None = None) -> int:
     args.device = pick_device(args.device)
     args.out.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(args.seed)
-    model = create_model(CONFIG).to(args.device)
+    # Convolutions on a CPU are up to a quarter faster with the channels last.
+    model = create_model(args.config).to(args.device, memory_format=torch.channels_last)
     try:
-        for name, stage in STAGES.items():
-            file = args.out / f"{name}.pt"
-            if name in args.stages:
-                train(stage, model, args, getattr(args, f"{name}_steps"))
-            elif file.exists():
-                Run(stage, model, file).use_average()
-                stage.finish(model, args)
+        trained = [name for name, stage in STAGES.items() if _run_stage(stage, model, args)]
     except KeyboardInterrupt:
         print(f"stopped; the same command goes on from {args.out}", file=sys.stderr)
         return 130
-    for path in export(model, args.out):
+    except (FloatingPointError, FileNotFoundError) as error:
+        print(error, file=sys.stderr)
+        return 1
+    for path in export(model, args.out, trained):
         print(path)
     return 0
+
+
+def _run_stage(stage: Stage, model: nn.Module, args: argparse.Namespace) -> bool:
+    """Train a stage that was asked for or take its checkpoint; False where it has neither."""
+    file = args.out / f"{stage.name}.pt"
+    if stage.name in args.stages:
+        for needed in stage.needs:
+            if not (args.out / f"{needed}.pt").exists():
+                raise FileNotFoundError(f"{stage.name} builds on {needed}, but {args.out} has no {needed}.pt")
+        train(stage, model, args, getattr(args, f"{stage.name}_steps"))
+    elif file.exists():
+        Run(stage, model, file).use_average()
+        stage.finish(model, args)
+    return file.exists()
 
 
 if __name__ == "__main__":

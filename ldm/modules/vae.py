@@ -21,7 +21,7 @@ from ldm.util import known_params
 
 @dataclass(frozen=True)
 class VAEConfig:
-    """`ddconfig` of the published yaml files; num_groups is GroupNorm's (fewer in small models)."""
+    """`ddconfig` of the published yaml files; num_groups is GroupNorm's, 0 for a small model without any."""
 
     ch: int
     ch_mult: tuple[int, ...]
@@ -47,14 +47,18 @@ class VAEConfig:
         return cls(**{**known, "ch_mult": tuple(known["ch_mult"])})
 
 
+def _norm(groups: int, channels: int) -> nn.Module:
+    return nn.GroupNorm(groups, channels, eps=TRANSFORMER_NORM_EPS) if groups else nn.Identity()
+
+
 class ResnetBlock(nn.Module):
     """Residual block without a time embedding."""
 
     def __init__(self, channels: int, out_channels: int, groups: int) -> None:
         super().__init__()
-        self.norm1 = nn.GroupNorm(groups, channels, eps=TRANSFORMER_NORM_EPS)
+        self.norm1 = _norm(groups, channels)
         self.conv1 = nn.Conv2d(channels, out_channels, 3, padding=1)
-        self.norm2 = nn.GroupNorm(groups, out_channels, eps=TRANSFORMER_NORM_EPS)
+        self.norm2 = _norm(groups, out_channels)
         self.conv2 = nn.Conv2d(out_channels, out_channels, 3, padding=1)
         if channels != out_channels:
             self.nin_shortcut = nn.Conv2d(channels, out_channels, 1)
@@ -71,7 +75,7 @@ class AttnBlock(nn.Module):
 
     def __init__(self, channels: int, groups: int) -> None:
         super().__init__()
-        self.norm = nn.GroupNorm(groups, channels, eps=TRANSFORMER_NORM_EPS)
+        self.norm = _norm(groups, channels)
         self.q, self.k, self.v, self.proj_out = (nn.Conv2d(channels, channels, 1) for _ in range(4))
 
     def forward(self, x: Tensor) -> Tensor:
@@ -141,7 +145,7 @@ class Encoder(nn.Module):
                 stage.downsample = Downsample(after)
             self.down.append(stage)
         self.mid = Middle(widths[-1], config.num_groups)
-        self.norm_out = nn.GroupNorm(config.num_groups, widths[-1], eps=TRANSFORMER_NORM_EPS)
+        self.norm_out = _norm(config.num_groups, widths[-1])
         out_channels = config.z_channels * (2 if config.double_z else 1)
         self.conv_out = nn.Conv2d(widths[-1], out_channels, 3, padding=1)
 
@@ -168,7 +172,7 @@ class Decoder(nn.Module):
                 stage.upsample = Upsample(after)
             stages.append(stage)
         self.up = nn.ModuleList(stages)  # stored from fine to coarse, run from coarse to fine
-        self.norm_out = nn.GroupNorm(config.num_groups, widths[0], eps=TRANSFORMER_NORM_EPS)
+        self.norm_out = _norm(config.num_groups, widths[0])
         self.conv_out = nn.Conv2d(widths[0], config.out_ch, 3, padding=1)
 
     def forward(self, z: Tensor) -> Tensor:
