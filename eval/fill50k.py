@@ -82,11 +82,27 @@ def generate(
     return pictures
 
 
+def autoencode(pipe: Any, pictures: Sequence[np.ndarray]) -> list[np.ndarray]:
+    """Each picture, uint8 [H W 3], through the autoencoder alone: the best that any control can reach."""
+    from ldm.image import image_to_model, model_to_images
+
+    model, results = pipe.model, []
+    for picture in pictures:
+        posterior = model.encode_first_stage(image_to_model(picture).to(model.device))
+        pixels = model.decode_first_stage(model.get_first_stage_encoding(posterior.mode()))
+        results += model_to_images(pixels)
+    return results
+
+
 def quality(pipe: Any, count: int, settings: Settings) -> dict[str, Any]:
-    """Scores with and without control for the same scenes and noise; seconds are those with control."""
+    """Scores with control, without it and of the autoencoder alone, for the same scenes and noise.
+
+    Seconds are those with control.
+    """
     scenes = held_out_scenes(count, settings.seed)
+    sources, targets, _ = zip(*(render(scene, settings.size) for scene in scenes), strict=True)
     start = time.perf_counter()
-    pictures = generate(pipe, scenes, [render(s, settings.size)[0] for s in scenes], settings)
+    pictures = generate(pipe, scenes, sources, settings)
     seconds = (time.perf_counter() - start) / count
     scores = score(pictures, scenes)
     hand_drawn = scores.followed[::HAND_DRAWN_EVERY]
@@ -95,6 +111,7 @@ def quality(pipe: Any, count: int, settings: Settings) -> dict[str, Any]:
         "settings": asdict(settings),
         "controlled": scores.summary(),
         "hand_drawn_followed_share": float(hand_drawn.mean()),
+        "autoencoder": score(autoencode(pipe, targets), scenes).summary(),
         "uncontrolled": score(generate(pipe, scenes, None, settings), scenes).summary(),
         "seconds_per_picture": seconds,
         "pictures": [

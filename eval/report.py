@@ -17,8 +17,8 @@ Summary = dict[str, float]  # by the names of LABELS; shares are 0 to 1
 
 
 def quality_table(report: dict[str, Any]) -> str:
-    """Format a report of `eval.fill50k.quality`: each score, its bar, and the scores without control."""
-    scores, without = report["controlled"], report["uncontrolled"]
+    """Format a report of `eval.fill50k.quality`: each score, its bar, and what it is to be seen beside."""
+    scores, without, ceiling = report["controlled"], report["uncontrolled"], report["autoencoder"]
     settings = ", ".join(f"{name} {value}" for name, value in report["settings"].items() if value is not None)
     lines = [f"{report['count']} held-out pictures: {settings}"]
     for name, bar in BARS.items():
@@ -27,6 +27,8 @@ def quality_table(report: dict[str, Any]) -> str:
     lines += [
         _line("followed, hand-drawn third", _shown("followed_share", report["hand_drawn_followed_share"])),
         _line("followed, without control", _shown("followed_share", without["followed_share"])),
+        _line("followed, autoencoder alone", _shown("followed_share", ceiling["followed_share"])),
+        _line("colours, autoencoder alone", _shown("coloured_share", ceiling["coloured_share"])),
         _line(LABELS["median_iou"], _shown("median_iou", scores["median_iou"])),
         _line("median IoU, without control", _shown("median_iou", without["median_iou"])),
         _line("seconds per picture", f"{report['seconds_per_picture']:.2f}"),

@@ -13,7 +13,17 @@ FEW = Settings(batch=4, size=SIZE)
 
 
 class Painter:
-    """Stands in for the pipeline: paints the known scenes, in the wrong place if it gets no control map."""
+    """Stands in for the pipeline: paints the known scenes, in the wrong place if it gets no control map.
+
+    Its autoencoder loses nothing.
+    """
+
+    model = SimpleNamespace(
+        device="cpu",
+        encode_first_stage=lambda pixels: SimpleNamespace(mode=lambda: pixels),
+        get_first_stage_encoding=lambda latent: latent,
+        decode_first_stage=lambda latent: latent,
+    )
 
     def __init__(self, scenes):
         self.scenes = {scene.prompt: scene for scene in scenes}
@@ -44,6 +54,8 @@ def test_a_perfect_painter_passes_and_without_control_the_same_scenes_are_not_fo
     assert report["controlled"]["coloured_share"] == 1
     assert report["hand_drawn_followed_share"] == 1
     assert report["uncontrolled"]["followed_share"] < 0.5
+    assert report["autoencoder"]["followed_share"] == 1
+    assert report["autoencoder"]["median_psnr"] > 60  # the truth, but for rounding
     assert [entry["prompt"] for entry in report["pictures"]] == [s.prompt for s in held_out_scenes(9)]
 
 

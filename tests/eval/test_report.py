@@ -16,6 +16,7 @@ def report(**changes):
         "count": 200,
         "settings": {"seed": 0, "steps": 20, "scale": None},
         "controlled": {**GOOD, **changes},
+        "autoencoder": GOOD,
         "uncontrolled": dict.fromkeys(GOOD, 0.125),
         "hand_drawn_followed_share": 0.9375,
         "seconds_per_picture": 0.5,
