@@ -1,135 +1,28 @@
-"""Our names and settings in diffusers' form: U-Net, control branch and autoencoder.
+"""Our settings in diffusers' form: U-Net, control branch, autoencoder, text encoder and schedule.
 
-Pure functions on state dicts and on yaml parameters, at any width and depth. Tensors are passed on, not
-copied; only the autoencoder's 1x1 convolutions become matrices. diffusers is not needed here.
+Pure functions on yaml parameters, at any width and depth. diffusers is not needed here.
 """
 
 from __future__ import annotations
 
-import re
+import json
 from collections.abc import Mapping
+from importlib.util import find_spec
+from pathlib import Path
 from typing import Any
 
-from torch import Tensor
+from ldm.modules.encoders.modules import OPEN_CLIP_SKIP, clip_settings
+from ldm.modules.encoders.tokenizer import MAX_TOKENS, OPEN_CLIP, OPENAI, Dialect
 
-State = Mapping[str, Tensor]
-
-RESNET = {
-    "in_layers.0": "norm1",
-    "in_layers.2": "conv1",
-    "emb_layers.1": "time_emb_proj",
-    "out_layers.0": "norm2",
-    "out_layers.3": "conv2",
-    "skip_connection": "conv_shortcut",
-}
-UNET_ENDS = {
-    "time_embed.0": "time_embedding.linear_1",
-    "time_embed.2": "time_embedding.linear_2",
-    "input_blocks.0.0": "conv_in",
-    "out.0": "conv_norm_out",
-    "out.2": "conv_out",
-}
-MIDDLE = {"0": "resnets.0", "1": "attentions.0", "2": "resnets.1"}
-HINT_LAST = 14  # place of the hint block's last convolution; the places between hold its activations
-VAE_ATTENTION = {"norm": "group_norm", "q": "to_q", "k": "to_k", "v": "to_v", "proj_out": "to_out.0"}
 VAE_SCALING = 0.18215  # SD's, where the yaml's first stage says nothing of it
 HINT_CHANNELS = [16, 32, 96, 256]  # widths of the hint block, each once
-
-
-def unet_to_diffusers(state: State) -> dict[str, Tensor]:
-    """`state` of a UNetModel (without a prefix) under the names of diffusers' UNet2DConditionModel."""
-    depth = _layers_per_block(state)
-    last = max(int(name.split(".")[1]) for name in state if name.startswith("output_blocks."))
-    levels = (last + 1) // (depth + 1)
-    return {_unet_name(name, depth, levels): tensor for name, tensor in state.items()}
-
-
-def controlnet_to_diffusers(state: State) -> dict[str, Tensor]:
-    """`state` of a ControlNet (without a prefix) under the names of diffusers' ControlNetModel."""
-    depth = _layers_per_block(state)
-    return {_control_name(name, depth): tensor for name, tensor in state.items()}
-
-
-def vae_to_diffusers(state: State) -> dict[str, Tensor]:
-    """`state` of an AutoencoderKL (without a prefix) under the names of diffusers' class of that name.
-
-    Attention weights [c, c, 1, 1] become [c, c].
-    """
-    levels = 1 + max(int(name.split(".")[2]) for name in state if name.startswith("decoder.up."))
-    renamed = {}
-    for name, tensor in state.items():
-        new = _vae_name(name, levels)
-        is_matrix = ".attentions." in new and tensor.ndim == 4
-        renamed[new] = tensor[:, :, 0, 0] if is_matrix else tensor
-    return renamed
-
-
-def _layers_per_block(state: State) -> int:
-    """Residual blocks on each level: what precedes the first downsampling, or all where there is none."""
-    indices = {int(name.split(".")[1]) for name in state if name.startswith("input_blocks.")}
-    matches = (re.match(r"input_blocks\.(\d+)\.0\.op\.weight$", name) for name in state)
-    samplers = [int(found[1]) for found in matches if found]
-    return min(samplers) - 1 if samplers else max(indices)
-
-
-def _unet_name(name: str, depth: int, levels: int) -> str:
-    if name.startswith("output_blocks."):
-        _, number, place, rest = name.split(".", 3)
-        level, layer = divmod(int(number), depth + 1)
-        if rest.startswith("conv."):
-            return f"up_blocks.{level}.upsamplers.0.{rest}"
-        return f"up_blocks.{level}." + _in_block(layer, place, rest)
-    return _encoder_name(name, depth)
-
-
-def _control_name(name: str, depth: int) -> str:
-    if name.startswith("zero_convs."):
-        _, number, _, rest = name.split(".", 3)
-        return f"controlnet_down_blocks.{number}.{rest}"
-    if name.startswith("middle_block_out."):
-        return name.replace("middle_block_out.0", "controlnet_mid_block")
-    if name.startswith("input_hint_block."):
-        _, number, rest = name.split(".", 2)
-        place = int(number)
-        inner = {0: "conv_in", HINT_LAST: "conv_out"}.get(place, f"blocks.{place // 2 - 1}")
-        return f"controlnet_cond_embedding.{inner}.{rest}"
-    return _encoder_name(name, depth)
-
-
-def _encoder_name(name: str, depth: int) -> str:
-    for ours, theirs in UNET_ENDS.items():
-        if name.startswith(ours + "."):
-            return theirs + name[len(ours) :]
-    group, number, rest = name.split(".", 2)
-    if group == "middle_block":
-        place = MIDDLE[number]
-        return f"mid_block.{place}." + (_resnet(rest) if place.startswith("resnets") else rest)
-    level, layer = divmod(int(number) - 1, depth + 1)
-    place, rest = rest.split(".", 1)
-    if rest.startswith("op."):
-        return f"down_blocks.{level}.downsamplers.0.conv.{rest[len('op.') :]}"
-    return f"down_blocks.{level}." + _in_block(layer, place, rest)
-
-
-def _in_block(layer: int, place: str, rest: str) -> str:
-    return f"resnets.{layer}.{_resnet(rest)}" if place == "0" else f"attentions.{layer}.{rest}"
-
-
-def _resnet(rest: str) -> str:
-    inner, _, kind = rest.rpartition(".")
-    return f"{RESNET[inner]}.{kind}"
-
-
-def _vae_name(name: str, levels: int) -> str:
-    name = name.replace("nin_shortcut", "conv_shortcut").replace("norm_out", "conv_norm_out")
-    name = re.sub(r"mid\.block_([12])", lambda found: f"mid_block.resnets.{int(found[1]) - 1}", name)
-    attention = "mid_block.attentions.0."
-    name = re.sub(r"mid\.attn_1\.(\w+)", lambda found: attention + VAE_ATTENTION[found[1]], name)
-    name = re.sub(r"down\.(\d+)\.block", r"down_blocks.\1.resnets", name)
-    name = re.sub(r"down\.(\d+)\.downsample", r"down_blocks.\1.downsamplers.0", name)
-    # diffusers counts the decoder's levels in running order, the original from the largest picture.
-    name = re.sub(r"up\.(\d+)\.", lambda found: f"up_blocks.{levels - 1 - int(found[1])}.", name)
-    return name.replace(".block.", ".resnets.").replace(".upsample.", ".upsamplers.0.")
+TEXT_ENCODERS = {"FrozenCLIPEmbedder": False, "FrozenOpenCLIPEmbedder": True}  # class -> open_clip's?
+CLIP_VERSION = "openai/clip-vit-large-patch14"  # of Stable Diffusion 1.x, where the yaml says nothing of it
+VOCABULARY = 49_408  # CLIP's tokens, BOS and EOS the last two
+OPEN_CLIP_ARCH = "ViT-H-14"  # of Stable Diffusion 2.x, where the yaml says nothing of it
+MLP_RATIO = 4.0  # open_clip's, where its settings say nothing of it
+PREDICTION = {"eps": "epsilon", "v": "v_prediction"}  # parameterization of the yaml -> diffusers' word for it
+FIRST_BETA, LAST_BETA, TIMESTEPS = 0.00085, 0.012, 1000  # SD's, where the yaml says nothing of them
 
 
 def unet_config(params: Mapping[str, Any]) -> dict[str, Any]:
@@ -152,8 +45,13 @@ def controlnet_config(params: Mapping[str, Any], *, global_average_pooling: bool
 
 
 def vae_config(params: Mapping[str, Any], *, scale_factor: float = VAE_SCALING) -> dict[str, Any]:
-    """Settings of diffusers' AutoencoderKL for the yaml parameters of ours."""
+    """Settings of diffusers' AutoencoderKL for the yaml parameters of ours.
+
+    Raises ValueError for one without norms, which diffusers does not have.
+    """
     inner = params["ddconfig"]
+    if inner.get("num_groups") == 0:
+        raise ValueError("num_groups=0: diffusers has no autoencoder without norms")
     widths = [inner["ch"] * mult for mult in inner["ch_mult"]]
     return {
         "in_channels": inner.get("in_channels", 3),
@@ -165,6 +63,59 @@ def vae_config(params: Mapping[str, Any], *, scale_factor: float = VAE_SCALING) 
         "layers_per_block": inner["num_res_blocks"],
         "norm_num_groups": inner.get("num_groups", 32),
         "scaling_factor": scale_factor,
+    }
+
+
+def text_config(params: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings of transformers' CLIPTextModel for the yaml parameters of a whole model.
+
+    Raises ValueError for a text encoder that it cannot stand for.
+    """
+    stage = params["cond_stage_config"]
+    inner = stage.get("params") or {}
+    if is_open_clip(params):
+        return _open_clip_config(inner)
+    settings = clip_settings(inner.get("version", CLIP_VERSION)) | dict(inner.get("config") or {})
+    return _token_config(OPENAI) | {"hidden_act": "quick_gelu"} | settings
+
+
+def is_open_clip(params: Mapping[str, Any]) -> bool:
+    """Whether the text encoder of a whole model's yaml parameters is that of Stable Diffusion 2.x.
+
+    Raises ValueError for one that is neither this nor that of 1.x.
+    """
+    name = params["cond_stage_config"]["target"].rpartition(".")[2]
+    if name not in TEXT_ENCODERS:
+        raise ValueError(f"the text encoder {name} has no form in diffusers: {', '.join(TEXT_ENCODERS)} have")
+    return TEXT_ENCODERS[name]
+
+
+def scheduler_config(params: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings of diffusers' DDIMScheduler for the yaml parameters of a whole model."""
+    return {
+        "beta_schedule": "scaled_linear",
+        "beta_start": params.get("linear_start", FIRST_BETA),
+        "beta_end": params.get("linear_end", LAST_BETA),
+        "num_train_timesteps": params.get("timesteps", TIMESTEPS),
+        "prediction_type": PREDICTION[params.get("parameterization", "eps")],
+        "clip_sample": False,
+        "set_alpha_to_one": False,
+        "steps_offset": 1,
+        "timestep_spacing": "leading",
+    }
+
+
+def part_configs(params: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """All of these for the yaml parameters of a whole model, by the folder of a pipeline they belong in."""
+    pooled = params.get("global_average_pooling", False)
+    control = params["control_stage_config"]["params"]
+    scale = params.get("scale_factor", VAE_SCALING)
+    return {
+        "unet": unet_config(params["unet_config"]["params"]),
+        "vae": vae_config(params["first_stage_config"]["params"], scale_factor=scale),
+        "text_encoder": text_config(params),
+        "controlnet": controlnet_config(control, global_average_pooling=pooled),
+        "scheduler": scheduler_config(params),
     }
 
 
@@ -185,4 +136,43 @@ def _encoder_config(params: Mapping[str, Any]) -> dict[str, Any]:
         "use_linear_projection": params.get("use_linear_in_transformer", False),
         "upcast_attention": params.get("upcast_attention", False),
         "norm_num_groups": params.get("num_groups", 32),
+    }
+
+
+def _open_clip_config(inner: Mapping[str, Any]) -> dict[str, Any]:
+    layer = inner.get("layer", "penultimate")
+    if OPEN_CLIP_SKIP.get(layer) != OPEN_CLIP_SKIP["penultimate"]:
+        raise ValueError(
+            f"layer={layer!r}: diffusers' form of open_clip's encoder ends at the penultimate one"
+        )
+    arch = _open_clip_arch(inner.get("arch", OPEN_CLIP_ARCH))
+    text = arch["text_cfg"] | dict(inner.get("config") or {})
+    return _token_config(OPEN_CLIP) | {
+        "hidden_act": "quick_gelu" if arch.get("quick_gelu") else "gelu",
+        "hidden_size": text["width"],
+        "intermediate_size": int(text["width"] * text.get("mlp_ratio", MLP_RATIO)),
+        "num_hidden_layers": text["layers"] - 1,  # the last one is stored but never run
+        "num_attention_heads": text["heads"],
+        "projection_dim": text.get("embed_dim", arch["embed_dim"]),
+    }
+
+
+def _open_clip_arch(name: str) -> dict[str, Any]:
+    """open_clip's own settings of an architecture, read without importing it (that costs seconds)."""
+    spec = find_spec("open_clip")
+    folder = spec.submodule_search_locations[0] if spec and spec.submodule_search_locations else ""
+    path = Path(folder, "model_configs", f"{name}.json")
+    if not path.is_file():
+        raise ValueError(f"arch={name!r} is no model of the installed open_clip: SD 2.x has {OPEN_CLIP_ARCH}")
+    return json.loads(path.read_text("utf-8"))
+
+
+def _token_config(dialect: Dialect) -> dict[str, Any]:
+    return {
+        "vocab_size": VOCABULARY,
+        "max_position_embeddings": MAX_TOKENS,
+        "layer_norm_eps": 1e-5,
+        "bos_token_id": VOCABULARY - 2,
+        "eos_token_id": VOCABULARY - 1,
+        "pad_token_id": dialect.pad_id,
     }

@@ -6,6 +6,7 @@ import torch
 from torch import nn
 
 from cldm import diffusers_format as form
+from ldm import diffusers_names as names
 
 
 @dataclass
@@ -29,9 +30,9 @@ def reference(model, params):
             diffusers.AutoencoderKL(**form.vae_config(params.first_stage_config.params)),
         )
     states = (
-        form.unet_to_diffusers(model.model.diffusion_model.state_dict()),
-        form.controlnet_to_diffusers(model.control_model.state_dict()),
-        form.vae_to_diffusers(model.first_stage_model.state_dict()),
+        names.unet_to_diffusers(model.model.diffusion_model.state_dict()),
+        names.controlnet_to_diffusers(model.control_model.state_dict()),
+        names.vae_to_diffusers(model.first_stage_model.state_dict()),
     )
     for twin, state in zip(vars(twins).values(), states, strict=True):
         twin.load_state_dict(state, strict=True, assign=True)

@@ -1,14 +1,14 @@
 """Every network and a whole guided DDIM walk give diffusers' numbers, with the same random weights.
 
-The weights go over by the project's own key maps (cldm.diffusers_format); zero convolutions hold random
+The weights go over by the project's own key maps (ldm.diffusers_names); zero convolutions hold random
 weights too, or they would hide half of the control branch.
 """
 
 import pytest
 import torch
 
-from cldm import diffusers_format as form
 from cldm.ddim_hacked import DDIMSampler
+from ldm import diffusers_names as names
 from tests.diffusers_reference import ddim_walk, prediction, reference, residuals
 from tests.small_models import SD15, SD21, build, relative_error, settings
 
@@ -128,12 +128,12 @@ def test_every_norm_has_the_references_epsilon(pairs, family):
     """A wrong one hides below the tolerance: random activations are near 1, published ones need not be."""
     ours, theirs = pairs[family]
     for module, rename, twin in (
-        (ours.model.diffusion_model, form.unet_to_diffusers, theirs.unet),
-        (ours.control_model, form.controlnet_to_diffusers, theirs.control),
-        (ours.first_stage_model, form.vae_to_diffusers, theirs.vae),
+        (ours.model.diffusion_model, names.unet_to_diffusers, theirs.unet),
+        (ours.control_model, names.controlnet_to_diffusers, theirs.control),
+        (ours.first_stage_model, names.vae_to_diffusers, theirs.vae),
     ):
-        names = dict(zip(module.state_dict(), rename(module.state_dict()), strict=True))
+        renamed = dict(zip(module.state_dict(), rename(module.state_dict()), strict=True))
         norms = {name: norm.eps for name, norm in module.named_modules() if hasattr(norm, "eps")}
         assert norms
         for name, eps in norms.items():
-            assert twin.get_submodule(names[f"{name}.weight"].removesuffix(".weight")).eps == eps
+            assert twin.get_submodule(renamed[f"{name}.weight"].removesuffix(".weight")).eps == eps

@@ -90,7 +90,7 @@ class FrozenCLIPEmbedder(AbstractEncoder):
         config: Mapping[str, Any] | None = None,
     ) -> None:
         super().__init__()
-        settings = {**_clip_settings(version), **(config or {})}
+        settings = {**clip_settings(version), **(config or {})}
         self.transformer = _ClipText(settings)
         self.tokenizer = folder_tokenizer(Path(version)) if Path(version).is_dir() else shipped_tokenizer()
         depth, positions = self.transformer.depth, self.transformer.positions
@@ -183,7 +183,8 @@ class FrozenOpenCLIPEmbedder(AbstractEncoder):
         return model.ln_final(x if batch_first else x.transpose(0, 1))  # [b, n, d]
 
 
-def _clip_settings(version: str) -> dict[str, Any]:
+def clip_settings(version: str) -> dict[str, Any]:
+    """Dimensions of the CLIP of a published name or in a local folder; ValueError for anything else."""
     if version in KNOWN_CLIP:
         return KNOWN_CLIP[version]
     path = Path(version, "config.json")
