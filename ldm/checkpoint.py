@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
@@ -20,13 +20,13 @@ from torch import Tensor, nn
 
 from ldm.checkpoint_fit import check_fit, quote
 from ldm.checkpoint_forms import EMA_PREFIX, canonical, ema_names, part_of
-from ldm.weight_files import WeightFile, read_weight_file
+from ldm.lazy import LazyTensor, Values, read, release, walk
+from ldm.weight_files import WeightFile, open_weight_file
 
 log = logging.getLogger(__name__)
 
 Source = str | Path | Mapping[str, Tensor]
 
-CHUNK_BYTES = 1 << 28  # converted at a time: 256 MiB, little beside 5.7 GB yet few re-openings of the file
 HALF = (torch.float16, torch.bfloat16)
 TRAINER_STATE = "entries beside the weights (optimizer, callbacks, counters)"
 COARSE_SCHEDULE = "schedule in half precision, which the model computes exactly"
@@ -56,13 +56,11 @@ class LoadReport:
 
 @dataclass(frozen=True)
 class Opened:
-    """One source under canonical names. path: only where its tensors are mapped and can be mapped again."""
+    """One source under canonical names; lazy tensors where it is a file that can be mapped."""
 
     label: str
-    path: Path | None
-    ema_of: tuple[str, ...]
     averaged: int
-    state: dict[str, Tensor]
+    state: dict[str, Values]
     dropped: Counter[str]
 
     def shapes(self, names: Iterable[str]) -> dict[str, tuple[int, ...]]:
@@ -71,25 +69,18 @@ class Opened:
 
     def brought_to(self, dtypes: Mapping[str, torch.dtype]) -> dict[str, Tensor]:
         """The tensors named in `dtypes`, each in its dtype; `state` gives up those that had another."""
-        ready = {name: self.state[name] for name, dtype in dtypes.items() if self.state[name].dtype == dtype}
+        ready = {name: read(self.state[name]) for name, dtype in dtypes.items() if self._has(name, dtype)}
         others = [name for name in dtypes if name not in ready]
-        # Pages of a mapped file leave memory only with their mapping: each piece is read through a new one.
-        for names in self._pieces(others):
-            state = open_source(self.path, ema_of=self.ema_of).state if self.path else self.state
-            ready |= {name: state.pop(name).to(dtypes[name]) for name in names}
+        # What is converted must not be read through a mapping that the others keep: its pages would stay.
+        release(
+            source for one in self.state.values() if isinstance(one, LazyTensor) for source in one.sources
+        )
+        for name, tensor in walk((name, self.state.pop(name)) for name in others):
+            ready[name] = tensor.to(dtypes[name])
         return ready
 
-    def _pieces(self, names: list[str]) -> Iterator[list[str]]:
-        piece, size = [], 0
-        for name in names:
-            bytes_more = self.state[name].nbytes
-            if piece and size + bytes_more > CHUNK_BYTES:
-                yield piece
-                piece, size = [], 0
-            piece.append(name)
-            size += bytes_more
-        if piece:
-            yield piece
+    def _has(self, name: str, dtype: torch.dtype) -> bool:
+        return self.state[name].dtype == dtype
 
 
 def read_state_dict(path: str | Path, *, ema_of: Iterable[str] = ()) -> dict[str, Tensor]:
@@ -99,15 +90,15 @@ def read_state_dict(path: str | Path, *, ema_of: Iterable[str] = ()) -> dict[str
     averages for them. Raises FileNotFoundError, or ValueError for a file that is no checkpoint, is damaged or
     is hostile.
     """
-    return open_source(path, ema_of=tuple(ema_of)).state
+    return {name: read(tensor) for name, tensor in open_source(path, ema_of=tuple(ema_of)).state.items()}
 
 
 def open_source(source: Source, label: str = "the dictionary", ema_of: tuple[str, ...] = ()) -> Opened:
     """A file, or a dictionary called `label`, under canonical names; errors as `read_state_dict`."""
     if isinstance(source, Mapping):
-        file, path = WeightFile(dict(source), (), mapped=False), None
+        file = WeightFile(dict(source), {}, mapped=False)
     else:
-        file, path, label = read_weight_file(source), Path(source), str(source)
+        file, label = open_weight_file(source), str(source)
     try:
         state, dropped = canonical(file.tensors, ema_of)
     except ValueError as error:
@@ -115,7 +106,7 @@ def open_source(source: Source, label: str = "the dictionary", ema_of: tuple[str
     if file.others:
         dropped[TRAINER_STATE] += len(file.others)
     averaged = len(ema_names(ema_of).keys() & file.tensors.keys())
-    return Opened(label, path if file.mapped else None, ema_of, averaged, state, dropped)
+    return Opened(label, averaged, state, dropped)
 
 
 def assign_weights(

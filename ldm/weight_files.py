@@ -6,7 +6,8 @@ file wherever its format allows that.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from ldm.file_kinds import kind_of
+from ldm.lazy import Mapped, Values
 from ldm.pickles import is_mappable, load_pickle
 
 
@@ -21,13 +23,15 @@ from ldm.pickles import is_mappable, load_pickle
 class WeightFile:
     """What a weights file holds.
 
-    tensors: by the file's own names; others: names of entries that are no tensors; mapped: whether the
-    tensors fill memory only as they are read.
+    tensors: by the file's own names; others: names of entries that are no tensors, with the bytes of tensors
+    inside; mapped: whether the tensors fill memory only as they are read; metadata: texts of a safetensors
+    file about itself.
     """
 
-    tensors: dict[str, Tensor]
-    others: tuple[str, ...]
+    tensors: dict[str, Values]
+    others: Mapping[str, int]
     mapped: bool
+    metadata: Mapping[str, str] = field(default_factory=dict)
 
 
 def read_weight_file(path: str | Path) -> WeightFile:
@@ -38,7 +42,7 @@ def read_weight_file(path: str | Path) -> WeightFile:
     """
     path = Path(path)
     if kind_of(path) == "safetensors":
-        return WeightFile(_read_safetensors(path), (), mapped=True)
+        return _read_safetensors(path)
     saved = get_state_dict(outer := load_pickle(path))
     if not isinstance(saved, dict):
         raise ValueError(
@@ -47,8 +51,20 @@ def read_weight_file(path: str | Path) -> WeightFile:
     tensors = {name: value.detach() for name, value in saved.items() if isinstance(value, Tensor)}
     if not tensors:
         raise ValueError(f"{path} holds no tensors, only {', '.join(map(str, list(saved)[:3])) or 'nothing'}")
-    others = {str(name) for name in outer if name != "state_dict"} - tensors.keys()
-    return WeightFile(tensors, tuple(sorted(others)), mapped=is_mappable(path))
+    others = {
+        str(name): _bytes_inside(value)
+        for name, value in outer.items()
+        if name != "state_dict" and name not in tensors
+    }
+    return WeightFile(tensors, others, mapped=is_mappable(path))
+
+
+def open_weight_file(path: str | Path) -> WeightFile:
+    """As `read_weight_file`, but with lazy tensors of a file that can be mapped, for walks over all of it."""
+    file = read_weight_file(path)
+    if not file.mapped:
+        return file
+    return replace(file, tensors=Mapped(file.tensors, lambda: read_weight_file(path).tensors).lazy())
 
 
 def get_state_dict(saved: Any) -> Any:
@@ -56,10 +72,25 @@ def get_state_dict(saved: Any) -> Any:
     return saved.get("state_dict", saved) if isinstance(saved, dict) else saved
 
 
-def _read_safetensors(path: Path) -> dict[str, Tensor]:
+def _read_safetensors(path: Path) -> WeightFile:
     try:
         with safe_open(path, framework="pt") as file:
-            return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  a file, not a dict
+            names = file.keys()  # a file, not a dict
+            tensors = {name: file.get_tensor(name) for name in names}
+            return WeightFile(tensors, {}, mapped=True, metadata=file.metadata() or {})
     except SafetensorError as error:
         reason = str(error).rpartition(": ")[2]
         raise ValueError(f"{path} is damaged or cut short, fetch it again: {reason}") from None
+
+
+def _bytes_inside(value: Any) -> int:
+    """Of the tensors anywhere inside; a container that holds itself is counted once."""
+    total, waiting, seen = 0, [value], set()
+    while waiting:
+        one = waiting.pop()
+        if isinstance(one, Tensor):
+            total += one.nbytes
+        elif isinstance(one, dict | list | tuple) and id(one) not in seen:
+            seen.add(id(one))
+            waiting.extend(one.values() if isinstance(one, dict) else one)
+    return total

@@ -8,7 +8,8 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
-import ldm.checkpoint
+import ldm.lazy
+import ldm.weight_files
 from ldm.checkpoint import assign_weights, read_state_dict
 
 KINDS = pytest.mark.parametrize("kind", ["safetensors", "zip", "legacy"])
@@ -94,7 +95,7 @@ def test_trainability_of_parameters_stays(weights):
 def test_half_precision_files_come_up_to_the_models_dtype_piece_by_piece(
     tmp_path, weights, kind, monkeypatch
 ):
-    monkeypatch.setattr(ldm.checkpoint, "CHUNK_BYTES", 64)
+    monkeypatch.setattr(ldm.lazy, "PIECE_BYTES", 64)
     half = {name: tensor.half() for name, tensor in weights.items()}
     report = assign_weights(model := meta(), write(tmp_path / "half", half, kind))
     betas = {"betas": torch.linspace(0.1, 0.2, 4)}  # the schedule is not taken from fp16
@@ -106,9 +107,11 @@ def test_half_precision_files_come_up_to_the_models_dtype_piece_by_piece(
 @pytest.mark.skipif(not hasattr(torch.UntypedStorage, "from_file"), reason="needs mapped storages")
 def test_a_conversion_maps_the_file_anew_for_each_piece(tmp_path, weights, monkeypatch):
     path, opened = write(tmp_path / "full.safetensors", weights, "safetensors"), []
-    read = ldm.checkpoint.read_weight_file
-    monkeypatch.setattr(ldm.checkpoint, "read_weight_file", lambda path: opened.append(path) or read(path))
-    monkeypatch.setattr(ldm.checkpoint, "CHUNK_BYTES", 1)
+    opening = ldm.weight_files.read_weight_file
+    monkeypatch.setattr(
+        ldm.weight_files, "read_weight_file", lambda path: opened.append(path) or opening(path)
+    )
+    monkeypatch.setattr(ldm.lazy, "PIECE_BYTES", 1)
     assign_weights(meta(), path, dtype=torch.float16)
     assert len(opened) == 1 + len(list(Small().parameters()))
 

@@ -7,7 +7,8 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from ldm.weight_files import get_state_dict, read_weight_file
+from ldm.lazy import LazyTensor, read
+from ldm.weight_files import get_state_dict, open_weight_file, read_weight_file
 
 WEIGHTS = {"a": torch.arange(12.0).reshape(3, 4), "b": torch.ones(2, dtype=torch.float16)}
 
@@ -49,7 +50,27 @@ def test_weights_are_taken_out_of_state_dict_and_the_rest_is_named(tmp_path):
     torch.save(saved, tmp_path / "last.ckpt")
     file = read_weight_file(tmp_path / "last.ckpt")
     assert list(file.tensors) == ["a", "b"]
-    assert file.others == ("global_step", "optimizer_states")
+    assert file.others == {"global_step": 0, "optimizer_states": 4}  # bytes of tensors inside
+
+
+def test_a_container_inside_itself_is_counted_once(tmp_path):
+    ring = [torch.ones(2)]
+    ring.append(ring)
+    torch.save({"state_dict": WEIGHTS, "ring": ring}, tmp_path / "ring.ckpt")
+    assert read_weight_file(tmp_path / "ring.ckpt").others == {"ring": 8}
+
+
+def test_what_a_safetensors_file_says_of_itself_comes_along(tmp_path):
+    save_file(WEIGHTS, tmp_path / "w.safetensors", metadata={"ss_network_dim": "8"})
+    assert read_weight_file(tmp_path / "w.safetensors").metadata == {"ss_network_dim": "8"}
+    assert read_weight_file(write(tmp_path / "w.ckpt", "zip")).metadata == {}
+
+
+@pytest.mark.parametrize("kind", ["safetensors", "zip", "legacy"])
+def test_an_opened_file_is_lazy_where_it_can_be_mapped(tmp_path, kind):
+    file = open_weight_file(write(tmp_path / "w", kind))
+    assert all(isinstance(tensor, LazyTensor) == (kind != "legacy") for tensor in file.tensors.values())
+    assert all(torch.equal(read(file.tensors[name]), WEIGHTS[name]) for name in WEIGHTS)
 
 
 def test_get_state_dict_takes_nested_and_bare_dictionaries():

@@ -1,0 +1,145 @@
+"""Tensors that are read, or computed, only when they are asked for.
+
+Conversions are functions on state dicts; on lazy tensors the same functions convert files larger than memory.
+Pages of a mapped file leave memory only with their mapping, so that a walk over a file maps it anew for each
+piece: without that, reading 5.7 GB would look like, and compete like, 5.7 GB in use.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+
+PIECE_BYTES = 1 << 27  # read between two mappings: 128 MiB, little beside 5.7 GB yet few openings of the file
+
+
+class Mapped:
+    """The tensors of one file, got from `read` again whenever they are needed after `release`."""
+
+    def __init__(self, tensors: dict[str, Tensor], read: Callable[[], dict[str, Tensor]]) -> None:
+        self._tensors: dict[str, Tensor] | None = tensors
+        self._read = read
+
+    def lazy(self) -> dict[str, LazyTensor]:
+        """All of them, by name."""
+        return {name: self._one(name, tensor) for name, tensor in (self._tensors or self._read()).items()}
+
+    def release(self) -> None:
+        """Give up the mapping; tensors that were handed out keep theirs."""
+        self._tensors = None
+
+    def _one(self, name: str, tensor: Tensor) -> LazyTensor:
+        def read() -> Tensor:
+            if self._tensors is None:
+                self._tensors = self._read()
+            return self._tensors[name]
+
+        return LazyTensor(tensor.to("meta"), read, frozenset([self]), tensor.nbytes)
+
+
+class LazyTensor:
+    """Shape and dtype of a tensor, and how to get its values.
+
+    Torch functions of it, its slices, sums and differences are lazy too; nothing is computed before `read`.
+    sources: the files behind it; cost: bytes of them that `read` touches.
+    """
+
+    def __init__(
+        self, meta: Tensor, read: Callable[[], Tensor], sources: frozenset[Mapped], cost: int
+    ) -> None:
+        self.meta, self.read, self.sources, self.cost = meta, read, sources, cost
+
+    @property
+    def shape(self) -> torch.Size:
+        """As of a tensor."""
+        return self.meta.shape
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """As of a tensor."""
+        return self.meta.dtype
+
+    @property
+    def nbytes(self) -> int:
+        """As of a tensor."""
+        return self.meta.nbytes
+
+    def then(self, change: Callable[[Tensor], Tensor], meta: Tensor) -> LazyTensor:
+        """`change` of this one, whose result has the shape and dtype of `meta`."""
+        return LazyTensor(meta, lambda: change(self.read()), self.sources, self.cost)
+
+    def to(self, dtype: torch.dtype) -> LazyTensor:
+        """In another dtype."""
+        return _deferred(Tensor.to, (self, dtype), {})
+
+    def __len__(self) -> int:
+        return len(self.meta)
+
+    def __getitem__(self, index: Any) -> LazyTensor:
+        return _deferred(Tensor.__getitem__, (self, index), {})
+
+    def __add__(self, other: Any) -> LazyTensor:
+        return _deferred(torch.add, (self, other), {})
+
+    def __sub__(self, other: Any) -> LazyTensor:
+        return _deferred(torch.sub, (self, other), {})
+
+    @classmethod
+    def __torch_function__(cls, function: Callable, _types: Any, args: tuple = (), kwargs: Any = None) -> Any:
+        return _deferred(function, args, kwargs or {})
+
+
+Values = Tensor | LazyTensor
+
+
+def read(tensor: Values) -> Tensor:
+    """The tensor itself, read where it is lazy."""
+    return tensor.read() if isinstance(tensor, LazyTensor) else tensor
+
+
+def walk(named: Iterable[tuple[str, Values]]) -> Iterator[tuple[str, Tensor]]:
+    """Each name with its tensor, read; who drops every tensor before the next holds a piece at most."""
+    cost, sources = 0, frozenset()
+    for name, tensor in named:
+        if not isinstance(tensor, LazyTensor):
+            yield name, tensor
+            continue
+        if cost and cost + tensor.cost > PIECE_BYTES:
+            release(sources)
+            cost, sources = 0, frozenset()
+        cost, sources = cost + tensor.cost, sources | tensor.sources
+        yield name, tensor.read()
+    release(sources)
+
+
+def release(sources: Iterable[Mapped]) -> None:
+    """Have all of them give up their mappings."""
+    for source in sources:
+        source.release()
+
+
+def _deferred(function: Callable, args: tuple, kwargs: dict[str, Any]) -> LazyTensor:
+    inputs = [one for one in _flat(args) if isinstance(one, LazyTensor)]
+    return LazyTensor(
+        function(*_replaced(args, lambda lazy: lazy.meta), **kwargs),
+        lambda: function(*_replaced(args, lambda lazy: lazy.read()), **kwargs),
+        frozenset().union(*(one.sources for one in inputs)),
+        sum(one.cost for one in inputs),
+    )
+
+
+def _flat(value: Any) -> Iterator[Any]:
+    if isinstance(value, list | tuple):
+        for one in value:
+            yield from _flat(one)
+    else:
+        yield value
+
+
+def _replaced(value: Any, by: Callable[[LazyTensor], Tensor]) -> Any:
+    if isinstance(value, list | tuple):
+        return type(value)(_replaced(one, by) for one in value)
+    return by(value) if isinstance(value, LazyTensor) else value

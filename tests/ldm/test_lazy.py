@@ -1,0 +1,77 @@
+"""Lazy tensors: the same numbers as at once, read late, with mappings given up between pieces."""
+
+import pytest
+import torch
+
+import ldm.lazy
+from ldm.lazy import LazyTensor, Mapped, read, walk
+
+
+class Counted:
+    """A file of three tensors that counts how often it was opened."""
+
+    def __init__(self):
+        self.opened = 0
+        noise = torch.Generator().manual_seed(0)
+        self.state = {name: torch.randn(6, 4, generator=noise) for name in "abc"}
+
+    def __call__(self):
+        self.opened += 1
+        return dict(self.state)
+
+
+@pytest.fixture
+def file():
+    return Counted()
+
+
+OPERATIONS = {
+    "slice": lambda a, b: a[2:4],
+    "axes": lambda a, b: a[:, :, None, None],
+    "cat": lambda a, b: torch.cat([a, b, a]),
+    "offset": lambda a, b: a + (b - a),
+    "half": lambda a, b: a.to(torch.float16),
+    "zeros": lambda a, b: torch.zeros_like(a),
+    "chain": lambda a, b: torch.cat([a[:2], b[2:]]).to(torch.bfloat16)[1],
+}
+
+
+@pytest.mark.parametrize("name", OPERATIONS)
+def test_an_operation_on_lazy_tensors_gives_the_same_bits_later(file, name):
+    lazy = Mapped(file(), file).lazy()
+    expected = OPERATIONS[name](file.state["a"], file.state["b"])
+    got = OPERATIONS[name](lazy["a"], lazy["b"])
+    assert isinstance(got, LazyTensor)
+    assert (got.shape, got.dtype, got.nbytes) == (expected.shape, expected.dtype, expected.nbytes)
+    assert len(got) == len(expected)
+    assert torch.equal(got.read(), expected)
+
+
+def test_shapes_and_operations_read_nothing():
+    never = LazyTensor(torch.empty(3, 2, device="meta"), pytest.fail, frozenset(), 24)
+    assert torch.cat([never[1:], never]).to(torch.float16).shape == (5, 2)
+
+
+def test_a_walk_opens_the_file_anew_for_each_piece(file, monkeypatch):
+    lazy = Mapped(file(), file).lazy()
+    assert dict(walk(lazy.items())).keys() == file.state.keys()
+    assert file.opened == 1
+    monkeypatch.setattr(ldm.lazy, "PIECE_BYTES", lazy["a"].nbytes)
+    assert all(torch.equal(tensor, file.state[name]) for name, tensor in walk(lazy.items()))
+    assert file.opened == 1 + len(file.state)  # the first walk had given up the first mapping
+
+
+def test_a_piece_counts_what_is_read_not_what_comes_out(file, monkeypatch):
+    lazy = Mapped(file(), file).lazy()
+    both = {"sum": lazy["a"] + lazy["b"], "head": lazy["c"][:1]}
+    monkeypatch.setattr(ldm.lazy, "PIECE_BYTES", 2 * lazy["a"].nbytes)
+    for _ in walk(both.items()):
+        pass
+    assert file.opened == 2
+
+
+def test_plain_tensors_walk_too(file):
+    tensors = {"x": torch.ones(2), "y": Mapped(file(), file).lazy()["a"]}
+    assert torch.equal(dict(walk(tensors.items()))["x"], tensors["x"])
+    assert read(tensors["x"]) is tensors["x"]
+    assert torch.equal(read(tensors["y"]), file.state["a"])
