@@ -55,7 +55,8 @@ class Run:
         self.parts = stage.trained(model)
         self.step = 0
         parameters = list(self.parts.parameters())
-        self.optimizer = torch.optim.AdamW(parameters, lr=stage.lr, betas=(0.9, 0.99), weight_decay=1e-4)
+        settings = {"betas": (0.9, 0.99), "weight_decay": 1e-4, "fused": True}  # fused: a third of the time
+        self.optimizer = torch.optim.AdamW(parameters, lr=stage.lr, **settings)
         self.ema = {name: value.detach().clone() for name, value in self.parts.named_parameters()}
         if file.exists():
             self._load()
