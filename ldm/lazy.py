@@ -115,6 +115,11 @@ def walk(named: Iterable[tuple[str, Values]]) -> Iterator[tuple[str, Tensor]]:
     release(sources)
 
 
+def raw_bytes(tensor: Tensor) -> memoryview:
+    """The values of `tensor` in order, as bytes; copied only where they are not in order already."""
+    return tensor.detach().contiguous().reshape(-1).view(torch.uint8).numpy().data
+
+
 def release(sources: Iterable[Mapped]) -> None:
     """Have all of them give up their mappings."""
     for source in sources:
