@@ -22,7 +22,7 @@ LAYERS = (
     ("cldm",),
     ("cldm.pipeline",),
     ("generate", "share", "cldm.batch", "cldm.demo", "cldm.fill50k", "cldm.flags", "cldm.outputs")
-    + ("eval.fill50k", "models", "bench", "test_imgs"),
+    + ("eval.fill50k", "models", "bench", "test_imgs", "tool_download_models"),
 )
 # Whole packages that know nothing of the others; what is in the topmost layer is exempt.
 ALONE = {"ldm": {"ldm"}, "annotator": {"annotator"}, "eval": {"eval"}}
