@@ -1,7 +1,8 @@
 """The names inside published checkpoints, brought to the names of our models.
 
-Files differ in what they carry beside the weights, in the prefix of a part stored alone, in the naming of the
-text encoder, and in whether moving averages (EMA) come along. What is left out goes by name, with a reason.
+Files differ in what they carry beside the weights, in the prefix of a part stored alone, in the naming (that of
+the text encoder has changed, diffusers has one of its own), and in whether moving averages (EMA) come along.
+What is left out goes by name, with a reason.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from collections import Counter
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
+from ldm.diffusers_names import part_with, to_original
 from ldm.families import is_lora, neighbour, unusual_lora
 
 if TYPE_CHECKING:
@@ -39,11 +41,6 @@ DROPPED = {
     re.compile(r"^first_stage_model\.loss\."): "loss of the autoencoder's own training",
 }
 UNUSED_TEXT = "halves of CLIP that a text encoder never runs"
-OTHER_FAMILIES = {
-    "down_blocks.0.resnets.0.norm1.weight": "diffusers' names",
-    "controlnet_down_blocks.0.weight": "diffusers' names",
-    "encoder.down_blocks.0.resnets.0.norm1.weight": "diffusers' names",
-}
 
 
 def canonical(
@@ -52,9 +49,11 @@ def canonical(
     """`tensors` under the names of a whole model, and how many were dropped for each reason.
 
     ema_of: the model's own names; where given, moving averages take the place of the weights they belong to.
-    Raises ValueError for a file of another family (diffusers' names, a LoRA).
+    Raises ValueError for a file of another family, such as a LoRA.
     """
     _refuse_other_families(tensors)
+    if part := part_with(tensors):
+        tensors = to_original(tensors, part)
     averages = ema_names(ema_of)
     averaged = {averages[name]: tensor for name, tensor in tensors.items() if name in averages}
     prefix = _missing_prefix(tensors)
@@ -119,5 +118,3 @@ def _refuse_other_families(names: Iterable[str]) -> None:
         raise ValueError(
             "it is a LoRA, which changes a model and is none: give the model here, this by --lora"
         )
-    if family := next((family for sign, family in OTHER_FAMILIES.items() if sign in names), None):
-        raise ValueError(f"it has {family}; take the file with names like {next(iter(PARTS))}input_blocks...")

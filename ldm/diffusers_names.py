@@ -30,6 +30,8 @@ Pairs = Mapping[str, str]
 POSITIONS = "position_ids"  # 0, 1, 2, ...: older files store them, newer ones and diffusers do not
 TEXT_LEVEL = "text_model."  # above CLIP's names in files from transformers before 5.6, absent in newer ones
 IN_PROJ = "attn.in_proj_"  # open_clip's query, key and value in one
+TEXT_SIGN = "embeddings.position_embedding.weight"
+OPEN_CLIP_WIDTH = 1024  # of the text encoder of Stable Diffusion 2.x; that of 1.x has 768
 HEADS = ("q_proj", "k_proj", "v_proj")
 
 
@@ -79,13 +81,6 @@ def clip_to_diffusers(state: State) -> dict[str, Tensor]:
     """`state` of a FrozenCLIPEmbedder under the names of published CLIPTextModel files."""
     kept = {name: tensor for name, tensor in state.items() if not name.endswith(POSITIONS)}
     return {name.removeprefix("transformer."): tensor for name, tensor in kept.items()}
-
-
-def clip_from_diffusers(state: State) -> dict[str, Tensor]:
-    """The way back from `clip_to_diffusers`, with or without the level `text_model.`."""
-    from ldm.modules.encoders.published_keys import published_clip_keys
-
-    return published_clip_keys(state)
 
 
 def open_clip_to_diffusers(state: State) -> dict[str, Tensor]:
@@ -147,7 +142,8 @@ class Part:
     from_diffusers: Callable[[State], dict[str, Tensor]]
 
 
-# By the folder that a diffusers pipeline keeps it in; the text encoder is that of Stable Diffusion 1.x.
+# By the folder that a diffusers pipeline keeps it in. CLIP's names need no table: whatever the level, they
+# are brought to the published ones with those of every other file.
 PARTS = {
     "unet": Part(
         "model.diffusion_model.", "up_blocks.0.resnets.0.norm1.weight", unet_to_diffusers, unet_from_diffusers
@@ -158,12 +154,7 @@ PARTS = {
         vae_to_diffusers,
         vae_from_diffusers,
     ),
-    "text_encoder": Part(
-        "cond_stage_model.",
-        "embeddings.position_embedding.weight",
-        clip_to_diffusers,
-        clip_from_diffusers,
-    ),
+    "text_encoder": Part("cond_stage_model.", TEXT_SIGN, clip_to_diffusers, dict),
     "controlnet": Part(
         "control_model.",
         "controlnet_mid_block.weight",
@@ -171,12 +162,25 @@ PARTS = {
         controlnet_from_diffusers,
     ),
 }
+OPEN_CLIP = Part("cond_stage_model.", TEXT_SIGN, open_clip_to_diffusers, open_clip_from_diffusers)
 
 
 def part_with(names: Iterable[str]) -> str | None:
     """The entry of PARTS that a file with these diffusers names holds; None for any other file."""
     bare = {name.removeprefix(TEXT_LEVEL) for name in names}
     return next((name for name, part in PARTS.items() if part.sign in bare), None)
+
+
+def to_original(state: State, name: str, *, open_clip: bool | None = None) -> dict[str, Tensor]:
+    """`state` of the entry `name` of PARTS under the original names, prefix and all.
+
+    open_clip: whether a text encoder is that of Stable Diffusion 2.x; None tells it by its width.
+    """
+    if open_clip is None and name == "text_encoder":
+        full = {TEXT_LEVEL + one.removeprefix(TEXT_LEVEL): tensor for one, tensor in state.items()}
+        open_clip = full[TEXT_LEVEL + TEXT_SIGN].shape[1] == OPEN_CLIP_WIDTH
+    part = OPEN_CLIP if open_clip and name == "text_encoder" else PARTS[name]
+    return {part.prefix + one: tensor for one, tensor in part.from_diffusers(state).items()}
 
 
 def _renamed(state: State, pairs: Pairs) -> dict[str, Tensor]:

@@ -197,9 +197,9 @@ def test_errors_name_the_file_and_both_sides(tmp_path, weights):
     base = write(tmp_path / "base.pth", part(weights, UNET))
     with pytest.raises(ValueError, match=r"base.pth lacks 2 tensors of the model \(2 of the control branch"):
         assign_weights(meta(), base)
-    diffusers = write(tmp_path / "d.pth", {"down_blocks.0.resnets.0.norm1.weight": torch.ones(1)})
-    with pytest.raises(ValueError, match="d.pth cannot be loaded: it has diffusers' names"):
-        assign_weights(meta(), diffusers)
+    lora = write(tmp_path / "d.pth", {"lora_unet_mid_block_attentions_0.lora_down.weight": torch.ones(1)})
+    with pytest.raises(ValueError, match="d.pth cannot be loaded: it is a LoRA"):
+        assign_weights(meta(), lora)
 
 
 def test_no_weights_at_all_is_an_error():

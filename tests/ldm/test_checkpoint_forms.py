@@ -90,11 +90,49 @@ def test_an_average_that_two_weights_would_share_is_refused():
         ema_names(["model.a.1.10", "model.a.11.0"])
 
 
+def test_a_part_under_diffusers_names_gets_the_original_ones():
+    theirs = named("conv_in.bias", "controlnet_mid_block.weight", "down_blocks.0.resnets.0.norm1.bias")
+    kept, dropped = canonical(theirs)
+    assert list(kept) == [
+        "control_model.input_blocks.0.0.bias",
+        "control_model.middle_block_out.0.weight",
+        "control_model.input_blocks.1.0.in_layers.0.bias",
+    ]
+    assert [id(tensor) for tensor in kept.values()] == [id(tensor) for tensor in theirs.values()]
+    assert not dropped
+
+
+@pytest.mark.parametrize("level", ["", "text_model."])
+def test_a_text_encoder_of_diffusers_gets_the_published_names_and_loses_what_never_runs(level):
+    state = named(f"{level}final_layer_norm.bias", "text_projection.weight")
+    state[f"{level}embeddings.position_embedding.weight"] = torch.ones(7, 2)
+    kept, dropped = canonical(state)
+    start = "cond_stage_model.transformer.text_model."
+    assert set(kept) == {
+        f"{start}final_layer_norm.bias",
+        f"{start}embeddings.position_embedding.weight",
+        f"{start}embeddings.position_ids",
+    }
+    assert dropped == {UNUSED_TEXT: 1}
+
+
+def test_positions_of_an_sd2_text_encoder_are_dropped_with_their_reason():
+    state = {"text_model.embeddings.position_embedding.weight": torch.ones(7, 1024)}
+    state["text_model.encoder.layers.0.layer_norm1.bias"] = torch.ones(1024)
+    state["text_model.embeddings.position_ids"] = torch.arange(7)[None]
+    kept, dropped = canonical(state)
+    assert set(kept) == {
+        "cond_stage_model.model.positional_embedding",
+        "cond_stage_model.model.transformer.resblocks.0.ln_1.bias",
+        "cond_stage_model.model.transformer.resblocks.1.ln_1.bias",  # stored, never run
+        "cond_stage_model.model.logit_scale",
+    }
+    assert [reason[:9] for reason in dropped] == ["positions"]
+
+
 @pytest.mark.parametrize(
     ("name", "family"),
     [
-        ("down_blocks.0.resnets.0.norm1.weight", "diffusers' names"),
-        ("encoder.down_blocks.0.resnets.0.norm1.weight", "diffusers' names"),
         ("lora_unet_mid_block_attentions_0.lora_down.weight", "a LoRA, .* by --lora"),
         ("lora_unet_mid_block_attentions_0.hada_w1_a", "a LoHa"),
         ("lora_controlnet", "a Control-LoRA .* take a ControlNet file"),

@@ -25,6 +25,7 @@ def assert_same(got, expected):
 
 
 def vae(mult=(1, 2, 2), blocks=1):
+    torch.manual_seed(0)
     inner = {"z_channels": 3, "ch": 4, "ch_mult": list(mult), "num_res_blocks": blocks, "num_groups": 2}
     return AutoencoderKL(embed_dim=3, ddconfig=inner).state_dict()
 
@@ -110,18 +111,31 @@ def test_newer_text_encoder_files_without_the_text_model_level_are_the_same():
     assert_same(names.open_clip_from_diffusers(newer), names.open_clip_from_diffusers(theirs))
 
 
-def test_a_clip_encoder_comes_back_with_positions_counted_anew():
-    name = "transformer.text_model.embeddings.position_embedding.weight"
-    state = {name: torch.ones(5, 2), "transformer.text_model.final_layer_norm.bias": torch.ones(2)}
-    state["transformer.text_model.embeddings.position_ids"] = torch.arange(5)[None]
-    theirs = names.clip_to_diffusers(state)
-    assert list(theirs) == [
-        "text_model.embeddings.position_embedding.weight",
-        "text_model.final_layer_norm.bias",
-    ]
-    assert_same(names.clip_from_diffusers(theirs), state)
-    newer = {name.removeprefix("text_model."): tensor for name, tensor in theirs.items()}
-    assert_same(names.clip_from_diffusers(newer), state)
+def test_a_clip_encoder_loses_only_its_positions_which_count_themselves():
+    state = {
+        "transformer.text_model.embeddings.position_ids": torch.arange(5)[None],
+        "transformer.text_model.final_layer_norm.bias": torch.ones(2),
+    }
+    assert list(names.clip_to_diffusers(state)) == ["text_model.final_layer_norm.bias"]
+
+
+@pytest.mark.parametrize("level", ["", "text_model."])
+@pytest.mark.parametrize(("width", "open_clip"), [(768, None), (1024, None), (8, True), (1024, False)])
+def test_a_text_encoder_is_told_by_its_settings_else_by_its_width(level, width, open_clip):
+    state = {f"{level}embeddings.position_embedding.weight": torch.empty(2, width, device="meta")}
+    is_open_clip = width == 1024 if open_clip is None else open_clip
+    name = next(iter(names.to_original(state, "text_encoder", open_clip=open_clip)))
+    assert name == "cond_stage_model." + (
+        "model.positional_embedding" if is_open_clip else f"{level}embeddings.position_embedding.weight"
+    )
+
+
+def test_original_names_have_the_parts_prefix():
+    theirs = names.vae_to_diffusers(vae())
+    assert_same(
+        names.to_original(theirs, "vae"),
+        {f"first_stage_model.{name}": tensor for name, tensor in vae().items()},
+    )
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from cldm.diffusers_format import unet_to_diffusers
+from ldm.diffusers_names import unet_to_diffusers
 from ldm.families import is_lora, neighbour, unusual_lora
 
 GOLDEN = sorted((Path(__file__).parents[1] / "golden").glob("golden_keys_*.tsv"))
