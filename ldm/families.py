@@ -37,6 +37,12 @@ def unusual_lora(names: Iterable[str]) -> Family | None:
     return next((family for family in LORA_RELATIVES if family.sign.search(text)), None)
 
 
+def refuse_neighbours(label: object, names: Iterable[str]) -> None:
+    """Raise ValueError, one sentence, if the file called `label` with these names is a neighbour's."""
+    if other := neighbour(names := list(names)) or unusual_lora(names):
+        raise ValueError(f"{label} is {other.what}; {other.instead}")
+
+
 def is_lora(names: Iterable[str]) -> bool:
     """Whether these are names of low-rank differences, in the naming of any tool."""
     return any(LORA_SIGN.search(name) for name in names)

@@ -9,12 +9,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
 
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from ldm.file_kinds import kind_of
+from ldm.families import refuse_neighbours
+from ldm.headers import get_state_dict, read_header
 from ldm.lazy import Mapped, Values
 from ldm.pickles import is_mappable, load_pickle
 
@@ -41,22 +41,15 @@ def read_weight_file(path: str | Path) -> WeightFile:
     FileNotFoundError, or ValueError for a file that is no weights file, is damaged or is hostile.
     """
     path = Path(path)
-    if kind_of(path) == "safetensors":
-        return _read_safetensors(path)
-    saved = get_state_dict(outer := load_pickle(path))
-    if not isinstance(saved, dict):
-        raise ValueError(
-            f"{path} holds a whole Python object, not weights: save its state_dict() and use that"
-        )
+    header = read_header(path)
+    if header.kind == "safetensors":
+        return WeightFile(_read_safetensors(path), {}, mapped=True, metadata=header.metadata)
+    if not header.tensors:
+        refuse_neighbours(path, header.nested)
+        raise ValueError(f"{path} holds no tensors, only {', '.join(header.nested[:3]) or 'nothing'}")
+    saved = get_state_dict(load_pickle(path))
     tensors = {name: value.detach() for name, value in saved.items() if isinstance(value, Tensor)}
-    if not tensors:
-        raise ValueError(f"{path} holds no tensors, only {', '.join(map(str, list(saved)[:3])) or 'nothing'}")
-    others = {
-        str(name): _bytes_inside(value)
-        for name, value in outer.items()
-        if name != "state_dict" and name not in tensors
-    }
-    return WeightFile(tensors, others, mapped=is_mappable(path))
+    return WeightFile(tensors, header.others, mapped=is_mappable(path))
 
 
 def open_weight_file(path: str | Path) -> WeightFile:
@@ -67,30 +60,9 @@ def open_weight_file(path: str | Path) -> WeightFile:
     return replace(file, tensors=Mapped(file.tensors, lambda: read_weight_file(path).tensors).lazy())
 
 
-def get_state_dict(saved: Any) -> Any:
-    """What is nested under `state_dict`, or `saved` itself."""
-    return saved.get("state_dict", saved) if isinstance(saved, dict) else saved
-
-
-def _read_safetensors(path: Path) -> WeightFile:
+def _read_safetensors(path: Path) -> dict[str, Tensor]:
     try:
         with safe_open(path, framework="pt") as file:
-            names = file.keys()  # a file, not a dict
-            tensors = {name: file.get_tensor(name) for name in names}
-            return WeightFile(tensors, {}, mapped=True, metadata=file.metadata() or {})
-    except SafetensorError as error:
-        reason = str(error).rpartition(": ")[2]
-        raise ValueError(f"{path} is damaged or cut short, fetch it again: {reason}") from None
-
-
-def _bytes_inside(value: Any) -> int:
-    """Of the tensors anywhere inside; a container that holds itself is counted once."""
-    total, waiting, seen = 0, [value], set()
-    while waiting:
-        one = waiting.pop()
-        if isinstance(one, Tensor):
-            total += one.nbytes
-        elif isinstance(one, dict | list | tuple) and id(one) not in seen:
-            seen.add(id(one))
-            waiting.extend(one.values() if isinstance(one, dict) else one)
-    return total
+            return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  a file, not a dict
+    except SafetensorError as error:  # the header is in order: a dtype that this torch does not have
+        raise ValueError(f"{path} cannot be read: {error}") from None

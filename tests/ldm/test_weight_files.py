@@ -121,3 +121,20 @@ def test_a_whole_module_or_a_dictionary_without_tensors_is_refused(tmp_path):
     torch.save({"lr": 0.1}, tmp_path / "settings.pth")
     with pytest.raises(ValueError, match="holds no tensors, only lr"):
         read_weight_file(tmp_path / "settings.pth")
+
+
+@pytest.mark.parametrize(
+    ("saved", "message"),
+    [
+        ({"image_proj": {"proj.weight": torch.ones(1)}, "ip_adapter": {}}, "w.pth is an IP-Adapter"),
+        ({"adapter": {"body.0.block1.weight": torch.ones(1)}}, "w.pth is a T2I-Adapter"),
+        (
+            {"string_to_token": {"*": 265}, "string_to_param": {"*": torch.ones(1, 8)}},
+            "w.pth is a textual-inv",
+        ),
+    ],
+)
+def test_neighbours_that_keep_dictionaries_in_dictionaries_are_named(tmp_path, saved, message):
+    torch.save(saved, tmp_path / "w.pth")
+    with pytest.raises(ValueError, match=message):
+        read_weight_file(tmp_path / "w.pth")
