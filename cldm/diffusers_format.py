@@ -105,18 +105,19 @@ def scheduler_config(params: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def part_configs(params: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
-    """All of these for the yaml parameters of a whole model, by the folder of a pipeline they belong in."""
+def part_config(part: str, params: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings of one part of a pipeline, named by its folder, for the yaml parameters of a whole model."""
+    if part == "text_encoder":
+        return text_config(params)
+    if part == "scheduler":
+        return scheduler_config(params)
+    if part == "unet":
+        return unet_config(params["unet_config"]["params"])
+    if part == "vae":
+        scale = params.get("scale_factor", VAE_SCALING)
+        return vae_config(params["first_stage_config"]["params"], scale_factor=scale)
     pooled = params.get("global_average_pooling", False)
-    control = params["control_stage_config"]["params"]
-    scale = params.get("scale_factor", VAE_SCALING)
-    return {
-        "unet": unet_config(params["unet_config"]["params"]),
-        "vae": vae_config(params["first_stage_config"]["params"], scale_factor=scale),
-        "text_encoder": text_config(params),
-        "controlnet": controlnet_config(control, global_average_pooling=pooled),
-        "scheduler": scheduler_config(params),
-    }
+    return controlnet_config(params["control_stage_config"]["params"], global_average_pooling=pooled)
 
 
 def _encoder_config(params: Mapping[str, Any]) -> dict[str, Any]:

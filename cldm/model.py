@@ -15,9 +15,13 @@ from omegaconf.errors import OmegaConfBaseException
 from torch import Tensor, nn
 
 from cldm.cldm import ControlLDM
+from cldm.diffusers_check import check_folder
 from ldm.checkpoint import assign_weights
+from ldm.diffusers_folder import open_weights
+from ldm.diffusers_names import part_with, to_original
+from ldm.lazy import read
 from ldm.util import instantiate_from_config
-from ldm.weight_files import get_state_dict, read_weight_file
+from ldm.weight_files import get_state_dict
 
 __all__ = [
     "create_meta_model",
@@ -65,10 +69,13 @@ def create_meta_model(config: str | Path | DictConfig) -> ControlLDM:
 def load_state_dict(ckpt_path: str | Path, location: str | torch.device = "cpu") -> dict[str, Tensor]:
     """Everything stored in a weights file, under the file's own names, on `location` (published).
 
-    Errors as `ldm.weight_files.read_weight_file`.
+    Files and folders under diffusers' names come under the original ones. Errors as
+    `ldm.diffusers_folder.open_weights`.
     """
-    tensors = read_weight_file(ckpt_path).tensors
-    return {name: tensor.to(location) for name, tensor in tensors.items()}
+    tensors = open_weights(ckpt_path).tensors
+    if part := part_with(tensors):
+        tensors = to_original(tensors, part)
+    return {name: read(tensor).to(location) for name, tensor in tensors.items()}
 
 
 def load_model(
@@ -80,11 +87,14 @@ def load_model(
 ) -> ControlLDM:
     """The model of a yaml file with the weights of one or more files, ready to run on `device`.
 
-    weights: overlaid in order, such as a base model and a control branch alone. dtype: of all parameters,
+    weights: files, or folders of diffusers, overlaid in order, such as a base model and a control branch
+    alone. dtype: of all parameters,
     None for fp32. use_ema: take the moving averages that training checkpoints carry. Errors as `create_model`
     and `ldm.checkpoint.assign_weights`.
     """
     model = create_meta_model(config)
+    for path in weights:
+        check_folder(path, _settings(config)["params"], _label(config))
     assign_weights(model, *weights, dtype=dtype, use_ema=use_ema)
     return model.to(device).eval()
 
@@ -103,6 +113,7 @@ def load_control(
     holder = nn.Module()
     with torch.device("meta"):
         holder.control_model = _build(settings["params"]["control_stage_config"], config)
+    check_folder(path, settings["params"], _label(config), only=["controlnet"])
     assign_weights(holder, path, dtype=dtype, only=CONTROL_PREFIX)
     return holder.control_model.to(device).eval()
 
@@ -111,8 +122,12 @@ def _settings(config: str | Path | DictConfig) -> dict[str, Any]:
     return OmegaConf.to_container(read_config(config).model, resolve=True)  # type: ignore[return-value]
 
 
+def _label(source: str | Path | DictConfig) -> object:
+    return "the model's settings" if isinstance(source, DictConfig) else source
+
+
 def _build(settings: dict[str, Any], source: str | Path | DictConfig) -> Any:
-    label = "the model's settings" if isinstance(source, DictConfig) else source
+    label = _label(source)
     try:
         return instantiate_from_config(settings)
     except KeyError as error:

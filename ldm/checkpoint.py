@@ -1,4 +1,4 @@
-"""Weights files -> a ready model, the only way in: safe, checked before anything changes, never held twice.
+"""Weights on disk -> a ready model, the only way in: safe, checked before anything changes, never held twice.
 
 A model is built on the meta device, where it has shapes but no memory; tensors mapped from the file become
 its parameters as they are. Where the dtype must change, the file is walked in pieces, so that its pages and
@@ -20,8 +20,9 @@ from torch import Tensor, nn
 
 from ldm.checkpoint_fit import check_fit, quote
 from ldm.checkpoint_forms import EMA_PREFIX, canonical, ema_names, part_of
+from ldm.diffusers_folder import open_weights
 from ldm.lazy import LazyTensor, Values, read, release, walk
-from ldm.weight_files import WeightFile, open_weight_file
+from ldm.weight_files import WeightFile
 
 log = logging.getLogger(__name__)
 
@@ -84,7 +85,7 @@ class Opened:
 
 
 def read_state_dict(path: str | Path, *, ema_of: Iterable[str] = ()) -> dict[str, Tensor]:
-    """The weights of a published file of any form, under the names of a whole model, on the CPU.
+    """The weights of a published file or folder of any form, under the names of a whole model, on the CPU.
 
     Tensors are mapped from the file where its format allows that. ema_of: names of a model, to take moving
     averages for them. Raises FileNotFoundError, or ValueError for a file that is no checkpoint, is damaged or
@@ -94,11 +95,14 @@ def read_state_dict(path: str | Path, *, ema_of: Iterable[str] = ()) -> dict[str
 
 
 def open_source(source: Source, label: str = "the dictionary", ema_of: tuple[str, ...] = ()) -> Opened:
-    """A file, or a dictionary called `label`, under canonical names; errors as `read_state_dict`."""
+    """A file, a folder of diffusers or a dictionary called `label`, under canonical names.
+
+    Errors as `read_state_dict`.
+    """
     if isinstance(source, Mapping):
         file = WeightFile(dict(source), {}, mapped=False)
     else:
-        file, label = open_weight_file(source), str(source)
+        file, label = open_weights(source), str(source)
     try:
         state, dropped = canonical(file.tensors, ema_of)
     except ValueError as error:
@@ -144,7 +148,9 @@ def assign_weights(
 
 def _open_all(sources: Sequence[Source], ema_of: tuple[str, ...]) -> list[Opened]:
     if not sources:
-        raise ValueError("no weights given: name a .safetensors, .ckpt or .pth file")
+        raise ValueError(
+            "no weights given: name a .safetensors, .ckpt or .pth file, or a folder of diffusers"
+        )
     opened = [open_source(one, f"dictionary {number}", ema_of) for number, one in enumerate(sources, start=1)]
     if ema_of and not any(one.averaged for one in opened):
         labels = " + ".join(one.label for one in opened)

@@ -1,8 +1,8 @@
 """The names inside published checkpoints, brought to the names of our models.
 
-Files differ in what they carry beside the weights, in the prefix of a part stored alone, in the naming (that of
-the text encoder has changed, diffusers has one of its own), and in whether moving averages (EMA) come along.
-What is left out goes by name, with a reason.
+Files differ in what they carry beside the weights, in the prefix of a part stored alone, in the naming (the
+text encoder's has changed over the years, diffusers has its own), and in whether moving averages (EMA) come
+along. What is left out goes by name, with a reason.
 """
 
 from __future__ import annotations

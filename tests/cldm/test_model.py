@@ -1,5 +1,6 @@
 """Models come from yaml files and published checkpoints; what is wrong with either is one sentence."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -8,7 +9,10 @@ from omegaconf import OmegaConf
 from safetensors.torch import save_file
 
 from cldm.cldm import ControlNet
+from cldm.diffusers_format import part_config
 from cldm.model import create_model, load_control, load_model, load_state_dict, read_config
+from ldm.diffusers_folder import CLASSES
+from ldm.diffusers_names import PARTS
 
 MODELS = Path(__file__).parents[2] / "models"
 LOGVAR, POSITIONS = "logvar", "cond_stage_model.transformer.text_model.embeddings.position_ids"
@@ -163,6 +167,63 @@ def test_load_state_dict_gives_the_files_own_names(tmp_path):
     torch.save({"state_dict": {"model_ema.decay": torch.ones(1)}}, tmp_path / "a.ckpt")
     assert list(load_state_dict(str(tmp_path / "a.ckpt"), location="cpu")) == ["model_ema.decay"]
     assert load_state_dict(tmp_path / "a.ckpt", location="meta")["model_ema.decay"].is_meta
+
+
+@pytest.fixture
+def folder(published, tmp_path):
+    """The small model as folders of diffusers: a pipeline without control, and the branch by itself."""
+    params = OmegaConf.create(settings()).model.params
+    for part in PARTS:
+        prefix = PARTS[part].prefix
+        state = {name[len(prefix) :]: t for name, t in published.items() if name.startswith(prefix)}
+        place = tmp_path / ("canny" if part == "controlnet" else f"sd/{part}")
+        place.mkdir(parents=True)
+        theirs = {name: t.contiguous() for name, t in PARTS[part].to_diffusers(state).items()}
+        save_file(theirs, place / "diffusion_pytorch_model.safetensors")
+        config = part_config(part, params)
+        config |= (
+            {"architectures": [CLASSES[part]]} if part == "text_encoder" else {"_class_name": CLASSES[part]}
+        )
+        (place / "config.json").write_text(json.dumps(config))
+    return tmp_path
+
+
+def weights_of(published):
+    """Without the constants, which diffusers does not store."""
+    return {name: t for name, t in published.items() if "." in name and not name.endswith("position_ids")}
+
+
+def test_folders_of_diffusers_load_like_files(config, published, folder):
+    model = load_model(config, folder / "sd", folder / "canny")
+    for name, tensor in weights_of(published).items():
+        assert torch.equal(model.state_dict()[name], tensor)
+    assert equal(load_control(config, folder / "canny"), control_only(published, ""))
+
+
+def test_published_scripts_load_folders_and_their_files(config, published, folder):
+    model = create_model(config)
+    single = folder / "sd/vae/diffusion_pytorch_model.safetensors"
+    for path in (folder / "sd", folder / "canny", single):
+        model.load_state_dict(load_state_dict(str(path), location="cpu"), strict=False)
+    for name, tensor in weights_of(published).items():
+        assert torch.equal(model.state_dict()[name], tensor)
+    whole = load_state_dict(folder / "sd") | load_state_dict(folder / "canny")
+    create_model(config).load_state_dict(whole, strict=True)
+
+
+def test_a_part_of_diffusers_in_the_wrong_place_is_said(config, folder):
+    with pytest.raises(
+        ValueError, match="canny lacks .* tensors of the model .*U-Net.*; name a file for every"
+    ):
+        load_model(config, folder / "canny")
+    with pytest.raises(ValueError, match="sd has no control branch"):
+        load_control(config, folder / "sd")
+    file = folder / "canny/config.json"
+    file.write_text(file.read_text().replace('"attention_head_dim": 2', '"attention_head_dim": 4'))
+    with pytest.raises(
+        ValueError, match=r"canny: its controlnet has attention_head_dim=4, but .*small\.yaml"
+    ):
+        load_control(config, folder / "canny")
 
 
 def test_a_yaml_with_a_base_changes_only_what_it_names(config):
