@@ -18,7 +18,8 @@ def forget_proxies(monkeypatch):
 class Reply:
     """How one request is answered.
 
-    cut: bytes after which the connection ends; stall: it stays silent there instead, until the server stops.
+    cut: bytes after which the connection ends; stall: it stays silent there instead, until the server stops;
+    shift: how far from the byte that was asked for a piece begins.
     """
 
     content: bytes = b""
@@ -28,6 +29,7 @@ class Reply:
     cut: int | None = None
     stall: bool = False
     ranges: bool = True
+    shift: int = 0
     if_range: bool = True
     length: bool = True
 
@@ -92,6 +94,7 @@ def answer(reply, asked):
     if start >= total > 0:
         return 416, {"Content-Range": f"bytes */{total}"}, b""
     if start:
+        start += reply.shift
         headers["Content-Range"] = f"bytes {start}-{total - 1}/{total}"
     if reply.length:
         headers["Content-Length"] = str(total - start)

@@ -2,7 +2,6 @@
 
 import errno
 import hashlib
-import json
 import random
 import shutil
 import threading
@@ -37,8 +36,13 @@ UNKNOWN = published(None, None)
 def pauses(monkeypatch):
     """Seconds that were waited; nobody waits in earnest, and nobody comes between us and the server."""
     waited = []
+
+    def sleep(seconds):
+        waited.append(seconds)
+        assert len(waited) < 100, "the tries have no end"
+
     forget_proxies(monkeypatch)
-    monkeypatch.setattr(module, "time", SimpleNamespace(sleep=waited.append))
+    monkeypatch.setattr(module, "time", SimpleNamespace(sleep=sleep))
     return waited
 
 
@@ -163,6 +167,11 @@ def test_a_file_that_became_shorter_is_fetched_from_its_beginning(serve, get, tm
     assert is_whole(tmp_path)
 
 
+def test_a_piece_from_another_place_is_not_taken(serve, get, tmp_path):
+    get(serve(CUT, Reply(CONTENT, shift=-10), WHOLE))
+    assert is_whole(tmp_path)
+
+
 @pytest.mark.parametrize("tag", [None, 'W/"weak"'])
 def test_a_part_that_nothing_identifies_is_not_gone_on_with(serve, get, tmp_path, tag):
     server = serve(Reply(OTHER, cut=100_000, tag=tag), Reply(CONTENT, tag=tag))
@@ -190,6 +199,12 @@ def test_without_a_length_the_checksum_or_the_known_size_tells_the_end(serve, ge
     assert get(server, published(sha256=None)) == (True, "size")
     assert server.ranges() == [None, "bytes=100000-"]
     assert is_whole(tmp_path)
+
+
+def test_more_bytes_than_the_known_size_are_wrong(serve, get, tmp_path):
+    with pytest.raises(NotHereError, match="300,001 bytes instead of 300,000"):
+        get(serve(Reply(CONTENT + b"!", length=False)), published(sha256=None))
+    assert names(tmp_path) == []
 
 
 def test_without_length_and_checksum_nothing_is_fetched(serve, get, tmp_path):
@@ -236,6 +251,22 @@ def test_a_part_goes_on_though_each_request_is_led_to_another_tag(serve, get, tm
     get(server, UNKNOWN)
     assert is_whole(tmp_path)
     assert hosts[1].ranges() == ["bytes=100000-"]
+    assert "If-Range" not in hosts[1].requests[0][1]
+
+
+def test_what_the_hub_said_is_the_checksum_at_a_silent_mirror_too(serve, get, tmp_path):
+    with pytest.raises(NotHereError):
+        get(serve(linked(serve(CUT)), Reply(status=404)), UNKNOWN)
+    mirror = serve(WHOLE)
+    assert get(mirror, UNKNOWN) == (True, "sha256")
+    assert mirror.ranges() == ["bytes=100000-"]
+
+
+def test_a_file_that_the_hub_replaced_meanwhile_is_fetched_from_its_beginning(serve, get, tmp_path):
+    old, new = serve(Reply(OTHER, cut=100_000)), serve(WHOLE)
+    get(serve(linked(old, OTHER), linked(new)), UNKNOWN)
+    assert is_whole(tmp_path)
+    assert new.ranges() == ["bytes=100000-", None]
 
 
 def test_a_busy_server_is_asked_again_when_it_says(serve, get, tmp_path, pauses):
@@ -396,16 +427,3 @@ def test_a_file_of_the_user_is_never_replaced(serve, get, tmp_path, content, say
         check_file(target, published(), lambda *_: None)
     assert not server.requests
     assert content is None or target.read_bytes() == content
-
-
-@pytest.mark.parametrize("note", [None, b"", b"\xff", b"[]", b'{"url": 1}', "longer"])
-def test_a_part_of_unknown_origin_is_not_gone_on_with(serve, get, tmp_path, note):
-    (tmp_path / "weights.pth.part").write_bytes(OTHER[:1000])
-    if note == "longer":
-        note = json.dumps({"url": "", "size": 999, "sha256": SHA256, "validator": None}).encode()
-    if note is not None:
-        (tmp_path / "weights.pth.part.json").write_bytes(note)
-    server = serve(WHOLE)
-    get(server)
-    assert server.ranges() == [None]
-    assert is_whole(tmp_path)
