@@ -17,7 +17,8 @@ from typing import Any
 
 import cv2
 import numpy as np
-from torch.utils.data import Dataset, Sampler
+import torch
+from torch.utils.data import DataLoader, Dataset, Sampler
 
 from cldm.dataset_rows import Columns, Row, missing_files, read_rows
 from ldm.image import read_image
@@ -111,7 +112,7 @@ class ControlDataset(Dataset):
                 f"{row.hint.name} {other_width}x{other_height}; make both one size"
             )
         place = rng.random(2) if rng is not None and self.view.random_crop else (0.5, 0.5)
-        image, hint = (_square(one, self.view.resolution, place) for one in pair)
+        image, hint = (to_square(one, self.view.resolution, place) for one in pair)
         if rng is not None and self.view.flip and rng.random() < 0.5:
             image, hint = image[:, ::-1], hint[:, ::-1]
         return np.ascontiguousarray(image), np.ascontiguousarray(hint)
@@ -152,6 +153,23 @@ class Share(Sampler):
             first += self.batch * self.ranks
 
 
+@dataclass(frozen=True)
+class DrawLoader:
+    """How a run reads its stream: `batch` samples a step and process, by so many worker processes."""
+
+    draws: Dataset
+    batch: int
+    workers: int = 0
+
+    def of(self, start: int, rank: int = 0, ranks: int = 1) -> DataLoader:
+        """The batches of one process from draw `start` on, without end."""
+        share = Share(start, self.batch, rank, ranks)
+        return DataLoader(
+            self.draws, self.batch, sampler=share, num_workers=self.workers, drop_last=True,
+            pin_memory=torch.cuda.is_available(),
+        )  # fmt: skip
+
+
 def validate(dataset: ControlDataset, most: int = 10) -> list[str]:
     """The first `most` rows that cannot be used, each in one sentence; every picture is decoded."""
 
@@ -177,7 +195,7 @@ def _order(seed: int, turn: int, count: int) -> np.ndarray:
     return np.random.default_rng([seed, turn, EVERY_ROW]).permutation(count)
 
 
-def _square(image: np.ndarray, side: int, place: tuple[float, float]) -> np.ndarray:
+def to_square(image: np.ndarray, side: int, place: tuple[float, float] = (0.5, 0.5)) -> np.ndarray:
     """The picture with its short side scaled to `side`, cut to a square at `place` (0 left or top, 1 end)."""
     height, width = image.shape[:2]
     scale = side / min(height, width)

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
+from einops import rearrange
 from torch import Tensor
 
 from cldm.cldm import ControlLDM
@@ -28,6 +29,20 @@ class Noise:
     t: Tensor
     eps: Tensor
     posterior: Tensor
+
+
+def latent_moments(model: ControlLDM, batch: Mapping[str, Any]) -> tuple[Tensor, Tensor, Tensor]:
+    """Mean and deviation of a batch's unscaled latents [b, c, h, w] and its text [b, n, d].
+
+    Computed from `jpg` and `txt`, or taken from `mean`, `std` and `text` where a cache put them.
+    """
+    if "mean" in batch:
+        return batch["mean"].float(), batch["std"].float(), batch["text"]
+    with torch.no_grad():
+        pixels = rearrange(batch[model.first_stage_key], "b H W c -> b c H W").contiguous()
+        posterior = model.encode_first_stage(pixels.to(model.device, torch.float32))
+        text = model.get_learned_conditioning(list(batch[model.cond_stage_key]))
+    return posterior.mean, posterior.std, text
 
 
 def draw_noise(draws: Sequence[int], shape: Sequence[int], loss: Loss, timesteps: int) -> Noise:

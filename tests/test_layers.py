@@ -23,12 +23,13 @@ LAYERS = (
     ("cldm.pipeline",),
     ("generate", "share", "cldm.batch", "cldm.demo", "cldm.fill50k", "cldm.flags", "cldm.outputs")
     + ("eval.fill50k", "models", "bench", "test_imgs", "tool_download_models")
-    + ("tutorial_dataset", "tutorial_train", "tutorial_train_dist"),
+    + ("cldm.logger", "cldm.training_run", "tutorial_dataset", "tutorial_train", "tutorial_train_dist"),
 )
 # Whole packages that know nothing of the others; what is in the topmost layer is exempt.
 ALONE = {"ldm": {"ldm"}, "annotator": {"annotator"}, "eval": {"eval"}}
 HEAVY = {"diffusers", "open_clip", "skimage", "timm", "torchmetrics", "torchvision", "transformers"}
 ORACLES = {"diffusers"}  # for tests and bench only
+LIGHTNING = ("cldm.training", "cldm.logger", "cldm.training_run")  # importing it costs seconds
 DEVICE_CHOOSER = "ldm.util"
 MACHINE_PATH = re.compile(r"(?<![\w.~-])/(?:home|mnt|opt|root|tmp|Users|work)/")
 
@@ -177,6 +178,12 @@ def test_no_modules_import_each_other_in_a_ring():
 @every_module
 def test_heavy_packages_wait_inside_functions(name):
     assert not heavy(name, TREES[name])
+
+
+@every_module
+def test_lightning_lives_where_training_does(name):
+    early = [one for one in imports_of(TREES[name]) if one.target.split(".")[0].endswith("lightning")]
+    assert name in LIGHTNING or not early
 
 
 @pytest.mark.parametrize("file", sorted([*FILES.values(), *(ROOT / "tests").rglob("*.py")]), ids=str)

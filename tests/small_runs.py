@@ -1,0 +1,53 @@
+"""Runs of a small model under Lightning, as the training command makes them."""
+
+import pytest
+import torch
+
+from cldm.checkpoint_folder import STATE, CheckpointFolder
+from cldm.dataset import DrawLoader, Draws
+from cldm.training_settings import LearningRate, Loss, Optimization, TrainingSettings
+from tests.small_models import build
+
+pl = pytest.importorskip("pytorch_lightning")
+
+SIDE = 64
+SETTINGS = TrainingSettings(
+    LearningRate(1e-3, "cosine", warmup=2, total=10), Loss(snr_gamma=5.0), Optimization(ema_decay=0.9)
+)
+
+
+class Run:
+    """A run of a small model in a folder of its own."""
+
+    def __init__(self, data, out, settings=SETTINGS, batch=2, limit=None, **trainer):
+        from cldm.training import Checkpoints, ControlTraining, PlainFiles
+
+        self.folder = CheckpointFolder(out, limit)
+        every = trainer.pop("every", 100)
+        options = {
+            "accelerator": "cpu", "logger": False, "enable_checkpointing": False, "plugins": [PlainFiles()],
+            "enable_progress_bar": False, "enable_model_summary": False, "max_epochs": -1,
+        }  # fmt: skip
+        self.module = ControlTraining(build(), settings, DrawLoader(Draws(data, 0), batch))
+        self.checkpoints = Checkpoints(self.folder, every, size=1)
+        callbacks = [self.checkpoints, *trainer.pop("callbacks", [])]
+        self.trainer = pl.Trainer(default_root_dir=out, callbacks=callbacks, **options | trainer)
+
+    def go(self, resume=None):
+        path = resume and self.folder.find(resume) / STATE
+        self.trainer.fit(self.module, ckpt_path=path, weights_only=True)
+        return self
+
+    def state(self):
+        return torch.load(self.folder.find("latest") / STATE, weights_only=True)
+
+
+class At(pl.Callback):
+    """Does something once a step is done."""
+
+    def __init__(self, step, act):
+        self.step, self.act = step, act
+
+    def on_train_batch_start(self, trainer, module, *_):
+        if trainer.global_step == self.step:
+            self.act(module)
