@@ -57,12 +57,16 @@ class LoadReport:
 
 @dataclass(frozen=True)
 class Opened:
-    """One source under canonical names; lazy tensors where it is a file that can be mapped."""
+    """One source under canonical names; lazy tensors where it is a file that can be mapped.
+
+    metadata: what a safetensors file says of itself.
+    """
 
     label: str
     averaged: int
     state: dict[str, Values]
     dropped: Counter[str]
+    metadata: Mapping[str, str]
 
     def shapes(self, names: Iterable[str]) -> dict[str, tuple[int, ...]]:
         """Shapes of the tensors in `names`."""
@@ -110,7 +114,7 @@ def open_source(source: Source, label: str = "the dictionary", ema_of: tuple[str
     if file.others:
         dropped[TRAINER_STATE] += len(file.others)
     averaged = len(ema_names(ema_of).keys() & file.tensors.keys())
-    return Opened(label, averaged, state, dropped)
+    return Opened(label, averaged, state, dropped, file.metadata)
 
 
 def assign_weights(

@@ -14,7 +14,7 @@ Shapes = Mapping[str, tuple[int, ...]]  # name -> shape
 
 SHOWN = 3  # names quoted in a message
 CONTEXT_SIGN = "attn2.to_k.weight"  # [c, d]: it reads the text, so its width d tells the family
-FAMILIES = {768: "SD 1.x", 1024: "SD 2.x"}
+FAMILIES = {768: "SD 1.x", 1024: "SD 2.x", 1280: "the refiner of SDXL", 2048: "SDXL"}
 
 
 def check_fit(model: Shapes, optional: set[str], sources: Mapping[str, Shapes]) -> None:
@@ -39,23 +39,25 @@ def quote(names: Sequence[str]) -> str:
 
 
 def _check_family(model: Shapes, sources: Mapping[str, Shapes]) -> None:
-    widths = {label: width for label in sources if (width := _context_width(sources[label]))}
-    wanted = _context_width(model)
+    widths = {label: width for label in sources if (width := context_width(sources[label]))}
+    wanted = context_width(model)
     strangers = [label for label, width in widths.items() if width != wanted]
     if wanted and strangers:
         fitting = [label for label, width in widths.items() if width == wanted]
         raise ValueError(
-            f"{' and '.join(strangers)}: made for {_family(widths[strangers[0]])}, but the model"
-            f"{''.join(' and ' + label for label in fitting)} for {_family(wanted)}; "
+            f"{' and '.join(strangers)}: made for {family(widths[strangers[0]])}, but the model"
+            f"{''.join(' and ' + label for label in fitting)} for {family(wanted)}; "
             "take a yaml, a base and a control branch of one family"
         )
 
 
-def _context_width(shapes: Shapes) -> int | None:
+def context_width(shapes: Shapes) -> int | None:
+    """Width of the text that a model of these shapes reads, in either naming; None where it reads none."""
     return next((shape[-1] for name, shape in shapes.items() if name.endswith(CONTEXT_SIGN)), None)
 
 
-def _family(width: int) -> str:
+def family(width: int) -> str:
+    """Whose text is `width` wide, for a message."""
     return f"text of width {width}" + (f" ({FAMILIES[width]})" if width in FAMILIES else "")
 
 

@@ -95,6 +95,13 @@ class LazyTensor:
 Values = Tensor | LazyTensor
 
 
+def lazy(tensor: Values) -> LazyTensor:
+    """A tensor that is in memory anyway as a lazy one, for what is done with it to be late."""
+    if isinstance(tensor, LazyTensor):
+        return tensor
+    return LazyTensor(tensor.to("meta"), lambda: tensor, frozenset(), 0)
+
+
 def read(tensor: Values) -> Tensor:
     """The tensor itself, read where it is lazy."""
     return tensor.read() if isinstance(tensor, LazyTensor) else tensor

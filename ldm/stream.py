@@ -28,6 +28,7 @@ STORED_NAMES = {
 }  # fmt: skip
 SAFETENSORS = ".safetensors"
 NESTED = {".ckpt": "state_dict", ".pth": None, ".pt": None, ".bin": None}  # of torch: where its tensors lie
+SUFFIXES = (SAFETENSORS, *NESTED)
 HEADER_ALIGNMENT = 8
 MIB = 2**20
 
@@ -47,8 +48,8 @@ def write_weights(
     hold, OSError in one sentence when the disk is full or closed to us.
     """
     path = Path(path)
-    if path.suffix not in (SAFETENSORS, *NESTED):
-        raise ValueError(f"{path}: use {SAFETENSORS}, {', '.join(NESTED)} as the suffix")
+    if path.suffix not in SUFFIXES:
+        raise ValueError(f"{path}: use {', '.join(SUFFIXES)} as the suffix")
     check_space(path, sum(tensor.nbytes for tensor in tensors.values()))
     with draft(path) as part, part.open("xb") as file:
         if path.suffix == SAFETENSORS:

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 import ldm.lazy
-from ldm.lazy import LazyTensor, Mapped, read, walk
+from ldm.lazy import LazyTensor, Mapped, lazy, read, walk
 
 
 class Counted:
@@ -38,9 +38,9 @@ OPERATIONS = {
 
 @pytest.mark.parametrize("name", OPERATIONS)
 def test_an_operation_on_lazy_tensors_gives_the_same_bits_later(file, name):
-    lazy = Mapped(file(), file).lazy()
+    mapped = Mapped(file(), file).lazy()
     expected = OPERATIONS[name](file.state["a"], file.state["b"])
-    got = OPERATIONS[name](lazy["a"], lazy["b"])
+    got = OPERATIONS[name](mapped["a"], mapped["b"])
     assert isinstance(got, LazyTensor)
     assert (got.shape, got.dtype, got.nbytes) == (expected.shape, expected.dtype, expected.nbytes)
     assert len(got) == len(expected)
@@ -53,18 +53,18 @@ def test_shapes_and_operations_read_nothing():
 
 
 def test_a_walk_opens_the_file_anew_for_each_piece(file, monkeypatch):
-    lazy = Mapped(file(), file).lazy()
-    assert dict(walk(lazy.items())).keys() == file.state.keys()
+    mapped = Mapped(file(), file).lazy()
+    assert dict(walk(mapped.items())).keys() == file.state.keys()
     assert file.opened == 1
-    monkeypatch.setattr(ldm.lazy, "PIECE_BYTES", lazy["a"].nbytes)
-    assert all(torch.equal(tensor, file.state[name]) for name, tensor in walk(lazy.items()))
+    monkeypatch.setattr(ldm.lazy, "PIECE_BYTES", mapped["a"].nbytes)
+    assert all(torch.equal(tensor, file.state[name]) for name, tensor in walk(mapped.items()))
     assert file.opened == 1 + len(file.state)  # the first walk had given up the first mapping
 
 
 def test_a_piece_counts_what_is_read_not_what_comes_out(file, monkeypatch):
-    lazy = Mapped(file(), file).lazy()
-    both = {"sum": lazy["a"] + lazy["b"], "head": lazy["c"][:1]}
-    monkeypatch.setattr(ldm.lazy, "PIECE_BYTES", 2 * lazy["a"].nbytes)
+    mapped = Mapped(file(), file).lazy()
+    both = {"sum": mapped["a"] + mapped["b"], "head": mapped["c"][:1]}
+    monkeypatch.setattr(ldm.lazy, "PIECE_BYTES", 2 * mapped["a"].nbytes)
     for _ in walk(both.items()):
         pass
     assert file.opened == 2
@@ -74,4 +74,6 @@ def test_plain_tensors_walk_too(file):
     tensors = {"x": torch.ones(2), "y": Mapped(file(), file).lazy()["a"]}
     assert torch.equal(dict(walk(tensors.items()))["x"], tensors["x"])
     assert read(tensors["x"]) is tensors["x"]
+    assert read(lazy(tensors["x"])) is tensors["x"]
+    assert lazy(tensors["y"]) is tensors["y"]
     assert torch.equal(read(tensors["y"]), file.state["a"])
