@@ -75,7 +75,7 @@ def files_of(part):
 @pytest.mark.parametrize(
     "part",
     ["ldm", "cldm", "annotator", "eval", "models", "generate.py", "share.py", "bench", "test_imgs", "tests"]
-    + ["tool_download_models.py"],
+    + ["tool_convert.py", "tool_download_models.py"],
 )
 def test_what_is_imported_is_declared(part):
     declared = {canonicalize_name(one.name) for one in requirements(*EXTRAS_OF.get(part, ()))}

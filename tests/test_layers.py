@@ -22,7 +22,7 @@ LAYERS = (
     ("cldm",),
     ("cldm.pipeline",),
     ("generate", "share", "cldm.batch", "cldm.demo", "cldm.fill50k", "cldm.flags", "cldm.outputs")
-    + ("eval.fill50k", "models", "bench", "test_imgs", "tool_download_models")
+    + ("eval.fill50k", "models", "bench", "test_imgs", "tool_convert", "tool_download_models")
     + ("cldm.logger", "cldm.training_run", "tutorial_dataset", "tutorial_train", "tutorial_train_dist"),
 )
 # Whole packages that know nothing of the others; what is in the topmost layer is exempt.
