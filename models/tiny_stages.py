@@ -65,6 +65,10 @@ def _start_vae(model: ControlLDM, args: argparse.Namespace) -> None:
     vae.quant_conv.bias.data[half:] = START_LOGVAR
 
 
+def _latent_error(latent: Tensor, noise: torch.Generator) -> Tensor:
+    return LATENT_ERROR * latent.std().detach() * torch.randn(latent.shape, generator=noise).to(latent)
+
+
 def vae_loss(model: ControlLDM, batch: dict, noise: torch.Generator) -> Tensor:
     """Mean absolute error of the reconstruction, and a little divergence from N(0, 1).
 
@@ -73,9 +77,8 @@ def vae_loss(model: ControlLDM, batch: dict, noise: torch.Generator) -> Tensor:
     target = batch["target"].to(model.device).flatten(0, 1)
     vae = model.first_stage_model
     posterior = vae.encode(target)
-    error = torch.randn(posterior.mean.shape, generator=noise).to(target)
-    latent = posterior.sample(noise) + LATENT_ERROR * posterior.mean.std().detach() * error
-    pixels = vae.decode(latent)
+    error = _latent_error(posterior.mean, noise)
+    pixels = vae.decode(posterior.sample(noise) + error)
     return F.l1_loss(pixels, target) + KL_WEIGHT * posterior.kl().mean() / posterior.mean[0].numel()
 
 
@@ -113,6 +116,25 @@ def _cache_latents(model: ControlLDM, args: argparse.Namespace) -> None:
     if not file.exists():
         np.save(file, encode_scenes(model, args.seed, args.cache).numpy().astype(np.float16))
     TinyScenes.latents = np.load(file)
+
+
+class DecoderParts(nn.Module):
+    """The half of the autoencoder that may go on learning once latents are fixed."""
+
+    def __init__(self, model: ControlLDM) -> None:
+        super().__init__()
+        vae = model.first_stage_model.requires_grad_(False)
+        self.post_quant_conv = vae.post_quant_conv.requires_grad_(True)
+        self.decoder = vae.decoder.requires_grad_(True)
+
+
+def decoder_loss(model: ControlLDM, batch: dict, noise: torch.Generator) -> Tensor:
+    """Mean absolute error of the reconstruction; the encoder, and so every cached latent, stays as it is."""
+    target = batch["target"].to(model.device).flatten(0, 1)
+    with torch.no_grad():
+        latent = model.first_stage_model.encode(target).mode()
+        latent = latent + _latent_error(latent, noise)
+    return F.l1_loss(model.first_stage_model.decode(latent), target)
 
 
 class BaseParts(nn.Module):
@@ -175,6 +197,7 @@ def control_loss(model: ControlLDM, batch: dict, noise: torch.Generator) -> Tens
 
 STAGES = {
     "vae": Stage("vae", 7000, 8, 2e-3, _vae, vae_loss, _start_vae, whiten),
+    "decoder": Stage("decoder", 3000, 8, 1e-3, DecoderParts, decoder_loss, _nothing, _nothing, ("vae",)),
     "base": Stage("base", 9000, 16, 1e-3, BaseParts, base_loss, _cache_latents, _nothing, ("vae",)),
     "control": Stage(
         "control", 5000, 16, 5e-4, _branch, control_loss, _start_branch, _nothing, ("vae", "base")

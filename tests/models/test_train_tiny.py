@@ -51,7 +51,7 @@ def test_a_loss_that_is_not_finite_changes_nothing(tmp_path):
     assert all(torch.equal(before[name], value) for name, value in run.parts.named_parameters())
 
 
-@pytest.mark.parametrize("stage", ["vae", "whole"])
+@pytest.mark.parametrize("stage", ["vae", "decoder", "whole"])
 def test_sample_i_is_always_the_same(stage):
     first, again = TinyScenes(stage, 3)[17], TinyScenes(stage, 3)[17]
     assert torch.equal(first["target"], again["target"])
