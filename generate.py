@@ -150,6 +150,7 @@ def _report(args: argparse.Namespace, made: "list[Made]", failed: dict[str, str]
         report = {
             "pictures": pictures,
             "failed": failed,
+            "source": json.loads(maker.source.to_json()),
             "load_seconds": maker.load_seconds,
             "peak_memory": peak,
         }

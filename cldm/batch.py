@@ -24,6 +24,7 @@ from cldm.outputs import (
 )
 from cldm.request import Request
 from ldm.image import read_image, write_png
+from ldm.lora_names import parse_lora
 
 if TYPE_CHECKING:
     import numpy as np
@@ -109,10 +110,11 @@ def load_pipeline(source: Source) -> "Pipeline":
             device=source.device,
             dtype=source.dtype,
             controls=source.branches,
+            loras=[parse_lora(one) for one in source.loras],
             save_memory=source.save_memory,
         )
     except FileNotFoundError as error:
-        if source.config or source.weights or source.branches:
+        if source.config or source.weights or source.branches or source.loras:
             raise
         raise FileNotFoundError(
             f"the tiny model that ships with this project is not complete ({error}): "
@@ -144,14 +146,14 @@ class Maker:
         keep_finished: bool = False,
         save_maps: bool = False,
     ) -> None:
-        self._source, self._out = source, out
+        self.source, self._out = source, out
         self._keep_finished, self._save_maps = keep_finished, save_maps
         self.load_seconds = 0.0
 
     @cached_property
     def _pipeline(self) -> "Pipeline":
         start = time.perf_counter()
-        pipeline = load_pipeline(self._source)
+        pipeline = load_pipeline(self.source)
         self.load_seconds = time.perf_counter() - start
         return pipeline
 
@@ -160,7 +162,7 @@ class Maker:
 
         BadPicture when they cannot be read or used; other errors as `load_pipeline` and `write_picture`.
         """
-        source, paths = self._source_of(job), [*job.images, self._source.init, self._source.mask]
+        source, paths = self._source_of(job), [*job.images, self.source.init, self.source.mask]
         requests = [one_picture(job.request, index) for index in range(job.request.num_samples)]
         pictures = None
         for request in requests:
@@ -189,14 +191,14 @@ class Maker:
             raise BadPicture(str(error)) from error
 
     def _source_of(self, job: Job) -> Source:
-        paths = [*job.images, self._source.init, self._source.mask]
+        paths = [*job.images, self.source.init, self.source.mask]
         try:
             known = digests(paths)
         except OSError:  # `_read` finds better words
             for path in filter(None, paths):
                 _read(path)
             raise
-        return replace(self._source, image=tuple(path.as_posix() for path in job.images), digests=known)
+        return replace(self.source, image=tuple(path.as_posix() for path in job.images), digests=known)
 
     def _place(self, job: Job, request: Request, source: Source) -> tuple[Path, Request | None]:
         if is_one_file(self._out):

@@ -11,9 +11,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from cldm.control_files import branch_names, control_of_file
 from cldm.controls import CONTROLS, Control
 from cldm.outputs import Source, digests, read_made
 from cldm.request import ControlInput, Request
+from ldm.control_names import file_stem
+from ldm.lora_names import parse_lora
 
 REQUEST_FLAGS = (
     "prompt", "negative_prompt", "seed", "steps", "sampler", "eta", "scale", "resolution", "num_samples",
@@ -21,7 +24,9 @@ REQUEST_FLAGS = (
 )  # fmt: skip
 CONTROL_FLAGS = ("control", "strength", "start", "end", "branch")
 DETECTOR_FLAGS = ("low", "high", "invert", "threshold")
-SOURCE_FLAGS = ("image", "init", "mask", "config", "weights", "branches", "device", "dtype", "save_memory")
+SOURCE_FLAGS = (
+    "image", "init", "mask", "config", "weights", "branches", "loras", "device", "dtype", "save_memory",
+)  # fmt: skip
 INVERT = {"auto": None, "yes": True, "no": False}
 OWN_BRANCH = "own"
 
@@ -72,8 +77,10 @@ def controls_from_flags(args: Namespace, base: Sequence[ControlInput]) -> tuple[
     controls = []
     for index in range(counts[most]):
         values = {name: _at(lists[f"--{name}"], index) for name in CONTROL_FLAGS if f"--{name}" in lists}
+        if told := _told_by_name(args, values):
+            values.setdefault("control", told)
         if "branch" in values:
-            values["branch"] = None if values["branch"] == OWN_BRANCH else Path(values["branch"]).stem
+            values["branch"] = None if values["branch"] == OWN_BRANCH else file_stem(values["branch"])
         if args.preprocess is not None:
             values["preprocess"] = args.preprocess
         controls.append(replace(_at(base, index), **values))
@@ -90,16 +97,14 @@ def images_from_flags(args: Namespace, controls: int) -> tuple[Path, ...]:
 
 def source_from_flags(args: Namespace) -> Source:
     """What the pictures will depend on besides the request; image and digests are filled in for each job."""
-    files = {}
-    for path in (*(args.branches or ()), *(args.branch or ())):
-        if path != OWN_BRANCH and files.setdefault(Path(path).stem, path) != path:
-            raise ValueError(f"two branches are called {Path(path).stem!r}: rename one of the files")
+    files = [path for path in (*(args.branches or ()), *(args.branch or ())) if path != OWN_BRANCH]
     return Source(
         init=_text(args.init),
         mask=_text(args.mask),
         config=_text(args.config),
         weights=tuple(map(_text, args.weights or ())),
-        branches=tuple(map(_text, files.values())),
+        branches=tuple(map(_text, branch_names(files).values())),
+        loras=tuple(_lora(one) for one in args.loras or ()),
         device=args.device or "auto",
         dtype=args.dtype or "auto",
         save_memory=bool(args.save_memory),
@@ -150,6 +155,18 @@ def _check_unchanged(path: str, flag: str, known: Mapping[str, str]) -> None:
         raise FileNotFoundError(f"the picture was made from {path}, which is not there: give it by --{flag}")
     if digests([path]).get(path) != known.get(path):
         raise ValueError(f"{path} is not what it was when the picture was made: give the old one by --{flag}")
+
+
+def _told_by_name(args: Namespace, values: Mapping[str, Any]) -> str | None:
+    """The control that a control's weights are named after, where they are given on the command line."""
+    branch = values.get("branch", OWN_BRANCH)
+    files = [branch] if branch != OWN_BRANCH else args.weights or () if args.from_picture is None else ()
+    return next(filter(None, map(control_of_file, files)), None)
+
+
+def _lora(text: str) -> str:
+    path, weight = parse_lora(text)
+    return f"{_text(path)}:{weight}"
 
 
 def _at(values: Sequence[Any], index: int) -> Any:

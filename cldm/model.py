@@ -5,6 +5,7 @@ A yaml may begin with `base: other.yaml`, a file beside it whose settings it cha
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from ldm.checkpoint import assign_weights
 from ldm.diffusers_folder import open_weights
 from ldm.diffusers_names import part_with, to_original
 from ldm.lazy import read
+from ldm.lora import merge_loras
 from ldm.util import instantiate_from_config
 from ldm.weight_files import get_state_dict
 
@@ -84,18 +86,21 @@ def load_model(
     device: str | torch.device = "cpu",
     dtype: torch.dtype | None = None,
     use_ema: bool = False,
+    loras: Sequence[tuple[str | Path, float]] = (),
 ) -> ControlLDM:
     """The model of a yaml file with the weights of one or more files, ready to run on `device`.
 
     weights: files, or folders of diffusers, overlaid in order, such as a base model and a control branch
     alone. dtype: of all parameters,
-    None for fp32. use_ema: take the moving averages that training checkpoints carry. Errors as `create_model`
-    and `ldm.checkpoint.assign_weights`.
+    None for fp32. use_ema: take the moving averages that training checkpoints carry. loras: files merged into
+    them, each with its weight. Errors as `create_model`, `ldm.checkpoint.assign_weights` and
+    `ldm.lora.merge_loras`.
     """
     model = create_meta_model(config)
     for path in weights:
         check_folder(path, _settings(config)["params"], _label(config))
     assign_weights(model, *weights, dtype=dtype, use_ema=use_ema)
+    merge_loras(model, loras)
     return model.to(device).eval()
 
 

@@ -10,14 +10,17 @@ from typing import NoReturn
 USER_ERROR = 2  # argparse's own exit code for a wrong command line
 
 
-class _Parser(argparse.ArgumentParser):
+class Parser(argparse.ArgumentParser):
+    """Says what is wrong with a command line in one sentence."""
+
     def error(self, message: str) -> NoReturn:
+        """Exit with the sentence."""
         self.exit(USER_ERROR, f"{message}; python {self.prog} --help lists everything\n")
 
 
 def parse_args(argv: list[str] | None, description: str) -> argparse.Namespace:
     """Read the command line; SystemExit with one sentence when it is wrong."""
-    parser = _Parser(
+    parser = Parser(
         prog="generate.py",
         description=description,
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -66,7 +69,12 @@ def _add_how(parser: argparse.ArgumentParser) -> None:
 def _add_control(parser: argparse.ArgumentParser) -> None:
     about = "a flag given once is for all controls, else give it once for each"
     add = parser.add_argument_group("control", about).add_argument
-    add("--control", action="append", metavar="NAME", help="--list names them (default: scribble)")
+    add(
+        "--control",
+        action="append",
+        metavar="NAME",
+        help="--list names them (default: what the weights are called, else scribble)",
+    )
     add("--strength", action="append", type=float, metavar="X", help="0 is off, 1 as trained (default: 1)")
     add(
         "--start",
@@ -109,6 +117,13 @@ def _add_model(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument_group("model").add_argument
     add("--config", metavar="YAML", help="default: models/tiny.yaml")
     add("--weights", nargs="+", metavar="FILE", help="a base and a control file, or one with both")
+    add(
+        "--lora",
+        action="append",
+        dest="loras",
+        metavar="FILE[:WEIGHT]",
+        help="merge it into the model; repeat for more (weight: 1)",
+    )
     add("--device", metavar="NAME", help="auto, cpu, cuda, cuda:1, mps (default: auto)")
     add("--dtype", choices=("auto", "fp32", "fp16", "bf16"), help="default: auto, fp16 on a card")
     add("--save-memory", action="store_true", default=None, help="slower, fits into less")

@@ -27,8 +27,8 @@ KILOBYTE = 1024
 class Source:
     """What a picture depends on besides its request, as the user wrote it: paths stay relative.
 
-    config: None for the shipped tiny model. branches: files of further control branches. digests: path ->
-    sha256 of each picture that went in.
+    config: None for the shipped tiny model. branches: files of further control branches. loras: each as
+    FILE:WEIGHT. digests: path -> sha256 of each picture that went in.
     """
 
     image: tuple[str, ...] = ()
@@ -37,6 +37,7 @@ class Source:
     config: str | None = None
     weights: tuple[str, ...] = ()
     branches: tuple[str, ...] = ()
+    loras: tuple[str, ...] = ()
     device: str = "auto"
     dtype: str = "auto"
     save_memory: bool = False

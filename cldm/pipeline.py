@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from cldm.branches import ControlUnit, control_scales
 from cldm.cldm import ControlLDM
 from cldm.conditioning import control_maps, encode_texts
+from cldm.control_files import branch_names
 from cldm.controls import get_control
 from cldm.inpaint import fit_mask, fit_picture, latent_keep, paste
 from cldm.model import load_control, load_model, read_config
@@ -76,13 +77,15 @@ class Pipeline:
         device: str = "auto",
         dtype: str = "auto",
         controls: Sequence[str | Path] = (),
+        loras: Sequence[tuple[str | Path, float]] = (),
         save_memory: bool = False,
     ) -> Pipeline:
         """Load the model of a yaml.
 
         weights: overlaid in order, such as a base file and a control file; none means those that the yaml
-        lists under `weights:`, beside it. controls: further control files, whose stems name their branches.
-        Errors as `cldm.model.load_model`, `ldm.util.pick_device` and `pick_dtype`.
+        lists under `weights:`, beside it. controls: further control files, which their branches are called
+        after (`branch_names`). loras: files merged into the model, each with its weight. Errors as
+        `cldm.model.load_model`, `branch_names`, `ldm.util.pick_device` and `pick_dtype`.
         """
         settings = read_config(config)
         listed = [Path(config).parent / name for name in settings.get("weights", [])]
@@ -90,8 +93,9 @@ class Pipeline:
             raise ValueError(f"{config} ships no weights: name the files, a base model and a control branch")
         place = pick_device(device)
         precision = pick_dtype(dtype, place)
-        model = load_model(config, *(weights or listed), device=place, dtype=precision)
-        branches = {Path(path).stem: load_control(config, path, place, precision) for path in controls}
+        files = branch_names(controls)
+        model = load_model(config, *(weights or listed), device=place, dtype=precision, loras=loras)
+        branches = {name: load_control(config, path, place, precision) for name, path in files.items()}
         return cls(model, defaults=settings.get("defaults"), branches=branches, save_memory=save_memory)
 
     @torch.inference_mode()

@@ -68,15 +68,6 @@ class LoraReport:
         return f"{self.path} x {self.weight:g} changes weights: {counts}; rank {ranks}"
 
 
-def parse_lora(text: str) -> tuple[str, float]:
-    """(file, weight) of `FILE` or `FILE:WEIGHT`; the weight is 1 where none is given."""
-    path, _, number = text.rpartition(":")
-    try:
-        return (path, float(number)) if path and not Path(text).exists() else (text, 1.0)
-    except ValueError:  # a colon in the path itself
-        return text, 1.0
-
-
 def merge_loras(model: nn.Module, loras: Sequence[tuple[str | Path, float]]) -> tuple[LoraReport, ...]:
     """Merge files, each with its weight, into the parameters of a whole model; weight 0 changes nothing.
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 from ldm.checkpoint_forms import OPEN_CLIP_SIGN
 from ldm.diffusers_names import PARTS, TEXT_LEVEL, open_clip_to_diffusers
@@ -65,6 +66,15 @@ def split_name(name: str) -> tuple[str, str] | None:
         return None
     role = next((ROLES[one] for one in found.group("kohya", "peft", "linear", "old") if one), "alpha")
     return found["module"].replace(OLD_PROCESSOR, "."), role
+
+
+def parse_lora(text: str) -> tuple[str, float]:
+    """(file, weight) of `FILE` or `FILE:WEIGHT`; the weight is 1 where none is given."""
+    path, _, number = text.rpartition(":")
+    try:
+        return (path, float(number)) if path and not Path(text).exists() else (text, 1.0)
+    except ValueError:  # a colon in the path itself
+        return text, 1.0
 
 
 def places(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Place]:

@@ -14,6 +14,7 @@ import generate
 from cldm.pipeline import Pipeline
 from ldm.image import read_image, read_png_text, write_png
 from ldm.modules.attention import slice_attention
+from tests.lora_files import kohya, random_lora, write_lora
 from tests.small_files import SIDE, write_small_model
 
 ROOT = Path(__file__).parents[1]
@@ -154,6 +155,34 @@ def test_several_controls_have_their_own_maps_branches_and_strengths(run, config
     again = ["--from", out.strip(), "--out", "again.png"]
     assert run(*again, prompt=None, image=None, steps=None)[0] == 0
     assert Path("again.png").read_bytes() == Path(out.strip()).read_bytes()
+
+
+def lora_for(config, path):
+    """A LoRA of kohya's naming for the small model."""
+    roles = random_lora(torch.nn.Linear(32, 32))
+    name = "down_blocks.0.attentions.0.transformer_blocks.0.attn1.to_q"
+    return write_lora(Path(path), kohya("unet", name, roles, 1.0))
+
+
+def test_a_lora_changes_the_picture_and_travels_with_it(run, config):
+    lora_for(config, "style.safetensors")
+    plain = run("--out", "plain.png")
+    code, out, err = run("--lora", "style.safetensors:30", "--out", "styled.png", "--json")
+    assert (plain[0], code) == (0, 0), err
+    assert json.loads(out)["source"]["loras"] == ["style.safetensors:30.0"]
+    assert json.loads(read_png_text("styled.png")["source"])["loras"] == ["style.safetensors:30.0"]
+    assert not np.array_equal(read_image("plain.png"), read_image("styled.png"))
+    again = {"prompt": None, "image": None, "steps": None}
+    run("--from", "styled.png", "--out", "again.png", **again)
+    assert Path("again.png").read_bytes() == Path("styled.png").read_bytes()
+    run("--from", "styled.png", "--lora", "style.safetensors:0", "--out", "off.png", **again)
+    assert np.array_equal(read_image("off.png"), read_image("plain.png"))
+
+
+def test_a_lora_that_does_not_fit_is_said(refused, tmp_path):
+    write_lora(tmp_path / "xl.safetensors", {"lora_te2_x.lora_down.weight": torch.ones(1, 1)})
+    assert "xl.safetensors is a LoRA for SDXL" in refused("--lora", "xl.safetensors:0.5")
+    assert "no weights file nowhere.safetensors" in refused("--lora", "nowhere.safetensors")
 
 
 def test_only_the_mask_is_painted_anew(run):

@@ -90,3 +90,24 @@ def test_branches_are_called_by_their_files():
 def test_two_branches_of_one_name_are_refused():
     with pytest.raises(ValueError, match="two branches are called 'x'"):
         source_from_flags(flags("--branch", "a/x.pth", "--branch", "b/x.pth"))
+
+
+@pytest.mark.parametrize(
+    ("given", "names"),
+    [
+        (["--weights", "v1-5-pruned.ckpt", "control_v11p_sd15_canny_fp16.safetensors"], ["canny"]),
+        (["--branch", "control_hed-fp16.safetensors", "--no-preprocess"], ["softedge"]),
+        (["--weights", "base.ckpt", "control_sd15_canny.pth", "--branch", "own", "--branch", "x.pth"],
+         ["canny", "scribble"]),
+        (["--weights", "control_sd15_canny.pth", "--control", "tile"], ["tile"]),
+        (["--weights", "base.ckpt"], ["scribble"]),
+    ],
+)  # fmt: skip
+def test_weights_tell_their_control_by_their_name_unless_it_is_given(given, names):
+    assert [one.control for one in controls(*given)] == names
+
+
+def test_loras_are_kept_with_their_weights():
+    source = source_from_flags(flags("--lora", "a.safetensors", "--lora", "sub/b.safetensors:0.5"))
+    assert source.loras == ("a.safetensors:1.0", "sub/b.safetensors:0.5")
+    assert source_from_flags(flags()).loras == ()

@@ -10,7 +10,8 @@ from hypothesis import HealthCheck, given
 from hypothesis import settings as searching
 from hypothesis import strategies as st
 
-from ldm.lora import merge_loras, parse_lora
+from ldm.lora import merge_loras
+from ldm.lora_names import parse_lora
 from ldm.modules.encoders.modules import FrozenOpenCLIPEmbedder
 from tests.diffusers_reference import reference
 from tests.lora_files import NAMINGS, difference, first_of_diffusers, kohya, random_lora, targets, write_lora
