@@ -8,6 +8,11 @@ base, then a control branch.
 
 from __future__ import annotations
 
+if __name__ == "__main__":  # before torch, whose import takes longer than the answer
+    from ldm.inspect import main
+
+    raise SystemExit(main())
+
 import logging
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence

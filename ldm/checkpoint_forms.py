@@ -56,7 +56,7 @@ def canonical(
         tensors = to_original(tensors, part)
     averages = ema_names(ema_of)
     averaged = {averages[name]: tensor for name, tensor in tensors.items() if name in averages}
-    prefix = _missing_prefix(tensors)
+    prefix = missing_prefix(tensors)
     kept: dict[str, Tensor] = {}
     dropped: Counter[str] = Counter()
     for name, tensor in tensors.items():
@@ -103,7 +103,8 @@ def _adapt_text(kept: dict[str, Tensor], dropped: Counter[str]) -> dict[str, Ten
     return adapted
 
 
-def _missing_prefix(names: Iterable[str]) -> str:
+def missing_prefix(names: Iterable[str]) -> str:
+    """What the names of a part stored alone lack in front; "" where they lack nothing or are not known."""
     names = set(names)
     if any(name.startswith(tuple(PARTS)) for name in names):
         return ""

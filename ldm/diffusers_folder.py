@@ -11,11 +11,14 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ldm.diffusers_names import PARTS, part_with, to_original
-from ldm.lazy import Values
-from ldm.weight_files import WeightFile, open_weight_file
+from ldm.headers import read_header
+
+if TYPE_CHECKING:
+    from ldm.lazy import Values
+    from ldm.weight_files import WeightFile
 
 CLASSES = {
     "unet": "UNet2DConditionModel",
@@ -52,6 +55,9 @@ def open_weights(path: str | Path) -> WeightFile:
 
     Raises FileNotFoundError, or ValueError for what is neither or does not agree with itself.
     """
+    # Imported here, for torch comes with it: what a folder is can be said without.
+    from ldm.weight_files import WeightFile, open_weight_file
+
     path = Path(path)
     if not path.is_dir() or not (components := find_components(path)):
         return open_weight_file(path)
@@ -135,7 +141,7 @@ def _component(folder: Path, part: str | None) -> Component:
     if files is None:
         stem = STEMS[found == CLASSES["text_encoder"] or part == "text_encoder"]
         raise FileNotFoundError(f"{folder} holds no weights: fetch its {stem}.safetensors")
-    part = part or known.get(found) or part_with(open_weight_file(files[0]).tensors)
+    part = part or known.get(found) or part_with(read_header(files[0]).tensors)
     if part is None:
         raise ValueError(f"{folder} has no {CONFIG} that says what its weights are: fetch it too")
     return Component(part, folder, files, config)

@@ -19,13 +19,12 @@ from torch import Tensor, nn
 from ldm.checkpoint_fit import family, quote
 from ldm.families import is_lora, refuse_neighbours
 from ldm.lora_alpha import Alphas, stored_alphas
-from ldm.lora_names import Place, places, split_name
+from ldm.lora_names import TEXT_READERS, Place, places, split_name
 from ldm.weight_files import read_weight_file
 
 log = logging.getLogger(__name__)
 
 PART_NAMES = {"unet": "U-Net", "text_encoder": "text encoder"}
-TEXT_READERS = ("attn2.to_k", "attn2.to_v", "attn2_to_k", "attn2_to_v")  # their input is as wide as the text
 
 
 @dataclass(frozen=True)

@@ -24,6 +24,7 @@ ENDING = re.compile(
     r"|[._]lora\.(?P<old>down|up)\.weight"
     r"|\.(?P<alpha>alpha))$"
 )
+TEXT_READERS = ("attn2.to_k", "attn2.to_v", "attn2_to_k", "attn2_to_v")  # their input is as wide as the text
 # What trainers on a tree of modules write before its names, and what those who flatten it do.
 DOTTED = {
     "unet": ("unet.", "", "base_model.model."),
