@@ -77,13 +77,13 @@ def to_ckpt(source: Path, target: Path) -> None:
 def measure(config: Path, weights: Path, dtype: torch.dtype) -> dict[str, float]:
     """Load `weights` in this process and read every parameter: bytes at the peak, seconds, fingerprint."""
     create_meta_model(config)  # brings in every import, so that the baseline has them
-    baseline, start = _peak(), time.perf_counter()
+    baseline, start = peak_bytes(), time.perf_counter()
     model = load_model(config, weights, dtype=dtype)
     seconds = time.perf_counter() - start
     fingerprint = math.fsum(_sum(parameter.detach()) for parameter in model.parameters())
     return {
         "baseline": baseline,
-        "peak": _peak(),
+        "peak": peak_bytes(),
         "seconds": seconds,
         "fingerprint": fingerprint,
         "bytes": sum(tensor.nbytes for tensor in model.state_dict().values()),
@@ -96,7 +96,8 @@ def _sum(tensor: Tensor) -> float:
     return math.fsum(piece.sum(dtype=torch.float64).item() for piece in pieces)
 
 
-def _peak() -> int:
+def peak_bytes() -> int:
+    """The most memory that this process has had at once, pages of mapped files included."""
     # Not getrusage: its ru_maxrss survives exec, so that a child starts with its parent's peak.
     status = Path("/proc/self/status").read_text()
     return next(int(line.split()[1]) * KIB for line in status.splitlines() if line.startswith("VmHWM:"))

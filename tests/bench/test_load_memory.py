@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
-from bench.load_memory import FORMS, LIMIT, _peak, main, parse_args, to_ckpt, write_random
+from bench.load_memory import FORMS, LIMIT, main, parse_args, peak_bytes, to_ckpt, write_random
 from ldm.checkpoint import assign_weights
 
 
@@ -48,11 +48,11 @@ def test_another_weight_gives_another_fingerprint(model, tmp_path):
 
 @pytest.mark.skipif("not __import__('pathlib').Path('/proc/self/status').exists()", reason="needs Linux")
 def test_the_peak_sees_memory_that_was_given_back():
-    before, extra = _peak(), 1 << 27
+    before, extra = peak_bytes(), 1 << 27
     # Other tests of this process may have had more memory than it has now: reach beyond their peak.
     block = torch.ones(before - _resident() + extra, dtype=torch.uint8)
     del block
-    assert _peak() - before > extra // 2
+    assert peak_bytes() - before > extra // 2
 
 
 def _resident():
