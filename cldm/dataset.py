@@ -82,13 +82,16 @@ class ControlDataset(Dataset):
     def __getitem__(self, index: int) -> Sample:
         return self.sample(index, None)
 
-    def sample(self, index: int, rng: np.random.Generator | None) -> Sample:
+    def sample(self, index: int, rng: np.random.Generator | None, *, with_image: bool = True) -> Sample:
         """Row `index` as seen by `rng`; None for the middle, unturned, with its first text."""
         row = self.rows[index]
         text = row.texts[0]
         if rng is not None:
             chosen = row.texts[rng.integers(len(row.texts))]
             text = "" if rng.random() < self.view.empty_prompts else chosen
+        if not with_image:
+            hint = to_square(read_image(row.hint)[:, :, :3], self.view.resolution)
+            return {"txt": text, "hint": hint.astype(np.float32) / 255.0}
         image, hint = self.view_of(row, rng)
         return {
             "jpg": image.astype(np.float32) / 127.5 - 1.0,
@@ -130,6 +133,11 @@ class Draws(Dataset):
     def __getitem__(self, draw: int) -> Sample:
         rng = np.random.default_rng([self.seed, draw])
         return self.data.sample(self.row(draw), rng) | {"draw": draw}
+
+    def hint_sample(self, draw: int) -> Sample:
+        """The same without its picture, where a cache has that: control picture, text and number."""
+        rng = np.random.default_rng([self.seed, draw])
+        return self.data.sample(self.row(draw), rng, with_image=False) | {"draw": draw}
 
     def row(self, draw: int) -> int:
         """Which row draw `draw` shows."""

@@ -9,6 +9,10 @@ import torch
 from torch import nn
 
 from cldm.training_settings import Optimization
+from ldm.util import get_obj_from_str
+
+# Of packages that are used where they are there and are not asked for otherwise.
+SMALL_ADAM, HOST_ADAM = "bitsandbytes.optim.AdamW8bit", "deepspeed.ops.adam.DeepSpeedCPUAdam"
 
 
 def check_packages(settings: Optimization, *, offload: bool = False) -> None:
@@ -35,11 +39,7 @@ def make_optimizer(
         "eps": settings.epsilon,
     }
     if offload:
-        from deepspeed.ops.adam import DeepSpeedCPUAdam
-
-        return DeepSpeedCPUAdam(list(parameters), adamw_mode=True, **options)
+        return get_obj_from_str(HOST_ADAM)(list(parameters), adamw_mode=True, **options)
     if settings.name == "adamw8bit":
-        from bitsandbytes.optim import AdamW8bit
-
-        return AdamW8bit(list(parameters), **options)
+        return get_obj_from_str(SMALL_ADAM)(list(parameters), **options)
     return torch.optim.AdamW(list(parameters), **options)

@@ -23,13 +23,14 @@ LAYERS = (
     ("cldm.pipeline",),
     ("generate", "share", "cldm.batch", "cldm.demo", "cldm.fill50k", "cldm.flags", "cldm.outputs")
     + ("eval.fill50k", "models", "bench", "test_imgs", "tool_convert", "tool_download_models")
-    + ("cldm.logger", "cldm.training_run", "tutorial_dataset", "tutorial_train", "tutorial_train_dist"),
+    + ("cldm.logger", "cldm.training_reports", "cldm.training_run")
+    + ("tutorial_dataset", "tutorial_train", "tutorial_train_dist"),
 )
 # Whole packages that know nothing of the others; what is in the topmost layer is exempt.
 ALONE = {"ldm": {"ldm"}, "annotator": {"annotator"}, "eval": {"eval"}}
 HEAVY = {"diffusers", "open_clip", "skimage", "timm", "torchmetrics", "torchvision", "transformers"}
 ORACLES = {"diffusers"}  # for tests and bench only
-LIGHTNING = ("cldm.training", "cldm.logger", "cldm.training_run")  # importing it costs seconds
+LIGHTNING = ("cldm.training", "cldm.logger", "cldm.training_reports", "cldm.training_run")  # importing it costs seconds
 DEVICE_CHOOSER = "ldm.util"
 MACHINE_PATH = re.compile(r"(?<![\w.~-])/(?:home|mnt|opt|root|tmp|Users|work)/")
 

@@ -1,0 +1,103 @@
+"""The model of a run: base and branch in memory, ready to learn, in the types that the run computes in."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+from omegaconf import OmegaConf
+from torch import Tensor, nn
+
+from cldm.cldm import ControlLDM
+from cldm.model import CONTROL_PREFIX, create_meta_model, read_config
+from ldm.checkpoint import assign_weights, read_state_dict
+from ldm.util import instantiate_from_config
+
+log = logging.getLogger(__name__)
+
+UNET_PREFIX = "model.diffusion_model."
+AWAY = ("first_stage_model", "cond_stage_model")  # what a run with cached latents does without
+
+
+def load_for_training(
+    config: Path, weights: Sequence[Path], *, seed: int = 0, use_ema: bool = False
+) -> tuple[ControlLDM, bool]:
+    """The model of a yaml with `weights` overlaid, and whether a new branch was begun for want of one.
+
+    A new branch copies from the U-Net's encoder what it can and draws the rest by `seed`. Errors as
+    `ldm.checkpoint.assign_weights`.
+    """
+    model = create_meta_model(config)
+    names = [name for path in weights for name in read_state_dict(path)]
+    is_new = not any(name.startswith(CONTROL_PREFIX) for name in names)
+    extra = [new_branch(config, weights, seed)] if is_new else []
+    assign_weights(model, *weights, *extra, use_ema=use_ema)
+    return model, is_new
+
+
+def new_branch(config: Path, weights: Sequence[Path], seed: int) -> dict[str, Tensor]:
+    """Weights of an untrained branch, under the names of a whole model."""
+    settings = OmegaConf.to_container(read_config(config).model.params.control_stage_config, resolve=True)
+    with torch.random.fork_rng([]):
+        torch.manual_seed(seed)
+        own = instantiate_from_config(settings).state_dict()
+    base: dict[str, Tensor] = {}
+    for path in weights:
+        base |= {name: one for name, one in read_state_dict(path).items() if name.startswith(UNET_PREFIX)}
+    begun = {}
+    for name, value in own.items():
+        twin = base.get(UNET_PREFIX + name)
+        fits = twin is not None and twin.shape == value.shape
+        begun[CONTROL_PREFIX + name] = twin.to(value.dtype) if fits else value
+    return begun
+
+
+def prepare(model: ControlLDM, *, frozen: torch.dtype, checkpointing: bool | None = None) -> None:
+    """What learns in float32, in memory of its own; what does not in `frozen`.
+
+    checkpointing: compute activations twice, None for what the yaml says.
+    """
+    learns = {id(parameter) for parameter in model.trainable_parameters()}
+    for module in model.modules():
+        if checkpointing is not None and hasattr(module, "use_checkpoint"):
+            module.use_checkpoint = checkpointing
+    for name, parameter in model.named_parameters():
+        if id(parameter) in learns:
+            parameter.data = parameter.data.to(torch.float32, copy=True)  # not the pages of a file
+        elif frozen != torch.float32 and not name.startswith(CONTROL_PREFIX):
+            parameter.data = parameter.data.to(frozen)
+
+
+class PutAway:
+    """Autoencoder and text encoder of `model`, out of memory but for as long as somebody needs them."""
+
+    def __init__(self, model: ControlLDM, weights: Sequence[Path]) -> None:
+        self.model, self.weights = model, weights
+        self.dtype = next(model.first_stage_model.parameters()).dtype
+        self.parts = nn.ModuleDict({name: getattr(model, name) for name in AWAY})
+        self._leave()
+
+    @contextmanager
+    def back(self) -> Iterator[None]:
+        """Inside, both are there, read from their files again."""
+        stored: dict[str, Tensor] = {}
+        for path in self.weights:
+            stored |= {name: one for name, one in read_state_dict(path).items() if name.startswith(AWAY)}
+        assign_weights(self.parts, stored, dtype=self.dtype)
+        for name, part in self.parts.to(self.model.device).items():
+            setattr(self.model, name, part)
+        try:
+            yield
+        finally:
+            self._leave()
+
+    def _leave(self) -> None:
+        for name in AWAY:
+            setattr(self.model, name, nn.Module())  # what moves or lists the model's parts finds nothing here
+        for module in self.parts.modules():
+            for key, parameter in module._parameters.items():
+                if parameter is not None:
+                    module._parameters[key] = nn.Parameter(parameter.to("meta"), requires_grad=False)

@@ -1,0 +1,271 @@
+"""The training command, as users run it: from files to files, and one sentence for every mistake."""
+
+import json
+import re
+
+import pytest
+import torch
+from omegaconf import OmegaConf
+from safetensors.torch import load_file, save_file
+
+import tutorial_train
+from cldm.fill50k import Recipe, make_dataset
+from cldm.model import load_model
+from cldm.training_flags import parse_args
+from cldm.training_plan import read_setup
+from cldm.training_presets import PRESETS, TINY
+from tests.small_files import SIDE, write_small_model
+
+diffusers = pytest.importorskip("diffusers")
+
+# Those of diffusers' train_controlnet.py that have a sense here; docs/training.md says which have none.
+NAMES_OF_DIFFUSERS = """
+    pretrained_model_name_or_path controlnet_model_name_or_path output_dir seed resolution train_batch_size
+    num_train_epochs max_train_steps gradient_accumulation_steps gradient_checkpointing dataloader_num_workers
+    checkpointing_steps checkpoints_total_limit resume_from_checkpoint learning_rate scale_lr lr_scheduler
+    lr_warmup_steps lr_num_cycles lr_power use_8bit_adam adam_beta1 adam_beta2 adam_weight_decay adam_epsilon
+    max_grad_norm set_grads_to_none allow_tf32 mixed_precision enable_xformers_memory_efficient_attention
+    train_data_dir image_column conditioning_image_column caption_column max_train_samples
+    proportion_empty_prompts validation_prompt validation_image num_validation_images validation_steps
+    logging_dir report_to tracker_project_name push_to_hub hub_token hub_model_id
+"""
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory):
+    """A base model without a branch, its yaml, and pairs to train on."""
+    folder = tmp_path_factory.mktemp("files")
+    config = OmegaConf.load(write_small_model(folder))
+    whole = load_file(folder / "small.safetensors")
+    save_file(
+        {k: v for k, v in whole.items() if not k.startswith("control_model.")}, folder / "base.safetensors"
+    )
+    config.weights = ["base.safetensors"]
+    OmegaConf.save(config, folder / "small.yaml")
+    make_dataset(folder / "data", 6, Recipe(size=SIDE))
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def estimate(monkeypatch):
+    """None, which takes seconds, but for the test that puts the real one back."""
+    from cldm import training_memory
+
+    real = training_memory.estimate
+    monkeypatch.setattr(training_memory, "estimate", lambda *_: training_memory.Estimate(0, 0, 0, 0))
+    return real
+
+
+def flags(files, out, *more, steps=2):
+    common = (
+        "--config",
+        files / "small.yaml",
+        "--data",
+        files / "data",
+        "--output-dir",
+        out,
+        "--device",
+        "cpu",
+    )
+    quick = ("--batch-size", 2, "--image-log-steps", 0, "--max-train-steps", steps, "--report-to", "none")
+    return [str(word) for word in (*common, *quick, *more)]
+
+
+def train(files, out, *more, steps=2):
+    return tutorial_train.main(flags(files, out, *more, steps=steps))
+
+
+def test_a_run_leaves_a_branch_that_everybody_loads(files, tmp_path, capsys):
+    assert train(files, tmp_path, "--image-log-steps", 1, "--sample-steps", 1, "--learning-rate", 1e-3) == 0
+    said = capsys.readouterr()
+    assert "peak memory about" in said.err
+    assert "training " in said.err
+    assert [tmp_path / name for name in ("control.safetensors", "config.json")] == [
+        tmp_path / line.rpartition("/")[2] for line in said.out.splitlines()[:2]
+    ]
+    assert (tmp_path / "image_log/train").is_dir()
+    ours = load_model(files / "small.yaml", files / "base.safetensors", tmp_path / "control.safetensors")
+    theirs = diffusers.ControlNetModel.from_pretrained(tmp_path)
+    source = torch.Generator().manual_seed(0)
+    x, hint = torch.randn(1, 4, 8, 8, generator=source), torch.rand(1, 3, SIDE, SIDE, generator=source)
+    text, t = torch.randn(1, 5, 32, generator=source), torch.tensor([500])
+    with torch.no_grad():
+        expected = ours.control_model(x, hint, t, text)
+        down, middle = theirs(x, t, text, controlnet_cond=hint, return_dict=False)
+    assert any(one.abs().max() > 0 for one in expected)
+    for a, b in zip(expected, [*down, middle], strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-6)
+
+
+def test_a_new_branch_begins_as_a_copy_and_adds_nothing(files):
+    from cldm.training_model import load_for_training
+
+    model, is_new = load_for_training(files / "small.yaml", [files / "base.safetensors"])
+    assert is_new
+    encoder, branch = model.model.diffusion_model.state_dict(), model.control_model.state_dict()
+    shared = [name for name in branch if name in encoder]
+    assert len(shared) > 50
+    assert all(torch.equal(branch[name], encoder[name]) for name in shared)
+    with torch.no_grad():
+        residuals = model.control_model(
+            torch.randn(1, 4, 8, 8), torch.rand(1, 3, SIDE, SIDE), torch.tensor([5]), torch.randn(1, 5, 32)
+        )
+    assert all((one == 0).all() for one in residuals)
+    _, is_new = load_for_training(files / "small.yaml", [files / "small.safetensors"])
+    assert not is_new
+
+
+def test_latest_goes_on_where_the_run_stopped(files, tmp_path):
+    assert train(files, tmp_path / "a", "--checkpointing-steps", 1, steps=4) == 0
+    assert train(files, tmp_path / "b", steps=2) == 0
+    assert train(files, tmp_path / "b", "--resume-from", "latest", steps=4) == 0
+    one, other = (load_file(tmp_path / name / "control.safetensors") for name in "ab")
+    assert all(torch.equal(one[name], other[name]) for name in one)
+    assert len(list((tmp_path / "a").glob("checkpoint-*"))) == 4
+
+
+def test_cached_latents_change_nothing_but_memory(files, tmp_path):
+    more = ("--proportion-empty-prompts", 0.3, "--output-format", "ckpt", "--ema-decay", 0.5)
+    assert train(files, tmp_path / "a", *more) == 0
+    cached = (*more, "--cache-latents", tmp_path / "cache")
+    assert train(files, tmp_path / "b", *cached, "--image-log-steps", 1, "--sample-steps", 1) == 0
+    one, other = (torch.load(tmp_path / name / "control.ckpt", weights_only=True) for name in "ab")
+    one, other = one["state_dict"], other["state_dict"]
+    for name in one:
+        torch.testing.assert_close(one[name], other[name], rtol=1e-4, atol=1e-5)
+    shards = list((tmp_path / "cache").glob("shard-*"))
+    assert len(shards) == 1
+    written = shards[0].stat().st_mtime_ns
+    assert train(files, tmp_path / "c", *cached) == 0
+    assert shards[0].stat().st_mtime_ns == written
+
+
+def wrong(files, tmp_path):
+    """(name, flags, what is said) for every mistake."""
+    sd21 = OmegaConf.load(files / "small.yaml")
+    for part in ("unet_config", "control_stage_config"):
+        sd21.model.params[part].params.context_dim = 48
+    OmegaConf.save(sd21, tmp_path / "other.yaml")
+    lines = (files / "data/prompt.json").read_text().splitlines()
+    lost = json.loads(lines[0]) | {"target": "target/lost.png"}
+    (files / "data/lost.json").write_text("\n".join([*lines, json.dumps(lost)]))
+    (tmp_path / "file").write_text("")
+    return {
+        "missing base": (["--resume-path", "none.ckpt"], "no base model none.ckpt"),
+        "wrong base": (
+            ["--config", tmp_path / "other.yaml", "--resume-path", files / "base.safetensors"],
+            "made for text of width 32",
+        ),
+        "no config": (["--config", "none.yaml"], "no model yaml none.yaml"),
+        "no data": (["--data", "none"], "no training data none"),
+        "row without file": (["--data", files / "data/lost.json"], r"row 7: there is no file .*lost\.png"),
+        "resolution": (["--resolution", 100], "resolution=100: give a multiple of 64"),
+        "preset": (["--preset", "4gb"], "invalid choice: '4gb'"),
+        "no checkpoint": (["--resume-from", "latest"], "holds no checkpoint yet"),
+        "read-only": (["--output-dir", tmp_path / "file/out"], "file/out"),
+        "batch": (["--batch-size", 0], "--batch 0: give 1 or more"),
+        "steps": (["--max-train-steps", 0], "--max-train-steps 0: give 1 or more"),
+        "8 bit": (["--use-8bit-adam"], "needs the package bitsandbytes"),
+        "deepspeed": (["--preset", "8gb"], "needs the package deepspeed"),
+        "strategy": (["--strategy", "magic"], "unknown --strategy 'magic': use ddp"),
+        "wandb": (["--report-to", "wandb"], "needs the package wandb"),
+        "validation": (["--validation-prompt", "a"], "go together: give both"),
+        "cache": (["--cache-latents", tmp_path / "c", "--flip"], "leave out --random-crop and --flip"),
+        "limit": (["--checkpoints-total-limit", 0], "keep at least 1"),
+    }  # fmt: skip
+
+
+NAMES = (
+    "missing base", "wrong base", "no config", "no data", "row without file", "resolution", "preset",
+    "no checkpoint", "read-only", "batch", "steps", "8 bit", "deepspeed", "strategy", "wandb", "validation",
+    "cache", "limit",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_mistake_is_one_sentence_and_code_two(files, tmp_path, name, capsys):
+    cases = wrong(files, tmp_path)
+    assert tuple(cases) == NAMES
+    more, said = cases[name]
+    try:
+        code = train(files, tmp_path / "out", *more)
+    except SystemExit as ended:
+        code = ended.code
+    err = [line for line in capsys.readouterr().err.splitlines() if not line.startswith(("peak", "a new"))]
+    assert code == 2
+    assert len(err) == 1
+    assert re.search(said, err[0])
+    assert not list((tmp_path / "out").glob("checkpoint*"))
+
+
+def test_a_card_that_is_too_small_is_refused_with_advice(files, tmp_path, capsys, monkeypatch, estimate):
+    from cldm import training_memory
+
+    monkeypatch.setattr(training_memory, "estimate", estimate)
+    monkeypatch.setattr(training_memory, "free_memory", lambda device: 10**6)
+    assert train(files, tmp_path) == 2
+    said = capsys.readouterr().err.splitlines()[-1]
+    assert re.search(
+        r"needs about \d+\.\d GB of cpu memory and 0\.0 GB are free: try .*--cache-latents", said
+    )
+    assert train(files, tmp_path, "--ignore-memory-estimate", steps=1) == 0
+
+
+def test_a_checkpoint_of_another_branch_is_refused(files, tmp_path, capsys):
+    assert train(files, tmp_path, steps=1) == 0
+    capsys.readouterr()
+    assert train(files, tmp_path, "--unlock-sd", "--resume-from", "latest") == 2
+    assert "belongs to another branch" in capsys.readouterr().err
+
+
+def test_data_is_validated_without_training(files, tmp_path, capsys):
+    assert train(files, tmp_path, "--validate-data") == 0
+    assert "6 pairs, all good at 64 pixels" in capsys.readouterr().out
+    (files / "data/broken.json").write_text((files / "data/prompt.json").read_text().replace("/3", "/33"))
+    assert train(files, tmp_path, "--validate-data", "--data", files / "data/broken.json") == 2
+    assert "row 4" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("name", NAMES_OF_DIFFUSERS.split())
+def test_every_flag_of_diffusers_is_ours(name, capsys):
+    with pytest.raises(SystemExit):
+        parse_args(["--help"], "")
+    assert f"--{name.replace('_', '-')}" in capsys.readouterr().out
+
+
+def test_what_is_given_beats_the_preset_and_that_the_defaults():
+    plain = parse_args(["--config", "a.yaml"], "")
+    assert (plain.batch, plain.learning_rate, plain.gradient_checkpointing) == (4, 1e-5, None)
+    tiny = parse_args([], "")
+    assert (tiny.batch, tiny.learning_rate, tiny.max_train_steps) == tuple(
+        TINY[k] for k in ("batch", "learning_rate", "max_train_steps")
+    )
+    small = parse_args(
+        ["--config", "a.yaml", "--preset", "16gb", "--batch-size", "2", "--no-use-8bit-adam"], ""
+    )
+    assert (small.batch, small.accumulate, small.use_8bit_adam, small.gradient_checkpointing) == (
+        2,
+        4,
+        False,
+        True,
+    )
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_a_preset_sets_flags_that_exist_and_keeps_four_pairs_a_step(name):
+    args = parse_args(["--config", "models/cldm_v15.yaml", "--resume-path", "a.ckpt", "--preset", name], "")
+    assert PRESETS[name].items() <= vars(args).items()
+    setup = read_setup(args)
+    assert setup.step_pairs == 4
+    assert setup.view.resolution == 512
+
+
+def test_a_run_without_steps_goes_through_the_data():
+    args = parse_args(
+        ["--config", "models/cldm_v15.yaml", "--resume-path", "a", "--num-train-epochs", "3"], ""
+    )
+    assert read_setup(args).for_rows(9).steps == 9
+    scaled = parse_args(["--config", "models/cldm_v21_v.yaml", "--resume-path", "a", "--scale-lr"], "")
+    assert read_setup(scaled).settings.rate.peak == pytest.approx(4e-5)
+    assert read_setup(scaled).view.resolution == 768
