@@ -146,6 +146,8 @@ def assign_weights(
     winner = {name: one for one in opened for name in one.state}
     wins = {one.label: [name for name in winner if winner[name] is one] for one in opened}
     check_fit(shapes, own, {one.label: one.shapes(wins[one.label]) for one in opened})
+    for one in opened:
+        _check_numbers(one, {name: dtypes[name] for name in wins[one.label]})
     final: dict[str, Tensor] = {}
     for one in opened:
         final |= one.brought_to({name: dtypes[name] for name in wins[one.label]})
@@ -175,6 +177,17 @@ def _leave_out(one: Opened, own: set[str], only: str) -> None:
             one.dropped[COARSE_SCHEDULE] += coarse
     if only and not one.state:
         raise ValueError(f"{one.label} has no {part_of(only)}: no name in it begins with {only}")
+
+
+def _check_numbers(one: Opened, dtypes: Mapping[str, torch.dtype]) -> None:
+    """ValueError where the model computes with numbers of another kind: whole ones would become nonsense."""
+    for name, wanted in dtypes.items():
+        found = one.state[name].dtype
+        if found.is_floating_point != wanted.is_floating_point or found.is_complex:
+            raise ValueError(
+                f"{one.label} has {name} in {found}, the model in {wanted}: is the file quantized? "
+                "take the fp16 or fp32 one"
+            )
 
 
 def _dtype(parameter: Tensor, dtype: torch.dtype | None) -> torch.dtype:
