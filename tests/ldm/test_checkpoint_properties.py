@@ -42,21 +42,21 @@ def encode(state, kind):
 
 
 KINDS = st.sampled_from(["safetensors", "zip", "legacy"])
-CHANGES = {
-    "rename": lambda name, tensor, data: (data.draw(st.sampled_from([name[1:], name + "_", "x." + name])), tensor),
-    "shape": lambda name, tensor, data: (name, tensor[None]),
-    "cut": lambda name, tensor, data: (name, tensor[:-1]),
-    "empty": lambda name, tensor, data: (name, tensor[:0]),
-    "half": lambda name, tensor, data: (name, tensor.half()),
-    "whole numbers": lambda name, tensor, data: (name, (tensor * 9).to(torch.int8)),
-    "bare": lambda name, tensor, data: (name.removeprefix(CONTROL).removeprefix(UNET), tensor),
-}  # fmt: skip
+RENAMED = (lambda name: name[1:], lambda name: name + "_", lambda name: "x." + name)
+CHANGES = {  # (name, tensor, one of RENAMED) -> what is stored instead
+    "rename": lambda name, tensor, rename: (rename(name), tensor),
+    "shape": lambda name, tensor, _: (name, tensor[None]),
+    "cut": lambda name, tensor, _: (name, tensor[:-1]),
+    "empty": lambda name, tensor, _: (name, tensor[:0]),
+    "half": lambda name, tensor, _: (name, tensor.half()),
+    "whole numbers": lambda name, tensor, _: (name, (tensor * 9).to(torch.int8)),
+    "bare": lambda name, tensor, _: (name.removeprefix(CONTROL).removeprefix(UNET), tensor),
+}
+STRANGERS = ["extra.weight", "model_ema.decay", "lora_controlnet", "logvar", *BARE]
 changed_states = st.tuples(
     st.sets(st.sampled_from(NAMES), max_size=2),  # left out
     st.dictionaries(st.sampled_from(NAMES), st.sampled_from(sorted(CHANGES)), max_size=2),
-    st.sets(
-        st.sampled_from(["extra.weight", "model_ema.decay", "lora_controlnet", "logvar", *BARE]), max_size=1
-    ),
+    st.sets(st.sampled_from(STRANGERS), max_size=1),
 )
 
 
@@ -82,7 +82,7 @@ def loaded_whole_or_untouched(*paths):
     else:
         return model.state_dict()
     after = model.state_dict()
-    assert all(str(path) in error for path in paths[-1:]) or any(str(path) in error for path in paths)
+    assert any(str(path) in error for path in paths)
     assert "\n" not in error
     assert list(after) == list(before)
     assert all(torch.equal(after[name], before[name]) for name in before)
@@ -91,13 +91,13 @@ def loaded_whole_or_untouched(*paths):
 
 
 @settings(max_examples=150, deadline=None)
-@given(kind=KINDS, change=changed_states, data=st.data())
-def test_random_subsets_and_renamings_load_whole_or_change_nothing(folder, kind, change, data):
+@given(kind=KINDS, change=changed_states, rename=st.sampled_from(RENAMED))
+def test_random_subsets_and_renamings_load_whole_or_change_nothing(folder, kind, change, rename):
     left_out, changes, extra = change
     state = {}
     for name, tensor in WEIGHTS.items():
         if name not in left_out:
-            other, value = CHANGES[changes[name]](name, tensor, data) if name in changes else (name, tensor)
+            other, value = CHANGES[changes[name]](name, tensor, rename) if name in changes else (name, tensor)
             state[other] = value
     state |= {name: torch.ones(1) for name in extra}
     path = folder / f"random.{kind}"
