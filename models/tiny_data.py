@@ -10,13 +10,15 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from cldm.colours import COLOURS
 from cldm.scenes import Scene, random_scene, render
+from cldm.shapes import SHAPES
 
 SIDE = 128
 VAE_BATCH = 8  # scenes of one kind each: whole, or patches
 WHOLE_EVERY = 8
 PATCH, PATCHES = 32, 4
-STREAMS = {"vae": 1, "decoder": 5}
+STREAMS = {"vae": 1, "decoder": 5, "text": 6}
 SCENES, HINTS, PATCHES_AT = 2, 3, 4  # further streams: of base and control, of pens, of corners
 HAND_DRAWN = 0.5  # half of the scenes are wobbled: people's outlines are
 BINARY_HINTS = 0.5  # annotators give black and white, renderings have soft edges: the branch sees both
@@ -34,10 +36,13 @@ class TinyScenes(Dataset):
         self.stream = STREAMS.get(stage, SCENES)
 
     def __getitem__(self, index: int) -> dict[str, Tensor | str]:
-        if self.stage in STREAMS:
+        if self.stage in ("vae", "decoder"):
             return {"target": _views(to_tensor(render(self._scene(index), SIDE)[1]) * 2 - 1, index)}
         if self.stage == "whole":
             return {"target": to_tensor(render(self._scene(index), SIDE)[1]) * 2 - 1}
+        if self.stage == "text":
+            scene = self._scene(index)
+            return {"prompt": scene.prompt, "facts": facts(scene)}
         scene = self._scene(index % len(self.latents))
         latent = torch.from_numpy(self.latents[index % len(self.latents)].astype(np.float32))
         sample = {"latent": latent, "prompt": scene.prompt}
@@ -55,6 +60,13 @@ class TinyScenes(Dataset):
         if rng.random() < BINARY_HINTS:
             source = cv2.threshold(source, BINARY_THRESHOLD, 255, cv2.THRESH_BINARY)[1]
         return to_tensor(source)
+
+
+def facts(scene: Scene) -> Tensor:
+    """What the prompt says, as numbers [15]: fill and background in [-1, 1], then 1 for the shape named."""
+    colours = np.array([COLOURS[scene.fill], COLOURS[scene.background]], np.float32).ravel() / 127.5 - 1
+    shapes = np.array([name == scene.shape for name in SHAPES], np.float32)
+    return torch.from_numpy(np.concatenate([colours, shapes]))
 
 
 def _views(picture: Tensor, index: int) -> Tensor:
