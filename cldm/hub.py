@@ -56,7 +56,10 @@ def push(out: Path, repository: str | None, token: str | None) -> str:
             repo_id=made.repo_id, folder_path=out, ignore_patterns=NOT_UPLOADED,
             commit_message="Trained control branch",
         )  # fmt: skip
-    except (HfHubHTTPError, LocalTokenNotFoundError, OSError) as error:
+    except (HfHubHTTPError, LocalTokenNotFoundError, ValueError, OSError) as error:
         reason = str(error).strip().splitlines()[0]
-        raise ConnectionError(f"{name} was not uploaded ({reason}); the result stays in {out}") from error
+        raise ConnectionError(
+            f"{name} was not uploaded, check --hub-token and --hub-model-id: {reason}; "
+            f"the result stays in {out}"
+        ) from error
     return str(made)

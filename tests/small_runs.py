@@ -27,6 +27,7 @@ class Run:
         options = {
             "accelerator": "cpu", "logger": False, "enable_checkpointing": False, "plugins": [PlainFiles()],
             "enable_progress_bar": False, "enable_model_summary": False, "max_epochs": -1,
+            "use_distributed_sampler": False,
         }  # fmt: skip
         self.module = ControlTraining(build(), settings, DrawLoader(Draws(data, 0), batch))
         self.checkpoints = Checkpoints(self.folder, every, size=1)

@@ -25,7 +25,13 @@ ROOT = Path(__file__).parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 PYTHONS = [f"3.{minor}" for minor in range(9, 15)]
 # Where packages of an extra may be imported; everything else needs no extra.
-EXTRAS_OF = {"cldm": {"train"}, "eval": {"eval"}, "annotator": {"annotators"}, "tests": {"dev", "eval", "train"}, "bench": {"dev"}}
+EXTRAS_OF = {
+    "cldm": {"train"},
+    "eval": {"eval"},
+    "annotator": {"annotators"},
+    "tests": {"dev", "eval", "train"},
+    "bench": {"dev"},
+}
 
 
 def requirements(*extras):

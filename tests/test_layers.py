@@ -30,7 +30,8 @@ LAYERS = (
 ALONE = {"ldm": {"ldm"}, "annotator": {"annotator"}, "eval": {"eval"}}
 HEAVY = {"diffusers", "open_clip", "skimage", "timm", "torchmetrics", "torchvision", "transformers"}
 ORACLES = {"diffusers"}  # for tests and bench only
-LIGHTNING = ("cldm.training", "cldm.logger", "cldm.training_reports", "cldm.training_run")  # importing it costs seconds
+# Importing it costs seconds.
+LIGHTNING = ("cldm.training", "cldm.logger", "cldm.training_reports", "cldm.training_run")
 DEVICE_CHOOSER = "ldm.util"
 MACHINE_PATH = re.compile(r"(?<![\w.~-])/(?:home|mnt|opt|root|tmp|Users|work)/")
 
