@@ -26,6 +26,7 @@ FAMILIES = {
 }  # by the width of the text
 SD1, SD2, _ = FAMILIES.values()
 PUBLISHED_CHANNELS = 320  # of the first block of all their U-Nets
+TINY = (64, 32)  # width of the text and channels in models/tiny.yaml
 EMA = "moving averages"
 SCHEDULE, UNKNOWN = "schedule", "other tensors"
 UNET, VAE, TEXT, CONTROL = PARTS.values()
@@ -138,6 +139,8 @@ def _family(named: Mapping[str, Tensors]) -> str | None:
     first = _first_convolution(named)
     if width in FAMILIES and (first is None or first[0] == PUBLISHED_CHANNELS):
         return FAMILIES[width]
+    if first and (width, first[0]) == TINY:
+        return "the tiny model of this project"
     return f"a size of its own (text of width {width}{f', {first[0]} channels' if first else ''})"
 
 

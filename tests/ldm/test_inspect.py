@@ -157,6 +157,32 @@ def test_a_size_of_its_own_is_said_and_no_published_family():
     assert described(tensors).family == "a size of its own (text of width 768, 64 channels)"
 
 
+def test_the_shipped_files_are_known():
+    found = [inspect(ROOT / "models" / f"{name}.safetensors") for name in ("tiny", "tiny_control")]
+    assert [one.what for one in found] == [
+        "base model of the tiny model of this project",
+        "control branch alone of the tiny model of this project",
+    ]
+
+
+def test_a_folder_of_diffusers_is_the_sum_of_its_parts(tmp_path):
+    parts = {
+        "unet": ("UNet2DConditionModel", "up_blocks.0.resnets.0.norm1.weight"),
+        "vae": ("AutoencoderKL", "decoder.up_blocks.0.resnets.0.norm1.weight"),
+    }
+    for part, (kind, sign) in parts.items():
+        (tmp_path / part).mkdir()
+        (tmp_path / part / "config.json").write_text(json.dumps({"_class_name": kind}))
+        write_safetensors(tmp_path / part / "diffusion_pytorch_model.safetensors", {sign: entry()}, b"1234")
+    (tmp_path / "scheduler").mkdir()
+    (tmp_path / "scheduler" / "scheduler_config.json").write_text('{"prediction_type": "v_prediction"}')
+    found = inspect(tmp_path)
+    assert found.format == "diffusers folder"
+    assert [(part.name, part.parameters) for part in found.parts] == [("U-Net", 1), ("autoencoder", 1)]
+    assert found.predicts == "velocity (v-prediction), says scheduler/scheduler_config.json"
+    assert found.size == sum(file.stat().st_size for file in tmp_path.rglob("*.safetensors"))
+
+
 def test_training_checkpoints_show_what_lies_beside(tmp_path):
     state = {f"{CONTROL}out.weight": torch.ones(2), "betas": torch.ones(4)}
     saved = {"state_dict": state, "optimizer_states": [{"state": {0: torch.ones(1 << 18)}}], "epoch": 3}
