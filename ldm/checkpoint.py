@@ -8,9 +8,9 @@ base, then a control branch.
 
 from __future__ import annotations
 
-if __name__ == "__main__":  # before torch, whose import takes longer than the answer
-    from ldm.inspect import main
+from ldm.inspect import main
 
+if __name__ == "__main__":  # before torch, whose import takes longer than the answer
     raise SystemExit(main())
 
 import logging
