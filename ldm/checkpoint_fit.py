@@ -9,6 +9,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 
 from ldm.checkpoint_forms import part_of
+from ldm.plain_text import plain
 
 Shapes = Mapping[str, tuple[int, ...]]  # name -> shape
 
@@ -35,7 +36,7 @@ def check_fit(model: Shapes, optional: set[str], sources: Mapping[str, Shapes]) 
 
 def quote(names: Sequence[str]) -> str:
     """The first few of `names`, for a message."""
-    return ", ".join(names[:SHOWN]) + (", ..." if len(names) > SHOWN else "")
+    return ", ".join(map(plain, names[:SHOWN])) + (", ..." if len(names) > SHOWN else "")
 
 
 def _check_family(model: Shapes, sources: Mapping[str, Shapes]) -> None:

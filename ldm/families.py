@@ -112,12 +112,12 @@ NEIGHBOURS = _families(
         "a diffusion transformer (SD3, Flux or younger)",
         BASE,
         r"(^|\.)(joint_blocks|double_blocks|single_blocks|single_transformer_blocks|double_layers)\.\d"
-        r"|^(transformer_)?blocks\.0\.",
+        r"|^transformer_blocks\.0\.|^blocks\.0\.(attn|self_attn|cross_attn)\.",
     ),
     (
         "a textual-inversion embedding (new words for the text encoder)",
         "it is no model; prompts here use the words of the text encoder",
-        r"^(emb_params$|string_to_(param|token)\b)|\A(clip_l\nclip_g|clip_g\nclip_l)\Z",
+        r"^(emb_params$|string_to_(param|token)\b)|\A(clip_l\nclip_g|clip_g\nclip_l|<[^\n]*>|\*)\Z",
     ),
     (
         "a hypernetwork (small networks inside the attention layers)",

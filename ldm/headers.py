@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import math
 import struct
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,6 +20,7 @@ from safetensors import SafetensorError, safe_open
 from ldm.file_kinds import SAFETENSORS_BRACE, kind_of
 from ldm.pickle_files import read_pickle_file
 from ldm.pickle_walk import Pickled
+from ldm.plain_text import plain
 
 METADATA = "__metadata__"  # the one entry of a safetensors header that is no tensor
 MAX_HEADER_BYTES = 1 << 25  # that of a full SD1.5 model has 200 kB; LoRA trainers write megabytes of settings
@@ -91,10 +93,10 @@ def read_safetensors_header(path: Path) -> dict[str, Any]:
         with safe_open(path, framework="numpy"):  # which holds offsets, shapes and dtypes against the file
             return json.loads(text, object_pairs_hook=_without_doubles)
     except SafetensorError as error:
-        reason = str(error).rpartition(": ")[2]
+        reason = plain(str(error).rpartition(": ")[2])
         raise ValueError(f"{path} is damaged or cut short, fetch it again: {reason}") from None
     except (ValueError, RecursionError) as error:
-        raise ValueError(f"{path} is damaged or hostile, fetch it again: {error}") from None
+        raise ValueError(f"{path} is damaged or hostile, fetch it again: {plain(error)}") from None
 
 
 def get_state_dict(saved: Any) -> Any:
@@ -127,8 +129,8 @@ def _pickle_header(path: Path, kind: str) -> Header:
 def _without_doubles(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     entries = dict(pairs)
     if len(entries) < len(pairs):
-        names = [name for name, _ in pairs]
-        raise ValueError(f"it names {next(name for name in names if names.count(name) > 1)} twice")
+        (name, _), *_ = Counter(name for name, _ in pairs).most_common(1)
+        raise ValueError(f"it names {plain(name)} twice")
     return entries
 
 

@@ -22,11 +22,13 @@ from ldm.families import Family, is_lora, neighbour, unusual_lora
 from ldm.headers import Header, TensorHeader, read_header
 from ldm.inspect_lora import describe_lora
 from ldm.inspection import PREDICTIONS, Inspection, Part, describe_model
+from ldm.plain_text import plain
 
 FORMATS = {"safetensors": "safetensors", "zip": "torch zip", "legacy": "torch before 1.6"}
 SCHEDULER = "scheduler/scheduler_config.json"
 NOT_FOUND, INTERRUPTED = 1, 130
 INDENT = "  "
+LONGEST_LINE = 1000
 MIB = 2**20
 
 
@@ -79,7 +81,8 @@ def to_text(found: Inspection) -> str:
     rows += [("control", f"{found.control}, says its name")] if found.control else []
     rows += [("missing", line) for line in found.missing] + [("note", line) for line in found.notes]
     width = max(len(label) for label, _ in rows)
-    return "\n".join([found.path, *(f"{INDENT}{label:{width}}  {text}" for label, text in rows)])
+    lines = (f"{INDENT}{label:{width}}  {plain(text, LONGEST_LINE)}" for label, text in rows)
+    return "\n".join([found.path, *lines])
 
 
 def _numbers(part: Part) -> str:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import errno
 import pickle
 import zipfile
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -19,6 +20,7 @@ from typing import Any, BinaryIO
 
 from ldm.file_kinds import kind_of
 from ldm.pickle_walk import Walk, walk
+from ldm.plain_text import plain
 
 MAX_PICKLE_BYTES = 1 << 24  # the pickle of a full SD1.5 training checkpoint has 1 MB
 MAX_INFLATION = 16  # numbers pack to more than half their size, unless nearly all of them are zero
@@ -84,10 +86,9 @@ def _opened(path: Path) -> zipfile.ZipFile:
 
 
 def _check_members(path: Path, members: list[zipfile.ZipInfo]) -> None:
-    names = [one.filename for one in members]
-    if len(set(names)) < len(names):
-        twice = next(name for name in names if names.count(name) > 1)
-        raise ValueError(f"{path} has two members called {twice}: damaged or hostile, fetch it again")
+    name, count = Counter(one.filename for one in members).most_common(1)[0] if members else ("", 0)
+    if count > 1:
+        raise ValueError(f"{path} has two members called {plain(name)}: damaged or hostile, fetch it again")
     unpacked = sum(one.file_size for one in members)
     if unpacked > max(SMALL_BYTES, MAX_INFLATION * path.stat().st_size):
         raise ValueError(f"{path} would unpack to {unpacked / 2**30:.1f} GiB: refused as a zip bomb")
@@ -101,7 +102,7 @@ def _the_pickle(path: Path, members: list[zipfile.ZipInfo]) -> zipfile.ZipInfo:
         )
     pickles = [one for one in members if one.filename.endswith("/data.pkl")]
     if not pickles:
-        inside = ", ".join(names[:3]) or "nothing"
+        inside = ", ".join(map(plain, names[:3])) or "nothing"
         raise ValueError(
             f"{path} is a zip archive without PyTorch weights, it holds {inside}; "
             "if the weights are packed inside, unpack them first"
@@ -121,7 +122,7 @@ def _check_data(path: Path, followed: Walk, pickled: str, sizes: dict[str, int])
         found = sizes.get(f"{folder}data/{storage.key}")
         if found != storage.nbytes:
             got = "is missing" if found is None else f"has {found} bytes instead of {storage.nbytes}"
-            raise ValueError(f"{path} is damaged, fetch it again: its data {storage.key} {got}")
+            raise ValueError(f"{path} is damaged, fetch it again: its data {plain(storage.key)} {got}")
 
 
 def _read_legacy(path: Path) -> PickleFile:
@@ -160,4 +161,4 @@ def _reason(error: Exception) -> str:
     """The line of the message that is about the file; torch also explains how to switch its safety off."""
     text = str(error).rpartition("WeightsUnpickler error: ")[2]
     lines = (line.strip() for line in text.splitlines())
-    return next((line for line in lines if line and "eights" not in line), type(error).__name__)
+    return plain(next((line for line in lines if line and "eights" not in line), type(error).__name__))

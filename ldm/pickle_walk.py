@@ -14,6 +14,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, BinaryIO, NamedTuple
 
+from ldm.plain_text import plain
+
 # Storage classes and dtypes of torch -> dtype as safetensors writes it, and bytes an element.
 DTYPES = {
     "Double": ("F64", 8), "Float": ("F32", 4), "Half": ("F16", 2), "BFloat16": ("BF16", 2),
@@ -164,12 +166,16 @@ class _Machine:
             raise pickle.UnpicklingError("it sets the state of what is no object")
 
     def store(self, _: None) -> None:
-        kind, kind_of_data, key, _location, count = self.stack.pop()[:5]  # the old format adds a view, None
+        reference = self.stack.pop()
+        if type(reference) is tuple and reference[:1] == ("module",):  # the old format adds its source
+            self.stack.append(reference[1])
+            return
+        kind, kind_of_data, key, _location, count = reference[:5]  # the old format adds a view, None
         if kind != "storage" or type(kind_of_data) is not Named or type(count) is not int or count < 0:
             raise pickle.UnpicklingError("it refers to data that is no tensor's")
         storage = Storage(str(key), *_dtype(kind_of_data), count)
         if self.storages.setdefault(storage.key, storage) != storage:
-            raise pickle.UnpicklingError(f"it describes its data {storage.key} in two ways")
+            raise pickle.UnpicklingError(f"it describes its data {plain(storage.key)} in two ways")
         self.stack.append(storage)
 
 
@@ -188,7 +194,7 @@ def _tensor(storage: Storage, offset: int, shape: tuple, stride: tuple, *rest: A
 def _dtype(name: Named) -> tuple[str, int]:
     short = name.name.rpartition(".")[2].removesuffix("Storage")
     if short not in DTYPES:
-        raise pickle.UnpicklingError(f"its data is {name.name}, which is no plain tensor's")
+        raise pickle.UnpicklingError(f"its data is {plain(name.name)}, which is no plain tensor's")
     return DTYPES[short]
 
 

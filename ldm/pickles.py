@@ -19,6 +19,7 @@ import torch
 
 from ldm.pickle_files import one_sentence, read_pickle_file
 from ldm.pickle_walk import DICTIONARIES, PARAMETER_MAKERS, TENSOR_MAKERS
+from ldm.plain_text import plain
 
 # Libraries whose objects training checkpoints carry. None of their code runs: here they mean `Inert`.
 LIBRARIES = """
@@ -80,7 +81,7 @@ def _allowed(names: frozenset[str], path: Path) -> list[str]:
         known = name.split(".")[0] in KNOWN_LIBRARIES or name in KNOWN_NAMES
         if makes_others or not known:
             raise ValueError(
-                f"{path} asks for {name}, which weights never need: refused, nothing of it was run; "
+                f"{path} asks for {plain(name)}, which weights never need: refused, nothing of it was run; "
                 "take a .safetensors file or another source"
             )
     return sorted(names)

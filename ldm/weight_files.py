@@ -13,6 +13,7 @@ from pathlib import Path
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from ldm.checkpoint_fit import quote
 from ldm.families import refuse_neighbours
 from ldm.headers import get_state_dict, read_header
 from ldm.lazy import Mapped, Values
@@ -46,9 +47,9 @@ def read_weight_file(path: str | Path) -> WeightFile:
         return WeightFile(_read_safetensors(path), {}, mapped=True, metadata=header.metadata)
     if not header.tensors:
         refuse_neighbours(path, header.nested)
-        raise ValueError(f"{path} holds no tensors, only {', '.join(header.nested[:3]) or 'nothing'}")
+        raise ValueError(f"{path} holds no tensors, only {quote(header.nested) or 'nothing'}")
     saved = get_state_dict(load_pickle(path))
-    tensors = {name: value.detach() for name, value in saved.items() if isinstance(value, Tensor)}
+    tensors = {str(name): value.detach() for name, value in saved.items() if isinstance(value, Tensor)}
     return WeightFile(tensors, header.others, mapped=is_mappable(path))
 
 

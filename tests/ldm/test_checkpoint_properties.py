@@ -160,3 +160,16 @@ def test_a_folder_and_files_that_vanish_change_nothing(folder):
     with pytest.raises(FileNotFoundError):
         assign_weights(model, folder / "kept.safetensors", path)
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+
+
+@settings(max_examples=60, deadline=None)
+@given(kind=KINDS, name=st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=200))
+def test_a_file_may_call_its_tensors_anything_and_messages_stay_one_printable_line(folder, kind, name):
+    path = folder / f"named.{kind}"
+    path.write_bytes(encode(WEIGHTS | {name: torch.ones(1)}, kind))
+    model, _ = fresh()
+    try:
+        assign_weights(model, path)
+    except ValueError as refusal:
+        error = str(refusal)
+        assert error.isprintable()  # noqa: PT017  the text is looked at, not whether it is raised

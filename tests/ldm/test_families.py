@@ -37,6 +37,7 @@ KOHYA = "lora_unet_down_blocks_0_attentions_0_transformer_blocks_0_attn1_to_q"
         (["emb_params"], "a textual-inversion"),
         (["string_to_token.*", "string_to_param.*", "name"], "a textual-inversion"),
         (["clip_l", "clip_g"], "a textual-inversion"),
+        (["<cat-toy>"], "a textual-inversion"),
         (["768", "layer_structure"], "a hypernetwork"),
         (["body.0.rdb1.conv1.weight", "conv_first.weight"], "an upscaler"),
     ],

@@ -299,3 +299,14 @@ def test_the_answer_comes_without_torch(tmp_path):
     assert "control branch alone" in done.stdout
     assert "safetensors" in imported
     assert "torch" not in imported
+
+
+def test_a_hostile_name_or_text_never_reaches_the_terminal(tmp_path):
+    evil = "\x1b[31mred\nnext line"
+    path = write_safetensors(
+        tmp_path / "a",
+        {"__metadata__": {"modelspec.prediction_type": evil}, f"{UNET}{evil}": entry()},
+        b"1234",
+    )
+    assert "\x1b" not in to_text(inspect(path))
+    assert to_text(inspect(path)).count("?[31mred?next line") == 1

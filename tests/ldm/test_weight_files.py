@@ -138,3 +138,15 @@ def test_neighbours_that_keep_dictionaries_in_dictionaries_are_named(tmp_path, s
     torch.save(saved, tmp_path / "w.pth")
     with pytest.raises(ValueError, match=message):
         read_weight_file(tmp_path / "w.pth")
+
+
+def test_names_that_are_no_text_become_text(tmp_path):
+    torch.save({1: torch.ones(2), ("a", 2): torch.ones(1)}, tmp_path / "w.pth")
+    assert list(read_weight_file(tmp_path / "w.pth").tensors) == ["1", "('a', 2)"]
+
+
+@pytest.mark.parametrize("zipped", [True, False], ids=["zip", "legacy"])
+def test_a_whole_module_of_either_format_is_named(tmp_path, zipped):
+    torch.save(torch.nn.Linear(2, 2), tmp_path / "m.pth", _use_new_zipfile_serialization=zipped)
+    with pytest.raises(ValueError, match="holds a whole Python object"):
+        read_weight_file(tmp_path / "m.pth")
