@@ -52,7 +52,7 @@ def _vae(model: ControlLDM) -> nn.Module:
 
 def _start_vae(model: ControlLDM, args: argparse.Namespace) -> None:
     """Keep every convolution's variance: by estimate, torch's default lets a colour fade 1000-fold."""
-    if (args.out / "vae.pt").exists():
+    if args.from_shipped or (args.out / "vae.pt").exists():
         return
     vae = model.first_stage_model
     for name, layer in vae.named_modules():
@@ -199,7 +199,7 @@ def _start_branch(model: ControlLDM, args: argparse.Namespace) -> None:
     _cache_latents(model, args)
     model.requires_grad_(False)
     model.control_model.requires_grad_(True)
-    if not (args.out / "control.pt").exists():
+    if not (args.from_shipped or (args.out / "control.pt").exists()):
         source = model.model.diffusion_model.state_dict()
         branch = model.control_model.state_dict()
         model.control_model.load_state_dict({**branch, **{k: v for k, v in source.items() if k in branch}})
@@ -224,6 +224,6 @@ STAGES = {
     "text": Stage("text", 2000, 64, 2e-3, _text_encoder, text_loss, _nothing, _nothing),
     "base": Stage("base", 9000, 16, 1e-3, BaseParts, base_loss, _cache_latents, _nothing, ("vae", "text")),
     "control": Stage(
-        "control", 5000, 16, 5e-4, _branch, control_loss, _start_branch, _nothing, ("vae", "base")
+        "control", 4200, 16, 1e-3, _branch, control_loss, _start_branch, _nothing, ("vae", "base")
     ),
 }

@@ -2,6 +2,7 @@
 
     python -m models.train_tiny --out runs/tiny                 # all three, hours on two cores
     python -m models.train_tiny --out runs/tiny --stages control --control-steps 8000
+    python -m models.train_tiny --out runs/more --from-shipped --stages control     # train the shipped one on
 
 Every number follows from --seed and the step: data and noise of step n are drawn from generators seeded by n,
 so a run that was stopped goes on exactly where its last checkpoint was. Ctrl-C saves first.
@@ -24,7 +25,8 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
-from cldm.model import create_model
+from cldm.cldm import ControlLDM
+from cldm.model import create_model, load_model, read_config
 from ldm.util import pick_device
 from models.tiny_data import TinyScenes
 from models.tiny_export import export
@@ -148,6 +150,11 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     for name, stage in STAGES.items():
         help_text = f"optimizer steps of batch {stage.batch} (default {stage.steps})"
         parser.add_argument(f"--{name}-steps", type=int, default=stage.steps, help=help_text)
+    parser.add_argument(
+        "--from-shipped",
+        action="store_true",
+        help="begin with the weights the yaml names, not at random",
+    )
     parser.add_argument("--cache", type=int, default=8_000, help="scenes whose latents are computed once")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--workers", type=int, default=1, help="processes that draw pictures")
@@ -161,8 +168,7 @@ def main(argv: list[str] | None = None) -> int:
     args.device = pick_device(args.device)
     args.out.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(args.seed)
-    # Convolutions on a CPU are up to a quarter faster with the channels last.
-    model = create_model(args.config).to(args.device, memory_format=torch.channels_last)
+    model = _start(args)
     try:
         trained = [name for name, stage in STAGES.items() if _run_stage(stage, model, args)]
     except KeyboardInterrupt:
@@ -176,18 +182,25 @@ def main(argv: list[str] | None = None) -> int:
     return 0
 
 
+def _start(args: argparse.Namespace) -> ControlLDM:
+    files = [args.config.parent / name for name in read_config(args.config).weights]
+    model = load_model(args.config, *files) if args.from_shipped else create_model(args.config)
+    # Convolutions on a CPU are up to a quarter faster with the channels last.
+    return model.to(args.device, memory_format=torch.channels_last)
+
+
 def _run_stage(stage: Stage, model: nn.Module, args: argparse.Namespace) -> bool:
-    """Train a stage that was asked for or take its checkpoint; False where it has neither."""
+    """Train a stage that was asked for or take its checkpoint; False where its weights are still random."""
     file = args.out / f"{stage.name}.pt"
     if stage.name in args.stages:
         for needed in stage.needs:
-            if not (args.out / f"{needed}.pt").exists():
+            if not (args.from_shipped or (args.out / f"{needed}.pt").exists()):
                 raise FileNotFoundError(f"{stage.name} builds on {needed}, but {args.out} has no {needed}.pt")
         train(stage, model, args, getattr(args, f"{stage.name}_steps"))
     elif file.exists():
         Run(stage, model, file).use_average()
         stage.finish(model, args)
-    return file.exists()
+    return args.from_shipped or file.exists()
 
 
 if __name__ == "__main__":

@@ -2,11 +2,12 @@
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from cldm.model import create_model
 from models import train_tiny
 from models.tiny_data import PATCH, PATCHES, SIDE, VAE_BATCH, TinyScenes
-from models.tiny_export import export
+from models.tiny_export import FILES, export
 from models.tiny_stages import STAGES
 
 
@@ -49,6 +50,15 @@ def test_a_loss_that_is_not_finite_changes_nothing(tmp_path):
     with pytest.raises(FloatingPointError, match=r"the loss of step 0 is nan; .*control.pt keeps"):
         run.update(sum(value.sum() for value in run.parts.parameters()) * torch.nan, 10)
     assert all(torch.equal(before[name], value) for name, value in run.parts.named_parameters())
+
+
+def test_training_the_shipped_model_on_begins_with_its_weights(tmp_path):
+    argv = ["--out", str(tmp_path), "--from-shipped", "--stages", "decoder", "--decoder-steps", "0"]
+    assert train_tiny.main([*argv, "--device", "cpu"]) == 0
+    for name in FILES:
+        again, shipped = load_file(tmp_path / name), load_file(train_tiny.CONFIG.parent / name)
+        assert again.keys() == shipped.keys()
+        assert all(torch.equal(again[key], shipped[key]) for key in shipped)
 
 
 @pytest.mark.parametrize("stage", ["vae", "decoder", "whole"])
