@@ -25,7 +25,7 @@ from ldm.util import instantiate_from_config
 
 GB = 1e9
 OVERHEAD = int(1.0 * GB)  # a card's context, kernels and workspaces; a first guess until it is measured
-FP32, FP16 = 4, 2  # bytes a number
+FP32 = 4  # bytes a number
 STATES = {"adamw": 2.0 * FP32, "adamw8bit": 2 * (1 + FP32 / 256), "host": 0.0}  # bytes a weight that learns
 HOST_STATES = 3 * FP32 + FP32  # DeepSpeed keeps weights, two moments and gradients in float32 on the host
 FROZEN = {"no": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
@@ -86,36 +86,36 @@ def estimate(config: str | Path | DictConfig, plan: Plan) -> Estimate:
     with FakeTensorMode(allow_non_fake_inputs=True):
         model: ControlLDM = instantiate_from_config(params)
         model.sd_locked = plan.sd_locked
-        learning = model.trainable_parameters()
-        _as_planned(model, plan, learning)
+        learning = _as_planned(model, plan)
         count = sum(parameter.numel() for parameter in learning)
-        held = _bytes(model.parameters())
+        gradients, held = _bytes(learning), _bytes(model.parameters())
         if plan.cached:
             held -= _bytes(model.first_stage_model.parameters()) + _bytes(model.cond_stage_model.parameters())
         step = _peak_of_a_step(model, plan)
     offloaded = plan.optimizer == "host"
     states = int(count * STATES[plan.optimizer])
-    gradients = count * (FP16 if offloaded else FP32)
-    average = count * FP32 if plan.averaged else 0
-    weights = held + average - (count * (FP32 - FP16) if offloaded else 0)
+    weights = held + (count * FP32 if plan.averaged else 0)
     # torch's AdamW makes one more list as large as its weights while it steps; activations are gone by then.
-    at_step = gradients + (0 if offloaded else count * FP32)
+    at_step = gradients + (count * FP32 if plan.optimizer == "adamw" else 0)
     activations = max(step, at_step) - gradients
     return Estimate(
         weights, gradients, states, max(0, activations), int(count * HOST_STATES) if offloaded else 0
     )
 
 
-def _as_planned(model: ControlLDM, plan: Plan, learning: list[nn.Parameter]) -> None:
-    learns, dtype = {id(parameter) for parameter in learning}, FROZEN[plan.precision]
+def _as_planned(model: ControlLDM, plan: Plan) -> list[nn.Parameter]:
+    """Bring the weights into the types of the plan; returns those that learn."""
+    learns, frozen = {id(parameter) for parameter in model.trainable_parameters()}, FROZEN[plan.precision]
+    own = frozen if plan.optimizer == "host" else torch.float32  # DeepSpeed's full weights are on the host
     for module in model.modules():
         if plan.checkpointing is not None and hasattr(module, "use_checkpoint"):
             module.use_checkpoint = plan.checkpointing
-        for name, parameter in module._parameters.items():
-            if parameter is not None and id(parameter) not in learns:
-                module._parameters[name] = nn.Parameter(torch.empty(parameter.shape, dtype=dtype), False)
-    for parameter in learning:
-        parameter.requires_grad_(True)
+        for name, old in module._parameters.items():
+            if old is not None:
+                learning = id(old) in learns
+                new = torch.empty(old.shape, dtype=own if learning else frozen)
+                module._parameters[name] = nn.Parameter(new, requires_grad=learning)
+    return model.trainable_parameters()
 
 
 def _peak_of_a_step(model: ControlLDM, plan: Plan) -> int:

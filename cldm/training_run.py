@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import argparse
 import logging
+import os
 import sys
+import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,6 +26,8 @@ if TYPE_CHECKING:
 
     from cldm.training import ControlTraining
 
+# Of Lightning: frozen parts are in eval mode on purpose, and its use of torch is not ours.
+NOT_FOR_USERS = r".*module\(s\) in eval mode|.*LeafSpec"
 PRECISIONS = {"no": "32-true", "fp16": "16-mixed", "bf16": "bf16-mixed"}
 FROZEN = {"no": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 ADAM_STATES = {"adamw": 2, "adamw8bit": 0.53, "host": 3}  # copies of the weights in a checkpoint beside them
@@ -100,10 +104,16 @@ def _check(args: argparse.Namespace, setup: Setup, device: torch.device) -> None
         raise OSError(
             f"{args.output_dir} cannot be written to ({error.strerror}): choose --output-dir"
         ) from None
-    found = estimate(args.config or setup.config, plan)
-    sys.stderr.write(f"{found}\n")
+    found = estimate(setup.config, plan)
+    _say(f"{found}")
     if not args.ignore_memory_estimate and (sentence := advice(found, plan, device)):
         raise ValueError(sentence)
+
+
+def _say(sentence: str) -> None:
+    """Once a node: torchrun and Lightning number the processes there."""
+    if os.environ.get("LOCAL_RANK", "0") == "0":
+        sys.stderr.write(f"{sentence}\n")
 
 
 def _data(args: argparse.Namespace, setup: Setup) -> ControlDataset:
@@ -131,7 +141,7 @@ def _assemble(
 
     model, is_new = load_for_training(setup.config, setup.weights, seed=args.seed, use_ema=args.use_ema)
     if is_new:
-        sys.stderr.write("a new control branch begins as a copy of the U-Net's encoder\n")
+        _say("a new control branch begins as a copy of the U-Net's encoder")
     model.sd_locked, model.only_mid_control = not args.unlock_sd, args.only_mid_control
     prepare(model, frozen=FROZEN[args.mixed_precision], checkpointing=args.gradient_checkpointing)
     draws: Any = Draws(data, args.seed)
@@ -168,6 +178,7 @@ def _trainer(args: argparse.Namespace, setup: Setup, device: torch.device, check
     if args.lean_attention and device.type == "cuda":
         torch.backends.cuda.enable_math_sdp(False)
     logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)
+    warnings.filterwarnings("ignore", message=NOT_FOR_USERS)
     deepspeed = args.strategy.startswith("deepspeed")
     return pl.Trainer(
         accelerator="gpu" if device.type == "cuda" else device.type,

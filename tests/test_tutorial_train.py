@@ -85,6 +85,9 @@ def test_a_run_leaves_a_branch_that_everybody_loads(files, tmp_path, capsys):
     ]
     assert (tmp_path / "image_log/train").is_dir()
     ours = load_model(files / "small.yaml", files / "base.safetensors", tmp_path / "control.safetensors")
+    saved = load_model(files / "small.yaml", files / "base.safetensors", tmp_path / "checkpoint-2/state.ckpt")
+    for name, value in ours.state_dict().items():
+        assert torch.equal(value, saved.state_dict()[name])
     theirs = diffusers.ControlNetModel.from_pretrained(tmp_path)
     source = torch.Generator().manual_seed(0)
     x, hint = torch.randn(1, 4, 8, 8, generator=source), torch.rand(1, 3, SIDE, SIDE, generator=source)
@@ -216,6 +219,35 @@ def test_a_checkpoint_of_another_branch_is_refused(files, tmp_path, capsys):
     capsys.readouterr()
     assert train(files, tmp_path, "--unlock-sd", "--resume-from", "latest") == 2
     assert "belongs to another branch" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_pair_of_two_sizes_ends_the_run_with_its_row(files, tmp_path, workers, capsys):
+    data = tmp_path / "data"
+    make_dataset(data, 1, Recipe(size=SIDE))
+    make_dataset(tmp_path / "large", 1, Recipe(size=SIDE * 2))
+    (data / "source/0.png").write_bytes((tmp_path / "large/source/0.png").read_bytes())
+    assert train(files, tmp_path / "out", "--data", data, "--dataloader-num-workers", workers) == 2
+    said = capsys.readouterr().err.splitlines()[-1]
+    assert re.match(r"\S*prompt\.json row 1: 0\.png is 64x64 but its control picture 0\.png 128x128", said)
+
+
+def test_a_disk_without_room_for_a_checkpoint_is_told_before_the_run(files, tmp_path, capsys, monkeypatch):
+    from cldm import checkpoint_folder
+
+    usage = checkpoint_folder.shutil.disk_usage(tmp_path)
+    monkeypatch.setattr(checkpoint_folder.shutil, "disk_usage", lambda path: usage._replace(free=10**6))
+    assert train(files, tmp_path) == 2
+    said = capsys.readouterr().err.splitlines()[-1]
+    assert re.match(r"the next checkpoint needs 0\.02 GB but .* has 0\.00 GB free: make room", said)
+
+
+def test_a_loss_that_is_not_finite_is_told_with_what_to_do(files, tmp_path, capsys):
+    assert train(files, tmp_path, "--learning-rate", 1e30, "--checkpointing-steps", 1, steps=9) == 2
+    said = capsys.readouterr().err.splitlines()[-1]
+    assert re.search(
+        r"is not finite; .*checkpoint-\d is kept: resume from it with a lower --learning-rate", said
+    )
 
 
 def test_data_is_validated_without_training(files, tmp_path, capsys):
