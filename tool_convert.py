@@ -13,6 +13,7 @@ complete. Exit codes: 0; 1 with one sentence about what is wrong; 130 after Ctrl
 """
 
 import argparse
+import signal
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -69,13 +70,34 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 def main(argv: list[str] | None = None) -> int:
     """Run the command and return its exit code; what goes wrong is said in one sentence on stderr."""
     args = parse_args(argv)
-    try:
-        sys.stdout.write(f"{_run(args)}\n")
-    except KeyboardInterrupt:
-        return _say("stopped; nothing was written", INTERRUPTED)
-    except (ValueError, OSError) as error:
-        return _say(_sentence(error), USER_ERROR)
+    with _remembered_interrupt() as interrupted:
+        try:
+            sys.stdout.write(f"{_run(args)}\n")
+        except KeyboardInterrupt:
+            return _say("stopped; nothing was written", INTERRUPTED)
+        except (ValueError, OSError) as error:
+            if interrupted:
+                return _say("stopped; nothing was written", INTERRUPTED)
+            return _say(_sentence(error), USER_ERROR)
     return 0
+
+
+@contextmanager
+def _remembered_interrupt() -> Iterator[list[int]]:
+    """Holds the signal after Ctrl-C: inside torch's C code that can surface as any other error."""
+    received: list[int] = []
+
+    def receive(number: int, frame: object) -> NoReturn:
+        received.append(number)
+        raise KeyboardInterrupt
+
+    before = signal.getsignal(signal.SIGINT)
+    if before == signal.default_int_handler:  # else somebody else, such as nohup, has decided about it
+        signal.signal(signal.SIGINT, receive)
+    try:
+        yield received
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def _run(args: argparse.Namespace) -> object:

@@ -41,7 +41,7 @@ def open_as_it_is(path: Path) -> Source:
             f"{path} is a folder: name the weights file in it, or make it one file by to-original"
         )
     file = open_weight_file(path)
-    return _source(path, file, file.tensors, [left_out(*other) for other in file.others.items()])
+    return _source(path, file.tensors, file.metadata, [left_out(*other) for other in file.others.items()])
 
 
 def open_original(path: Path, *, use_ema: bool = False) -> Source:
@@ -55,7 +55,7 @@ def open_original(path: Path, *, use_ema: bool = False) -> Source:
         if not opened.averaged:
             raise ValueError(f"{path} has no moving averages inside: leave out --use-ema")
     notes = [f"left out {count} tensors: {reason}" for reason, count in opened.dropped.items()]
-    return _source(path, opened, opened.state, notes)
+    return _source(path, opened.state, opened.metadata, notes)
 
 
 def has_diffusers_names(path: Path) -> bool:
@@ -69,8 +69,9 @@ def left_out(what: str, size: int, count: int | None = None) -> str:
     return f"left out {what}: {tensors}{size / MIB:.1f} MiB"
 
 
-def _source(path: Path, file: object, tensors: Mapping[str, Values], notes: list[str]) -> Source:
-    said = prediction_in(file.metadata)
+def _source(
+    path: Path, tensors: Mapping[str, Values], metadata: Mapping[str, str], notes: list[str]
+) -> Source:
+    said = prediction_in(metadata)
     prediction = read_settings(path / SCHEDULER).get("prediction_type") if path.is_dir() else said
-    state = {name: lazy(tensor) for name, tensor in tensors.items()}
-    return Source(path, state, file.metadata, prediction, tuple(notes))
+    return Source(path, {name: lazy(t) for name, t in tensors.items()}, metadata, prediction, tuple(notes))

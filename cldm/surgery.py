@@ -27,6 +27,7 @@ FOR_TRAINING = {
     re.compile(r"^model_ema\."): "moving averages (EMA)",
     re.compile(r"^(first_stage_model\.)?loss\."): "losses of the autoencoder's own training",
 }
+COUNT_PIECE = 1 << 20  # values
 REPLACED = "weights whose moving averages take their place"
 
 
@@ -97,12 +98,20 @@ def to_dtype(state: State, dtype: torch.dtype, overflow: Counter[str]) -> dict[s
 
 def _cast(tensor: Values, dtype: torch.dtype, count: Callable[[int], None]) -> Values:
     def cast(values: Tensor) -> Tensor:
-        result = values.to(dtype)
-        if not result.isfinite().all() and (lost := int((values.isfinite() & result.isinf()).sum())):
+        if lost := _overflowing(values, dtype):
             count(lost)
-        return result
+        return values.to(dtype)
 
     return tensor.then(cast, tensor.meta.to(dtype)) if isinstance(tensor, LazyTensor) else cast(tensor)
+
+
+def _overflowing(values: Tensor, dtype: torch.dtype) -> int:
+    """How many finite `values` have no finite counterpart in `dtype`."""
+    if not values.numel() or max(map(abs, torch.stack(values.aminmax()).tolist())) <= torch.finfo(dtype).max:
+        return 0
+    # In pieces, since comparing makes copies; only here, since hardly a tensor gets so far.
+    pieces = values.flatten().split(COUNT_PIECE)
+    return sum(int((piece.isfinite() & piece.to(dtype).isinf()).sum()) for piece in pieces)
 
 
 def _offset(tensor: Values, twin: str, old_base: State, new_base: State) -> Values:

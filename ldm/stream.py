@@ -111,3 +111,4 @@ def _write_safetensors(
         file.write(raw_bytes(tensor))
         if on_bytes:
             on_bytes(tensor.nbytes)
+        del tensor  # else it would live until the next one is read

@@ -57,6 +57,7 @@ def write_torch_zip(
             _add(archive, f"data/{number}", raw_bytes(tensor))
             if on_bytes:
                 on_bytes(tensor.nbytes)
+            del tensor  # else it would live until the next one is read
         _add(archive, "version", VERSION)
 
 

@@ -2,7 +2,9 @@
 
 import errno
 import json
+import os
 import re
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -352,6 +354,19 @@ def test_interrupted_or_out_of_space_nothing_stays_behind(run, tmp_path, monkeyp
     assert got == code
     assert match in err
     assert list(tmp_path.iterdir()) == [source]
+
+
+def test_an_interrupt_that_a_library_turns_into_an_error_is_still_one(run, tmp_path, monkeypatch):
+    def library(*_args, **_kwargs):
+        try:
+            os.kill(os.getpid(), signal.SIGINT)
+        except KeyboardInterrupt:
+            raise ValueError("could not determine the shape of object type") from None
+
+    monkeypatch.setattr("cldm.convert.to_safetensors", library)
+    code, _, err = run("to-safetensors", tmp_path / "a.ckpt", tmp_path / "b.safetensors")
+    assert (code, err) == (130, "stopped; nothing was written\n")
+    assert signal.getsignal(signal.SIGINT) == signal.default_int_handler
 
 
 def test_help_answers_without_torch():

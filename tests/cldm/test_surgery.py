@@ -171,9 +171,11 @@ def test_half_precision_goes_up_and_comes_back_bit_for_bit(dtype):
 @pytest.mark.parametrize("wrap", [dict, lazy])
 def test_overflow_is_counted_for_each_tensor_as_it_is_read(wrap):
     state = {
-        "a": torch.tensor([1e5, -7e4, 6e4]), "b": torch.ones(2), "c": torch.tensor([float("inf"), 65520.0])
+        "a": torch.tensor([1e5, -7e4, 6e4]), "b": torch.ones(2), "c": torch.tensor([float("inf"), 65520.0]),
+        "d": torch.tensor([float("nan"), -1e9]), "e": torch.empty(0), "rounds down": torch.tensor([65510.0]),
     }  # fmt: skip
     overflow = Counter()
     cast = surgery.to_dtype(wrap(state), torch.float16, overflow)
-    assert all(torch.equal(read(cast[name]), state[name].half()) for name in state)
-    assert overflow == {"a": 2, "c": 1}
+    for name, tensor in state.items():
+        torch.testing.assert_close(read(cast[name]), tensor.half(), rtol=0, atol=0, equal_nan=True)
+    assert overflow == {"a": 2, "c": 1, "d": 1}
