@@ -67,7 +67,8 @@ class Pipeline:
         self.save_memory = save_memory
         if save_memory:
             self.model.first_stage_model.tile = VAE_TILE
-            slice_attention(1)
+            for network in (self.model, *self.branches.values()):
+                slice_attention(1, network)
 
     @classmethod
     def from_files(

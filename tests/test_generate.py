@@ -13,7 +13,6 @@ from PIL import Image
 import generate
 from cldm.pipeline import Pipeline
 from ldm.image import read_image, read_png_text, write_png
-from ldm.modules.attention import slice_attention
 from tests.lora_files import kohya, random_lora, write_lora
 from tests.small_files import SIDE, write_small_model
 
@@ -41,8 +40,7 @@ def run(config, tmp_path, monkeypatch, capsys):
             code = stop.code
         return code, *capsys.readouterr()
 
-    yield run
-    slice_attention(None)  # --save-memory sets it for the whole process
+    return run
 
 
 @pytest.fixture

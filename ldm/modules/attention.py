@@ -32,7 +32,7 @@ def attend(q: Tensor, k: Tensor, v: Tensor, slice_rows: int | None = None) -> Te
 class CrossAttention(nn.Module):
     """Multi-head attention from image positions to `context`, or to themselves where there is none."""
 
-    # For every instance, set by `slice_attention`: scripts ask for it before they build a model.
+    # Set by `slice_attention`, on a model's layers or for the process: old scripts ask before they build one.
     slice_rows: int | None = None
 
     def __init__(self, query_dim: int, context_dim: int | None = None, *, heads: int = 8, dim_head: int = 64,
@@ -59,14 +59,19 @@ class CrossAttention(nn.Module):
         return self.to_out(rearrange(out, "b h n d -> b n (h d)"))
 
 
-def slice_attention(rows: int | None) -> None:
-    """Let every attention layer work on `rows` batch-times-head rows at a time; None for all at once.
+def slice_attention(rows: int | None, model: nn.Module | None = None) -> None:
+    """Let attention layers of `model` work on `rows` batch-times-head rows at a time; None for all at once.
 
-    Raises ValueError below 1.
+    Without a model it is the whole process's default. Raises ValueError below 1.
     """
     if rows is not None and rows < 1:
         raise ValueError(f"slice_attention(rows={rows}): use at least 1 row, or None for no slicing")
-    CrossAttention.slice_rows = rows
+    if model is None:
+        CrossAttention.slice_rows = rows
+        return
+    for layer in model.modules():
+        if isinstance(layer, CrossAttention):
+            layer.slice_rows = rows
 
 
 class GEGLU(nn.Module):

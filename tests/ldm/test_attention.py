@@ -72,6 +72,12 @@ def test_slice_attention_reaches_layers_that_exist_already_and_none_ends_it(monk
     assert relative_error(sliced, whole) < FP32
 
 
+def test_slicing_one_model_leaves_others_alone():
+    ours, others = (torch.nn.Sequential(CrossAttention(16, heads=2, dim_head=8)) for _ in range(2))
+    slice_attention(1, ours)
+    assert (ours[0].slice_rows, others[0].slice_rows) == (1, None)
+
+
 def test_a_slice_without_rows_is_refused():
     with pytest.raises(ValueError, match=r"slice_attention\(rows=0\): use at least 1 row"):
         slice_attention(0)
