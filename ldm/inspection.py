@@ -26,7 +26,7 @@ FAMILIES = {
 }  # by the width of the text
 SD1, SD2, _ = FAMILIES.values()
 PUBLISHED_CHANNELS = 320  # of the first block of all their U-Nets
-TINY = (64, 32)  # width of the text and channels in models/tiny.yaml
+TINY = (64, 64)  # width of the text and channels in models/tiny.yaml
 EMA = "moving averages"
 SCHEDULE, UNKNOWN = "schedule", "other tensors"
 UNET, VAE, TEXT, CONTROL = PARTS.values()
