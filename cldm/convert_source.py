@@ -72,6 +72,6 @@ def left_out(what: str, size: int, count: int | None = None) -> str:
 def _source(
     path: Path, tensors: Mapping[str, Values], metadata: Mapping[str, str], notes: list[str]
 ) -> Source:
-    said = prediction_in(metadata)
-    prediction = read_settings(path / SCHEDULER).get("prediction_type") if path.is_dir() else said
+    said = read_settings(path / SCHEDULER).get("prediction_type") if path.is_dir() else None
+    prediction = said if isinstance(said, str) else prediction_in(metadata)
     return Source(path, {name: lazy(t) for name, t in tensors.items()}, metadata, prediction, tuple(notes))

@@ -77,23 +77,24 @@ def _differences(
         theirs = config.get(name)
         if name in IGNORED or theirs is None:
             continue
-        if not _same(_listed(theirs, ours, levels), _listed(ours, theirs, levels)):
+        if not _same(_listed(ours, theirs, levels), _listed(theirs, ours, levels)):
             yield name, theirs, ours
 
 
 def _listed(value: Any, other: Any, levels: int) -> Any:
-    """A number that stands for every level, written out where `other` is a list."""
-    return [value] * levels if isinstance(other, list | tuple) and isinstance(value, int) else value
+    """A number that stands for every level, written out where `other` is a list of them."""
+    return [value] * levels if isinstance(other, list) and levels and isinstance(value, int) else value
 
 
 def _same(one: Any, other: Any) -> bool:
-    if isinstance(one, float) or isinstance(other, float):
+    if isinstance(one, float) and isinstance(other, int | float):
         return math.isclose(one, other, rel_tol=1e-6)
-    return list(one) == list(other) if isinstance(one, list | tuple) else one == other
+    return one == other
 
 
 def _fitting(configs: Mapping[str, Mapping[str, Any]]) -> str | None:
     width = next(
         (one["cross_attention_dim"] for one in configs.values() if "cross_attention_dim" in one), None
     )
-    return YAMLS.get((width, configs.get("scheduler", {}).get("prediction_type", "epsilon")))
+    kind = width, configs.get("scheduler", {}).get("prediction_type", "epsilon")
+    return next((name for known, name in YAMLS.items() if known == kind), None)  # JSON may hold a list there

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from ldm.checkpoint_forms import EMA_PREFIX, ema_names, part_of
-from ldm.lazy import LazyTensor, Values
+from ldm.lazy import Values, by_rows
 from ldm.models.diffusion.schedule import schedule_buffers
 
 State = Mapping[str, Values]
@@ -92,7 +92,7 @@ def to_dtype(state: State, dtype: torch.dtype, overflow: Counter[str]) -> dict[s
     cast = {}
     for name, tensor in state.items():
         stays = name in exact or not tensor.dtype.is_floating_point or tensor.dtype == dtype
-        cast[name] = tensor if stays else _cast(tensor, dtype, partial(overflow.__setitem__, name))
+        cast[name] = tensor if stays else _cast(tensor, dtype, partial(_add, overflow, name))
     return cast
 
 
@@ -102,7 +102,11 @@ def _cast(tensor: Values, dtype: torch.dtype, count: Callable[[int], None]) -> V
             count(lost)
         return values.to(dtype)
 
-    return tensor.then(cast, tensor.meta.to(dtype)) if isinstance(tensor, LazyTensor) else cast(tensor)
+    return by_rows(cast, dtype, tensor)
+
+
+def _add(overflow: Counter[str], name: str, lost: int) -> None:
+    overflow[name] += lost  # a large tensor comes some rows at a time
 
 
 def _overflowing(values: Tensor, dtype: torch.dtype) -> int:
@@ -122,8 +126,11 @@ def _offset(tensor: Values, twin: str, old_base: State, new_base: State) -> Valu
                 f"{twin} is {list(base.shape)} in the {label} base, but {list(tensor.shape)} in the model to "
                 "move: take bases of its family"
             )
-    full = torch.float32
-    return (tensor.to(full) + (new.to(full) - old.to(full))).to(tensor.dtype)
+
+    def move(w: Tensor, old: Tensor, new: Tensor) -> Tensor:
+        return (w.float() + (new.float() - old.float())).to(w.dtype)
+
+    return by_rows(move, tensor.dtype, tensor, old, new)
 
 
 def _take(base: State, name: str, label: str = "new") -> Values:

@@ -84,11 +84,10 @@ def find_components(folder: Path) -> dict[str, Component]:
     _check_pipeline(folder, index)
     parts = [name for name in PARTS if _is_part(folder / name)]
     if index or parts:
-        return {name: _component(folder / name, name) for name in parts}
-    if not _is_part(folder):
-        return {}
-    alone = _component(folder, None)
-    return {alone.part: alone}
+        found = [_component(folder / name, name) for name in parts]
+        return {one.part: one for one in found if one}
+    alone = _component(folder, None) if _is_part(folder) else None
+    return {alone.part: alone} if alone else {}
 
 
 def read_settings(path: Path) -> dict[str, Any]:
@@ -129,10 +128,10 @@ def _is_part(folder: Path) -> bool:
     return next(_weights(folder), None) is not None
 
 
-def _component(folder: Path, part: str | None) -> Component:
-    """The part in `folder`; its config tells which one where `part` is None, else its weights do."""
+def _component(folder: Path, part: str | None) -> Component | None:
+    """The part in `folder`: where `part` is None its config tells which, else its weights do, else none."""
     config = read_settings(folder / CONFIG)
-    found = config.get("_class_name") or next(iter(config.get("architectures") or ()), None)
+    found = _class_in(config)
     known = {CLASSES[name]: name for name in CLASSES}
     if found and (found not in known or part not in (None, known[found])):
         wanted = CLASSES[part] if part else ", ".join(known)
@@ -142,9 +141,13 @@ def _component(folder: Path, part: str | None) -> Component:
         stem = STEMS[found == CLASSES["text_encoder"] or part == "text_encoder"]
         raise FileNotFoundError(f"{folder} holds no weights: fetch its {stem}.safetensors")
     part = part or known.get(found) or part_with(read_header(files[0]).tensors)
-    if part is None:
-        raise ValueError(f"{folder} has no {CONFIG} that says what its weights are: fetch it too")
-    return Component(part, folder, files, config)
+    return Component(part, folder, files, config) if part else None
+
+
+def _class_in(config: Mapping[str, Any]) -> str | None:
+    said = config.get("_class_name") or config.get("architectures")
+    first = said[0] if isinstance(said, list) and said else said
+    return str(first) if first else None
 
 
 def _weights(folder: Path) -> Iterator[tuple[Path, ...]]:

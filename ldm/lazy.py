@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 PIECE_BYTES = 1 << 27  # read between two mappings: 128 MiB, little beside 5.7 GB yet few openings of the file
+ROWS_BYTES = PIECE_BYTES // 4  # of a large tensor that is changed: besides it there is its result
 
 
 class Mapped:
@@ -67,10 +68,6 @@ class LazyTensor:
         """As of a tensor."""
         return self.meta.nbytes
 
-    def then(self, change: Callable[[Tensor], Tensor], meta: Tensor) -> LazyTensor:
-        """`change` of this one, whose result has the shape and dtype of `meta`."""
-        return LazyTensor(meta, lambda: change(self.read()), self.sources, self.cost)
-
     def to(self, dtype: torch.dtype) -> LazyTensor:
         """In another dtype."""
         return _deferred(Tensor.to, (self, dtype), {})
@@ -105,6 +102,31 @@ def lazy(tensor: Values) -> LazyTensor:
 def read(tensor: Values) -> Tensor:
     """The tensor itself, read where it is lazy."""
     return tensor.read() if isinstance(tensor, LazyTensor) else tensor
+
+
+def by_rows(change: Callable[..., Tensor], dtype: torch.dtype, *tensors: Values) -> Values:
+    """`change` of tensors of one shape, value by value, into `dtype`; late where one of them is lazy.
+
+    Large ones are read and changed some rows at a time, so that only the result is in memory as a whole.
+    """
+    late = [tensor for tensor in tensors if isinstance(tensor, LazyTensor)]
+    if not late:
+        return change(*tensors)
+    cost, sources = sum(one.cost for one in late), frozenset().union(*(one.sources for one in late))
+    meta = torch.empty(late[0].shape, dtype=dtype, device="meta")
+
+    def compute() -> Tensor:
+        if cost <= ROWS_BYTES or not meta.ndim:
+            return change(*map(read, tensors))
+        result = torch.empty(meta.shape, dtype=dtype)
+        rows = max(1, len(result) * ROWS_BYTES // cost)
+        for start in range(0, len(result), rows):
+            part = slice(start, start + rows)
+            result[part] = change(*(read(tensor[part]) for tensor in tensors))
+            release(sources)
+        return result
+
+    return LazyTensor(meta, compute, sources, cost)
 
 
 def walk(named: Iterable[tuple[str, Values]]) -> Iterator[tuple[str, Tensor]]:

@@ -53,8 +53,8 @@ def write_torch_zip(
     with zipfile.ZipFile(file, "w") as archive:
         _add(archive, "data.pkl", pickled.getbuffer())
         _add(archive, "byteorder", sys.byteorder.encode())
-        for number, (_, tensor) in enumerate(walk(tensors.items())):
-            _add(archive, f"data/{number}", raw_bytes(tensor))
+        for name, tensor in walk(tensors.items()):  # not enumerate: it keeps its last item
+            _add(archive, f"data/{named[name].number}", raw_bytes(tensor))
             if on_bytes:
                 on_bytes(tensor.nbytes)
             del tensor  # else it would live until the next one is read
@@ -74,6 +74,7 @@ class _Entry:
     def __init__(self, number: int, tensor: Values) -> None:
         shape = tuple(tensor.shape)
         stride = torch.empty(shape, device="meta").stride()
+        self.number = number
         self.parts = (_Storage(number, tensor), 0, shape, stride, False, OrderedDict())
 
     def __reduce__(self) -> tuple[Any, ...]:

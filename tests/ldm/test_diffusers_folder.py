@@ -203,9 +203,16 @@ def test_weights_of_something_else_are_named(tmp_path):
         open_weights(tmp_path)
 
 
-def test_a_folder_of_anything_else_is_refused_as_before(tmp_path):
-    save_file({"a": torch.ones(1)}, tmp_path / "sd.safetensors")
-    with pytest.raises(ValueError, match="is a folder: .*for example sd.safetensors"):
+def test_a_part_without_settings_is_told_by_its_names(tmp_path, original):
+    folder = write_part(tmp_path, original, "vae")
+    (folder / "config.json").unlink()
+    assert_same(open_weights(folder), chosen(original, "vae"))
+
+
+@pytest.mark.parametrize("name", ["sd.safetensors", "model.safetensors"])
+def test_a_folder_of_anything_else_is_refused_as_before(tmp_path, name):
+    save_file({"model.diffusion_model.out.0.weight": torch.ones(1)}, tmp_path / name)
+    with pytest.raises(ValueError, match=f"is a folder: .*for example {name}"):
         open_weights(tmp_path)
 
 

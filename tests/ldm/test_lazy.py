@@ -4,7 +4,7 @@ import pytest
 import torch
 
 import ldm.lazy
-from ldm.lazy import LazyTensor, Mapped, lazy, read, walk
+from ldm.lazy import LazyTensor, Mapped, by_rows, lazy, read, walk
 
 
 class Counted:
@@ -68,6 +68,28 @@ def test_a_piece_counts_what_is_read_not_what_comes_out(file, monkeypatch):
     for _ in walk(both.items()):
         pass
     assert file.opened == 2
+
+
+def move(a, b):
+    return (a + 2 * b).half()
+
+
+@pytest.mark.parametrize("row_bytes", [1, 40, 1 << 20])
+def test_rows_at_a_time_give_the_same_bits_with_the_file_opened_anew(file, monkeypatch, row_bytes):
+    mapped = Mapped(file(), file).lazy()
+    monkeypatch.setattr(ldm.lazy, "ROWS_BYTES", row_bytes)
+    got = by_rows(move, torch.float16, mapped["a"], mapped["b"])
+    assert (got.shape, got.dtype) == (file.state["a"].shape, torch.float16)
+    assert file.opened == 1
+    assert torch.equal(got.read(), move(file.state["a"], file.state["b"]))
+    assert (file.opened > 1) == (row_bytes < 1 << 20)
+
+
+def test_what_is_not_lazy_is_changed_at_once(file):
+    a, b = file.state["a"], file.state["b"]
+    assert torch.equal(by_rows(move, torch.float16, a, b), move(a, b))
+    scalar = LazyTensor(torch.empty((), device="meta"), lambda: torch.tensor(3.0), frozenset(), 1 << 40)
+    assert by_rows(torch.neg, torch.float32, scalar).read() == -3
 
 
 def test_plain_tensors_walk_too(file):
