@@ -103,6 +103,9 @@ def to_diffusers(
     config = config or choose_config(source, parts, model.prediction)
     check_parts(source, parts, config)
     params = read_params(config)
+    predicts = scheduler_config(params)["prediction_type"]
+    if "unet" in parts and model.prediction not in (None, predicts):
+        raise ValueError(f"{source} says that it predicts {model.prediction}, but {config} means {predicts}")
     text = OPEN_CLIP if is_open_clip(params) else PARTS["text_encoder"]
     ways = PARTS | {"text_encoder": text}
     theirs = {part: ways[part].to_diffusers(state) for part, state in parts.items()}
@@ -113,11 +116,12 @@ def to_diffusers(
         for part in states if len(states) == 1 else ():
             write_part(folder, part, states[part], params, write)
 
-    told = replace(model, prediction=scheduler_config(params)["prediction_type"])
     notes = [f"the settings are those of {config}", *model.left_out]
+    if "text_encoder" in parts and is_open_clip(params):
+        notes.append("left out the last text block and the text projection, which never run")
     if rest := len(model.state) - sum(map(len, parts.values())):
         notes.append(f"left out {rest} tensors: schedule, which diffusers computes")
-    return _noted(write_folder(target, theirs, told.about, fill), *notes)
+    return _noted(write_folder(target, theirs, replace(model, prediction=predicts).about, fill), *notes)
 
 
 def _stripped(source: Path, *, use_ema: bool) -> tuple[Source, dict[str, State], list[str]]:
