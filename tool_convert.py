@@ -13,17 +13,12 @@ complete. Exit codes: 0; 1 with one sentence about what is wrong; 130 after Ctrl
 """
 
 import argparse
-import signal
-import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, NoReturn
+from typing import NoReturn
 
-if TYPE_CHECKING:
-    from cldm.convert_target import Target
+from cldm.convert_shell import answer, open_target
 
-USER_ERROR, INTERRUPTED = 1, 130  # 128 + SIGINT, as shells count
+USER_ERROR = 1
 DTYPES = ("fp32", "fp16", "bf16")
 
 
@@ -70,34 +65,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 def main(argv: list[str] | None = None) -> int:
     """Run the command and return its exit code; what goes wrong is said in one sentence on stderr."""
     args = parse_args(argv)
-    with _remembered_interrupt() as interrupted:
-        try:
-            sys.stdout.write(f"{_run(args)}\n")
-        except KeyboardInterrupt:
-            return _say("stopped; nothing was written", INTERRUPTED)
-        except (ValueError, OSError) as error:
-            if interrupted:
-                return _say("stopped; nothing was written", INTERRUPTED)
-            return _say(_sentence(error), USER_ERROR)
-    return 0
-
-
-@contextmanager
-def _remembered_interrupt() -> Iterator[list[int]]:
-    """Holds the signal after Ctrl-C: inside torch's C code that can surface as any other error."""
-    received: list[int] = []
-
-    def receive(number: int, frame: object) -> NoReturn:
-        received.append(number)
-        raise KeyboardInterrupt
-
-    before = signal.getsignal(signal.SIGINT)
-    if before == signal.default_int_handler:  # else somebody else, such as nohup, has decided about it
-        signal.signal(signal.SIGINT, receive)
-    try:
-        yield received
-    finally:
-        signal.signal(signal.SIGINT, before)
+    return answer(lambda: _run(args), USER_ERROR)
 
 
 def _run(args: argparse.Namespace) -> object:
@@ -108,7 +76,7 @@ def _run(args: argparse.Namespace) -> object:
         return convert.strip_plan(args.input, use_ema=args.use_ema)
     if args.output is None:
         raise ValueError("name the file to write, or add --dry-run to see what would go")
-    with _target(args) as target:
+    with open_target(args.output, force=args.force, dtype=getattr(args, "dtype", None)) as target:
         return {
             "to-safetensors": lambda: convert.to_safetensors(args.input, target),
             "to-dtype": lambda: convert.to_dtype(args.input, target),
@@ -122,37 +90,6 @@ def _run(args: argparse.Namespace) -> object:
             ),
             "strip": lambda: convert.strip(args.input, target, use_ema=args.use_ema),
         }[args.command]()
-
-
-@contextmanager
-def _target(args: argparse.Namespace) -> "Iterator[Target]":
-    """Where the result goes, with a progress bar on a terminal."""
-    from tqdm import tqdm
-
-    from cldm.convert_target import Target
-    from ldm.util import DTYPES as BY_NAME
-
-    bar = tqdm(unit="B", unit_scale=True, disable=None, leave=False, delay=1)
-
-    def start(total: int) -> Callable[[int], object]:
-        bar.reset(total)
-        return bar.update
-
-    dtype = BY_NAME.get(getattr(args, "dtype", None))
-    with bar:
-        yield Target(args.output, force=args.force, dtype=dtype, bar=start)
-
-
-def _sentence(error: Exception) -> str:
-    """One line, whatever raised it; the system's own errors lose their number."""
-    if isinstance(error, OSError) and error.strerror and error.filename:
-        return f"{error.filename}: {error.strerror}"
-    return " ".join(str(error).split()) or type(error).__name__
-
-
-def _say(sentence: str, code: int) -> int:
-    sys.stderr.write(sentence + "\n")
-    return code
 
 
 if __name__ == "__main__":
