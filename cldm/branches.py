@@ -23,13 +23,13 @@ ROUNDING = 1e-9  # a third of three steps is one step
 class ControlUnit:
     """One branch with its features for one request.
 
-    features: [1, c, h, w], what the branch's `encode_hint` made of the map. scales: one a residual.
-    start, end: parts of the steps. pool: average residuals over positions. unconditional: also steer the pass
-    without the prompt.
+    features: what the branch's `encode_hint` made of the map, one or several [1, c, h, w]. scales: one a
+    residual. start, end: parts of the steps. pool: average residuals over positions. unconditional: also
+    steer the pass without the prompt.
     """
 
     branch: nn.Module
-    features: Tensor
+    features: Tensor | list[Tensor]
     scales: tuple[float, ...]
     start: float = 0.0
     end: float = 1.0
@@ -53,11 +53,16 @@ def combined_residuals(
     """The sum over `units` of their scaled residuals for latents [b, c, h, w]; None for no units."""
     total: list[Tensor] | None = None
     for unit in units:
-        features = unit.features.expand(len(x), -1, -1, -1)
-        residuals = unit.branch(x, features, t, text, encoded=True)
+        residuals = unit.branch(x, _for_each(x, unit.features), t, text, encoded=True)
         residuals = scale_residuals(residuals, unit.scales, pool=unit.pool)
         total = residuals if total is None else [a + b for a, b in zip(total, residuals, strict=True)]
     return total
+
+
+def _for_each(x: Tensor, features: Tensor | list[Tensor]) -> Tensor | list[Tensor]:
+    if isinstance(features, list):
+        return [one.expand(len(x), -1, -1, -1) for one in features]
+    return features.expand(len(x), -1, -1, -1)
 
 
 def controlled_denoiser(

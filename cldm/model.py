@@ -26,6 +26,7 @@ from ldm.util import instantiate_from_config
 from ldm.weight_files import get_state_dict
 
 __all__ = [
+    "BRANCHES",
     "create_meta_model",
     "create_model",
     "get_state_dict",
@@ -33,6 +34,7 @@ __all__ = [
     "load_model",
     "load_state_dict",
     "read_config",
+    "with_branch",
 ]
 
 CONTROL_PREFIX = "control_model."
@@ -123,6 +125,23 @@ def load_control(
     return holder.control_model.to(device).eval()
 
 
+def with_branch(config: str | Path | DictConfig, kind: str) -> DictConfig:
+    """The settings of a yaml with a control branch of `kind`, one of `BRANCHES`, for the same U-Net.
+
+    Raises ValueError for an unknown kind or a yaml without a control branch; else as `read_config`.
+    """
+    if kind not in BRANCHES:
+        raise ValueError(f"unknown branch {kind!r}: use {' or '.join(BRANCHES)}")
+    settings = read_config(config).copy()
+    if "control_stage_config" not in settings.model.get("params", {}):
+        raise ValueError(f"{_label(config)} describes no control branch: it has no control_stage_config")
+    branch = settings.model.params.control_stage_config
+    if branch.target != BRANCHES[kind]:
+        branch.target = BRANCHES[kind]
+        branch.params.pop("lite", None)  # the lite branch's own settings
+    return settings
+
+
 def _settings(config: str | Path | DictConfig) -> dict[str, Any]:
     return OmegaConf.to_container(read_config(config).model, resolve=True)  # type: ignore[return-value]
 
@@ -159,3 +178,6 @@ def _merge_bases(path: Path, seen: tuple[Path, ...] = ()) -> DictConfig:
     if base is None:
         return config
     return OmegaConf.merge(_merge_bases(path.parent / base, (*seen, path.resolve())), config)
+
+
+BRANCHES = {"full": "cldm.cldm.ControlNet", "lite": "cldm.lite.ControlLite"}

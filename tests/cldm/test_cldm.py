@@ -210,6 +210,16 @@ def test_an_encoded_hint_equals_the_hint_itself(family):
 
 
 @torch.no_grad()
+def test_an_untrained_hint_block_lets_the_picture_through():
+    torch.manual_seed(0)
+    *layers, last = create_model(settings()).control_model.input_hint_block
+    picture = torch.rand(4, 3, 64, 64, generator=torch.Generator().manual_seed(1))
+    features = torch.nn.Sequential(*layers)(picture)
+    assert not last.weight.any()
+    assert features.std(dim=0).mean() > 0.02 * picture.std(dim=0).mean()  # torch's default: about 0.0001
+
+
+@torch.no_grad()
 def test_ready_residuals_are_used_as_they_are(trained):
     residuals = trained.control_model(latent(), *condition()["c_concat"], T, *condition()["c_crossattn"])
     ready = condition(control=False) | {"control": residuals}
