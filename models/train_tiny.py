@@ -3,6 +3,8 @@
     python -m models.train_tiny --out runs/tiny                 # all three, hours on two cores
     python -m models.train_tiny --out runs/tiny --stages control --control-steps 8000
     python -m models.train_tiny --out runs/more --from-shipped --stages control     # train the shipped one on
+    python -m models.train_tiny --config models/tiny_lite.yaml --out runs/lite --from-shipped --new-branch \
+        --stages control --keep 300 1500 6000           # another kind of branch, from its first step on
 
 Every number follows from --seed and the step: data and noise of step n are drawn from generators seeded by n,
 so a run that was stopped goes on exactly where its last checkpoint was. Ctrl-C saves first.
@@ -27,9 +29,10 @@ from tqdm import tqdm
 
 from cldm.cldm import ControlLDM
 from cldm.model import create_model, load_model, read_config
+from cldm.training_model import load_for_training
 from ldm.util import pick_device
 from models.tiny_data import TinyScenes
-from models.tiny_export import export
+from models.tiny_export import export, keep_branch
 from models.tiny_stages import STAGES, Stage
 
 log = logging.getLogger(__name__)
@@ -76,8 +79,8 @@ class Run:
         torch.save({**state, "ema": self.ema, "step": self.step}, partial)
         os.replace(partial, self.file)
 
-    def update(self, loss: Tensor, steps: int) -> None:
-        """One optimizer step on `loss`.
+    def update(self, loss: Tensor, steps: int, peak: float | None = None) -> None:
+        """One optimizer step on `loss`; peak: the highest learning rate, None for the stage's.
 
         Raises FloatingPointError when it is not finite; weights and checkpoint stay as they were.
         """
@@ -89,7 +92,7 @@ class Run:
         loss.backward()
         nn.utils.clip_grad_norm_(self.parts.parameters(), MAX_GRAD_NORM)
         for group in self.optimizer.param_groups:
-            group["lr"] = learning_rate(self.step, steps, self.stage.lr)
+            group["lr"] = learning_rate(self.step, steps, peak or self.stage.lr)
         self.optimizer.step()
         self.optimizer.zero_grad()
         self.step += 1
@@ -124,11 +127,13 @@ def _loop(run: Run, stage: Stage, model: nn.Module, loader: DataLoader, limits: 
         for batch in bar:
             noise = torch.Generator().manual_seed(args.seed * 1_000_003 + run.step)
             loss = stage.loss(model, batch, noise)
-            run.update(loss, steps)
+            run.update(loss, steps, args.learning_rate)
             if run.step % 20 == 0:
                 record.write(json.dumps({"step": run.step, "loss": round(loss.item(), 5)}) + "\n")
                 record.flush()
                 bar.set_postfix(loss=f"{loss.item():.4f}")
+            if run.step in args.keep:
+                keep_branch(run.ema, args.out, run.step)
             if time.monotonic() - saved > SAVE_EVERY_S:
                 run.save()
                 saved = time.monotonic()
@@ -155,6 +160,25 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         action="store_true",
         help="begin with the weights the yaml names, not at random",
     )
+    parser.add_argument(
+        "--new-branch",
+        action="store_true",
+        help="with --from-shipped: take the base model only, and begin its control branch anew",
+    )
+    parser.add_argument(
+        "--learning-rate",
+        type=float,
+        metavar="X",
+        help="the highest of every stage asked for (default: its own)",
+    )
+    parser.add_argument(
+        "--keep",
+        type=int,
+        nargs="*",
+        default=[],
+        metavar="STEP",
+        help="of the control branch: also keep the average of these steps, in control-STEP.safetensors",
+    )
     parser.add_argument("--cache", type=int, default=8_000, help="scenes whose latents are computed once")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--workers", type=int, default=1, help="processes that draw pictures")
@@ -177,14 +201,19 @@ def main(argv: list[str] | None = None) -> int:
     except (FloatingPointError, FileNotFoundError) as error:
         print(error, file=sys.stderr)
         return 1
-    for path in export(model, args.out, trained):
+    for path in export(model, args.out, trained, read_config(args.config).weights):
         print(path)
     return 0
 
 
 def _start(args: argparse.Namespace) -> ControlLDM:
-    files = [args.config.parent / name for name in read_config(args.config).weights]
-    model = load_model(args.config, *files) if args.from_shipped else create_model(args.config)
+    base, branch = (args.config.parent / name for name in read_config(args.config).weights)
+    if not args.from_shipped:
+        model = create_model(args.config)
+    elif args.new_branch:
+        model, _ = load_for_training(args.config, [base], seed=args.seed)
+    else:
+        model = load_model(args.config, base, branch)
     # Convolutions on a CPU are up to a quarter faster with the channels last.
     return model.to(args.device, memory_format=torch.channels_last)
 

@@ -4,11 +4,13 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from cldm.model import create_model
+from cldm.model import create_model, load_model
 from models import train_tiny
 from models.tiny_data import PATCH, PATCHES, SIDE, VAE_BATCH, TinyScenes
-from models.tiny_export import FILES, export
+from models.tiny_export import export, keep_branch
 from models.tiny_stages import STAGES
+
+FILES = ["tiny.safetensors", "tiny_control.safetensors"]
 
 
 def run(folder, **steps):
@@ -39,9 +41,27 @@ def test_a_stage_without_its_foundation_is_refused_in_a_sentence(tmp_path, capsy
 
 def test_only_trained_parts_are_written(tmp_path):
     model = create_model(train_tiny.CONFIG)
-    assert export(model, tmp_path, ["vae"]) == []
-    assert [path.name for path in export(model, tmp_path, ["vae", "base"])] == ["tiny.safetensors"]
-    assert len(export(model, tmp_path, STAGES)) == 2
+    assert export(model, tmp_path, ["vae"], FILES) == []
+    assert [path.name for path in export(model, tmp_path, ["vae", "base"], FILES)] == [FILES[0]]
+    assert len(export(model, tmp_path, STAGES, FILES)) == 2
+
+
+def test_a_kept_branch_fits_the_model(tmp_path):
+    branch = create_model(train_tiny.CONFIG).control_model
+    kept = keep_branch(dict(branch.named_parameters()), tmp_path, 300)
+    assert kept.name == "control-300.safetensors"
+    model = load_model(train_tiny.CONFIG, train_tiny.CONFIG.parent / FILES[0], kept)
+    for name, value in branch.named_parameters():
+        assert torch.equal(model.control_model.get_parameter(name), value.half().float())
+
+
+def test_a_new_branch_begins_as_a_copy_of_the_shipped_encoder(tmp_path):
+    argv = ["--out", str(tmp_path), "--from-shipped", "--new-branch", "--stages", "decoder"]
+    assert train_tiny.main([*argv, "--decoder-steps", "0", "--device", "cpu"]) == 0
+    branch, base = (load_file(tmp_path / name) for name in reversed(FILES))
+    for name in ("time_embed.0.weight", "input_blocks.0.0.weight", "middle_block.2.out_layers.3.weight"):
+        assert torch.equal(branch[f"control_model.{name}"], base[f"model.diffusion_model.{name}"])
+    assert not branch["control_model.zero_convs.3.0.weight"].any()
 
 
 def test_a_loss_that_is_not_finite_changes_nothing(tmp_path):
