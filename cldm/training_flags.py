@@ -19,6 +19,7 @@ SCHEDULE_NAMES = (
     "cosine_with_restarts",
     "polynomial",
 )
+BRANCH_KINDS = ("full", "lite")
 TINY_CONFIG = Path("models/tiny.yaml")
 GENERATED_DATA = Path("training/fill50k")
 REPORTS = ("tensorboard", "csv", "wandb", "all", "none")
@@ -31,20 +32,11 @@ def parse_args(
 
     Without --config the tiny model's defaults hold. SystemExit with one sentence when it is wrong.
     """
-    parser = Parser(
-        prog=prog, description=description, formatter_class=_Help, allow_abbrev=False
-    )  # fmt: skip
+    parser = Parser(prog=prog, description=description, formatter_class=_Help, allow_abbrev=False)
     for add_flags in (
-        _add_files,
-        _add_data,
-        _add_steps,
-        _add_optimizer,
-        _add_loss,
-        _add_memory,
-        _add_machines,
-    ):
-        add_flags(parser)
-    for add_flags in (_add_pictures, _add_output):
+        _add_files, _add_data, _add_steps, _add_optimizer, _add_loss, _add_memory, _add_machines,
+        _add_pictures, _add_output,
+    ):  # fmt: skip
         add_flags(parser)
     parser.set_defaults(**defaults)
     first = parser.parse_args(argv)
@@ -70,6 +62,7 @@ def _add_files(parser: argparse.ArgumentParser) -> None:
         "--controlnet-model-name-or-path", type=Path, dest="controlnet", metavar="FILE",
         help="control branch to begin with",
     )  # fmt: skip
+    add("--branch", choices=BRANCH_KINDS, help="its kind (default: what the yaml has, else full)")
     add("--use-ema", action="store_true", help="begin from the moving averages that the base carries")
     add("--unlock-sd", action="store_true", help="train the U-Net's output half too (sd_locked=False)")
     add("--only-mid-control", action="store_true", help="let the branch act on the middle block alone")

@@ -8,10 +8,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
+from omegaconf import DictConfig
 
 from cldm.dataset import View
 from cldm.dataset_rows import Columns
-from cldm.model import read_config
+from cldm.model import read_config, with_branch
 from cldm.training_memory import Plan
 from cldm.training_settings import LearningRate, Loss, Optimization, TrainingSettings
 
@@ -29,7 +30,7 @@ CONTROL_FILE = "control"  # in the name of the tiny model's branch, which a run 
 class Setup:
     """What the flags and the yaml say together; scale: of guidance in pictures."""
 
-    config: Path
+    config: DictConfig
     weights: tuple[Path, ...]
     settings: TrainingSettings
     view: View
@@ -52,7 +53,7 @@ def read_setup(args: argparse.Namespace) -> Setup:
 
     here = Path(__file__).parents[1]
     config_path = args.config or here / TINY_CONFIG
-    config = read_config(config_path)
+    config = with_branch(config_path, args.branch) if args.branch else read_config(config_path)
     defaults = config.get("defaults") or {}
     side = config.model.params.get("image_size", SD_SIDE) * PIXELS_PER_LATENT
     resolution = args.resolution or defaults.get("resolution", side)
@@ -69,7 +70,7 @@ def read_setup(args: argparse.Namespace) -> Setup:
         args.devices = max(1, torch.cuda.device_count())
     pairs = args.batch * args.accumulate * args.devices * args.num_nodes
     return Setup(
-        config=config_path,
+        config=config,
         weights=tuple(weights),
         settings=_settings(args, pairs),
         view=View(resolution, args.random_crop, args.flip, args.proportion_empty_prompts),
