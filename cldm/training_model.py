@@ -8,22 +8,22 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import torch
-from omegaconf import OmegaConf
+from omegaconf import DictConfig
 from torch import Tensor, nn
 
+from cldm.attach import fresh_branch
 from cldm.cldm import ControlLDM
-from cldm.model import CONTROL_PREFIX, create_meta_model, read_config
+from cldm.model import CONTROL_PREFIX, create_meta_model
+from cldm.surgery import add_control, extract_control
 from ldm.checkpoint import assign_weights, read_state_dict
-from ldm.util import instantiate_from_config
 
 log = logging.getLogger(__name__)
 
-UNET_PREFIX = "model.diffusion_model."
 AWAY = ("first_stage_model", "cond_stage_model")  # what a run with cached latents does without
 
 
 def load_for_training(
-    config: Path, weights: Sequence[Path], *, seed: int = 0, use_ema: bool = False
+    config: Path | DictConfig, weights: Sequence[Path], *, seed: int = 0, use_ema: bool = False
 ) -> tuple[ControlLDM, bool]:
     """The model of a yaml with `weights` overlaid, and whether a new branch was begun for want of one.
 
@@ -33,26 +33,26 @@ def load_for_training(
     model = create_meta_model(config)
     names = [name for path in weights for name in read_state_dict(path)]
     is_new = not any(name.startswith(CONTROL_PREFIX) for name in names)
-    extra = [new_branch(config, weights, seed)] if is_new else []
+    ema_of = tuple(model.state_dict()) if use_ema else ()
+    extra = [new_branch(config, weights, seed, ema_of)] if is_new else []
     assign_weights(model, *weights, *extra, use_ema=use_ema)
     return model, is_new
 
 
-def new_branch(config: Path, weights: Sequence[Path], seed: int) -> dict[str, Tensor]:
-    """Weights of an untrained branch, under the names of a whole model."""
-    settings = OmegaConf.to_container(read_config(config).model.params.control_stage_config, resolve=True)
-    with torch.random.fork_rng([]):
-        torch.manual_seed(seed)
-        own = instantiate_from_config(settings).state_dict()
+def new_branch(
+    config: Path | DictConfig, weights: Sequence[Path], seed: int, ema_of: tuple[str, ...] = ()
+) -> dict[str, Tensor]:
+    """Weights of an untrained branch beside `weights`, under the names of a whole model.
+
+    ema_of: as of `ldm.checkpoint.read_state_dict`, for a branch that copies the moving averages.
+    """
     base: dict[str, Tensor] = {}
     for path in weights:
-        base |= {name: one for name, one in read_state_dict(path).items() if name.startswith(UNET_PREFIX)}
-    begun = {}
-    for name, value in own.items():
-        twin = base.get(UNET_PREFIX + name)
-        fits = twin is not None and twin.shape == value.shape
-        begun[CONTROL_PREFIX + name] = twin.to(value.dtype) if fits else value
-    return begun
+        base |= read_state_dict(path, ema_of=ema_of)
+    try:
+        return extract_control(add_control(base, fresh_branch(config, seed)).state)
+    except ValueError as error:
+        raise ValueError(f"{' + '.join(map(str, weights))}: {error}") from None
 
 
 def prepare(model: ControlLDM, *, frozen: torch.dtype, checkpointing: bool | None = None) -> None:

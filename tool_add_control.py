@@ -1,0 +1,72 @@
+"""A base model and a new control branch in one file, to begin training from.
+
+    python tool_add_control.py v1-5-pruned.ckpt control_sd15_ini.ckpt
+    python tool_add_control.py v1-5-pruned.ckpt control_sd15_lite.safetensors --branch lite
+    python tool_add_control.py --config models/tiny.yaml tiny_ini.safetensors
+
+The base is any file or folder that loads; the result's suffix says its form: .safetensors, or .ckpt, .pth,
+.pt, .bin of torch. It appears only when it is complete. Exit codes: 0; 2 with one sentence about what is
+wrong; 130 after Ctrl-C.
+"""
+
+import argparse
+from pathlib import Path
+
+from cldm.convert_shell import answer, open_target
+from cldm.options import USER_ERROR, Parser
+from cldm.training_flags import BRANCH_KINDS
+
+MODELS = Path(__file__).parent / "models"
+SEEDS = 2**63  # torch takes them below
+
+
+def parse_args(argv: list[str] | None, prog: str, config: str) -> argparse.Namespace:
+    """Read the command line; SystemExit with one sentence when it is wrong."""
+    flags = Parser(prog=prog, add_help=False, allow_abbrev=False)
+    add = flags.add_argument
+    add("--config", type=Path, metavar="YAML", help=f"of the model (default: models/{config})")
+    add("--branch", choices=BRANCH_KINDS, help="kind of branch (default: the yaml's)")
+    add("--use-ema", action="store_true", help="the base's moving averages become its weights")
+    add("--seed", type=int, metavar="N", default=0, help="of what is drawn (default: %(default)s)")
+    add("--replace-branch", action="store_true", help="begin anew where the base has a branch already")
+    add("--force", action="store_true", help="replace an older output")
+    parser = Parser(
+        prog=prog,
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+        parents=[flags],
+    )
+    parser.add_argument("base", type=Path, nargs="?", help="file or folder (default: what the yaml names)")
+    parser.add_argument("output", type=Path, help="file to write")
+    # Flags first: argparse cannot leave out one of two paths that stand on both sides of a flag.
+    found, paths = flags.parse_known_args(argv)
+    args = parser.parse_args(paths, found)
+    if not 0 <= args.seed < SEEDS:
+        parser.error(f"--seed {args.seed}: give 0 or more, less than 2**63")
+    return args
+
+
+def main(
+    argv: list[str] | None = None,
+    prog: str = "tool_add_control.py",
+    config: str = "cldm_v15.yaml",
+) -> int:
+    """Run the command and return its exit code; what goes wrong is said in one sentence on stderr.
+
+    config: the yaml in models/ to take where the command line names none.
+    """
+    args = parse_args(argv, prog, config)
+
+    def run() -> object:
+        from cldm.attach import Start, attach
+
+        start = Start(args.branch, args.seed, use_ema=args.use_ema, renew=args.replace_branch)
+        with open_target(args.output, force=args.force) as target:
+            return attach(args.base, target, args.config or MODELS / config, start)
+
+    return answer(run, USER_ERROR)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
