@@ -18,17 +18,25 @@ LAYERS = (
     ("ldm.modules.attention",),
     ("ldm.modules",),
     ("ldm",),
-    ("annotator", "eval"),
+    ("annotator", "eval", "quantize"),
     ("cldm",),
     ("cldm.pipeline",),
     ("generate", "share", "cldm.batch", "cldm.demo", "cldm.fill50k", "cldm.flags", "cldm.outputs")
-    + ("eval.fill50k", "models", "bench", "test_imgs", "tool_convert", "tool_download_models")
+    + (
+        "eval.fill50k",
+        "quantize.__main__",
+        "models",
+        "bench",
+        "test_imgs",
+        "tool_convert",
+        "tool_download_models",
+    )
     + ("tool_add_control", "tool_add_control_sd21")
     + ("cldm.logger", "cldm.training_reports", "cldm.training_run")
     + ("tutorial_dataset", "tutorial_train", "tutorial_train_dist"),
 )
 # Whole packages that know nothing of the others; what is in the topmost layer is exempt.
-ALONE = {"ldm": {"ldm"}, "annotator": {"annotator"}, "eval": {"eval"}}
+ALONE = {"ldm": {"ldm"}, "annotator": {"annotator"}, "eval": {"eval"}, "quantize": {"quantize"}}
 HEAVY = {"diffusers", "open_clip", "skimage", "timm", "torchmetrics", "torchvision", "transformers"}
 ORACLES = {"diffusers"}  # for tests and bench only
 # Importing it costs seconds.
@@ -166,7 +174,7 @@ def test_a_module_has_a_layer_and_imports_point_down(name):
 
 
 @every_module
-def test_ldm_annotator_and_eval_stand_alone(name):
+def test_ldm_annotator_eval_and_quantize_stand_alone(name):
     assert not strangers(name, TREES[name])
 
 
