@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 ROOT = Path(__file__).parents[1]
 PLAIN, FULL, LITE, WITHIN = "U-Net alone", "full", "lite", "lite, into the encoder"
-MB = 1e6
+MB, GIGA = 1e6, 1e9
 LATENT_FACTOR = 8
 TOKENS = 77
 TIMESTEP = 500
@@ -136,13 +136,16 @@ def kinds(config: Path) -> "dict[str, DictConfig]":
 
 
 def measure(bench: Bench, rounds: int) -> dict[str, dict[str, float]]:
-    """Medians by kind of branch: weights, training bytes, seconds of either step."""
+    """By kind: weights, training bytes, arithmetic of a training step, median seconds of either step."""
+    from torch.utils.flop_counter import FlopCounterMode
     from tqdm import tqdm
 
     training = {name: [] for name in bench.branches}
     denoising = {name: [] for name in (PLAIN, *bench.branches)}
-    for name in tqdm(bench.branches, desc="warming up", disable=None):
-        bench.training_step(name)
+    counters = {name: FlopCounterMode(display=False) for name in training}
+    for name, counter in tqdm(counters.items(), desc="warming up", disable=None):
+        with counter:
+            bench.training_step(name)
     for _ in tqdm(range(rounds), desc="rounds", disable=None):
         for name, times in training.items():
             times.append(bench.seconds(lambda name=name: bench.training_step(name)))
@@ -153,6 +156,7 @@ def measure(bench: Bench, rounds: int) -> dict[str, dict[str, float]]:
         rows[name] = {
             "weights": sum(value.numel() for value in branch.parameters()),
             "bytes": bench.training_bytes(name),
+            "flops": counters[name].get_total_flops(),
             "train": statistics.median(training[name]),
             "denoise": statistics.median(denoising[name]),
         }
@@ -163,17 +167,17 @@ def table(rows: dict[str, dict[str, float]]) -> str:
     """The rows with their ratios to the full branch, and of denoising to the U-Net alone."""
     full, plain = rows[FULL], rows[PLAIN]
     lines = [
-        "| | weights | of full | training memory, MB | of full | training step, s | full takes "
+        "| | weights | of full | training memory, MB | of full | training step, GFLOP | s | full takes "
         "| denoising step, s | of U-Net alone |",
-        "|---|---|---|---|---|---|---|---|---|",
-        f"| {PLAIN} | | | | | | | {plain['denoise']:.3f} | 1.00 x |",
+        "|---" * 10 + "|",
+        f"| {PLAIN} | | | | | | | | {plain['denoise']:.3f} | 1.00 x |",
     ]
     for name, row in rows.items():
         if name != PLAIN:
             lines.append(
                 f"| {name} | {row['weights']:,} | {row['weights'] / full['weights']:.1%} "
                 f"| {row['bytes'] / MB:,.1f} | {row['bytes'] / full['bytes']:.1%} "
-                f"| {row['train']:.3f} | {full['train'] / row['train']:.2f} x "
+                f"| {row['flops'] / GIGA:,.1f} | {row['train']:.3f} | {full['train'] / row['train']:.2f} x "
                 f"| {row['denoise']:.3f} | {row['denoise'] / plain['denoise']:.3f} x |"
             )
     return "\n".join(lines)
