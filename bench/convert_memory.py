@@ -1,8 +1,9 @@
 """How much memory does a conversion take? Everything counts: Python, torch, pages mapped from files.
 
 Writes a file of random weights at the size of a yaml (SD1.5 with control: 5.7 GB) without holding it, runs
-each conversion of tool_convert.py in a fresh process, compares every tensor of the result with its origin,
-and prints a table. Linux only; needs six times the file's size on disk. Run: python -m bench.convert_memory
+each conversion of tool_convert.py, and tool_add_control.py, in a fresh process, compares every tensor of the
+result with its origin, and prints a table. Linux only; needs six times the file's size on disk. Run:
+python -m bench.convert_memory
 """
 
 from __future__ import annotations
@@ -14,33 +15,41 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
+import tool_add_control
 import tool_convert
 from bench.load_memory import GB, ROOT, peak_bytes, to_ckpt, write_random
 from cldm.model import create_meta_model
+from cldm.surgery import CONTROL, UNET
 from ldm.checkpoint import open_source
 from ldm.checkpoint_forms import ema_names
-from ldm.lazy import walk
+from ldm.lazy import Values, walk
 from ldm.stream import write_weights
 from ldm.weight_files import open_weight_file
 
 YAML = "YAML"  # in the words of a case: the model's
 LIMIT = 1.0  # GB of the whole process
+BRANCH_LIMIT = 2.5  # of one that draws a branch: at SD1.5 size that is 1.45 GB by itself
+ADD = "add-control"  # the name here of what is a script of its own
 
 
 @dataclass(frozen=True)
 class Case:
-    """One conversion. source: of FILES; result: its name; words: of the command line behind the two."""
+    """One conversion. source: of FILES; result: its name; words: of the command line behind the two.
+
+    limit: GB at the peak.
+    """
 
     source: str
     result: str
     words: tuple[str, ...] = ()
+    limit: float = LIMIT
 
 
 def _plain(full: Path, path: Path, _config: Path) -> None:
@@ -49,6 +58,12 @@ def _plain(full: Path, path: Path, _config: Path) -> None:
 
 def _ckpt(full: Path, path: Path, _config: Path) -> None:
     to_ckpt(full, path)
+
+
+def _base(full: Path, path: Path, _config: Path) -> None:
+    """As bases are published: no branch, and nothing that only a branch's class stores."""
+    state = open_weight_file(full).tensors
+    write_weights(path, {n: t for n, t in state.items() if not n.startswith(CONTROL) and n != "logvar"})
 
 
 def _averaged(full: Path, path: Path, _config: Path) -> None:
@@ -68,6 +83,8 @@ FILES: dict[str, Callable[[Path, Path, Path], None]] = {
     "plain.safetensors": _plain,
     "full.ckpt": _ckpt,
     "averaged.ckpt": _averaged,
+    "base.safetensors": _base,
+    "base.ckpt": _base,
     "diffusers": _diffusers,
 }
 CASES = {
@@ -81,14 +98,30 @@ CASES = {
     "transfer-control": Case(
         "full.ckpt", "out.pth", ("--from-base", "plain.safetensors", "--to-base", "plain.safetensors")
     ),
+    ADD: Case("base.safetensors", "out.safetensors", ("--config", YAML), BRANCH_LIMIT),
+    f"{ADD}, of a ckpt": Case("base.ckpt", "out.ckpt", ("--config", YAML), BRANCH_LIMIT),
 }
 
 
-def is_intact(result: Path, full: Path) -> bool:
-    """Whether every tensor of `result`, under the original names, is that of `full` in its dtype."""
+def is_intact(result: Path, full: Path, *, has_new_branch: bool = False) -> bool:
+    """Whether every tensor of `result`, under the original names, is that of `full` in its dtype.
+
+    has_new_branch: its branch is the U-Net of `full` instead, as far as names agree.
+    """
     got, expected = open_source(result).state, open_source(full).state
+    if has_new_branch:
+        expected |= _begun(got, expected)
     pairs = zip(walk(got.items()), walk((name, expected[name]) for name in got), strict=True)
     return all(torch.equal(tensor, other.to(tensor.dtype)) for (_, tensor), (_, other) in pairs)
+
+
+def _begun(got: Mapping[str, Values], full: Mapping[str, Values]) -> dict[str, Values]:
+    """What the branch in `got` must be: the U-Net's, and itself where that has no such name."""
+    return {
+        name: full.get(name.replace(CONTROL, UNET, 1), tensor)
+        for name, tensor in got.items()
+        if name.startswith(CONTROL)
+    }
 
 
 def size_of(path: Path) -> int:
@@ -105,23 +138,24 @@ def run_case(name: str, folder: Path, config: Path) -> tuple[list[str], bool]:
         FILES[case.source](folder / "full.safetensors", source, config)
     known = {YAML: config, **{file: folder / file for file in FILES}}
     words = [str(known.get(word, word)) for word in case.words]
-    command = [sys.executable, "-m", "bench.convert_memory", "--measure", name.split()[0]]
+    command = [sys.executable, "-m", "bench.convert_memory", "--measure", name.split()[0].rstrip(",")]
     done = subprocess.run(
         [*command, str(source), str(result), *words], cwd=ROOT, check=True, capture_output=True, text=True
     )
     found = json.loads(done.stdout.splitlines()[-1])
-    intact, peak = is_intact(result, folder / "full.safetensors"), found["peak"] / GB
+    intact = is_intact(result, folder / "full.safetensors", has_new_branch=name.startswith(ADD))
+    peak = found["peak"] / GB
     sizes = (size_of(source) / GB, size_of(result) / GB, peak)
     shutil.rmtree(result) if result.is_dir() else result.unlink()
     row = [name, *(f"{size:.2f}" for size in sizes), f"{found['seconds']:.0f}", str(intact)]
-    return row, intact and peak <= LIMIT
+    return row, intact and peak <= case.limit
 
 
 def measure(words: list[str]) -> dict[str, float]:
-    """Run tool_convert.py with `words` in this process: bytes at its peak, seconds."""
+    """Run the command that `words` begin with in this process: bytes at its peak, seconds."""
     start = time.perf_counter()
     with redirect_stdout(sys.stderr):
-        if code := tool_convert.main(words):
+        if code := tool_add_control.main(words[1:]) if words[0] == ADD else tool_convert.main(words):
             raise SystemExit(code)
     return {"peak": peak_bytes(), "seconds": time.perf_counter() - start}
 

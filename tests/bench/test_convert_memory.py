@@ -6,7 +6,8 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from bench.convert_memory import CASES, FILES, LIMIT, is_intact, main, parse_args, size_of
+from bench.convert_memory import ADD, CASES, FILES, LIMIT, is_intact, main, parse_args, size_of
+from tool_add_control import parse_args as parse_addition
 from tool_convert import parse_args as parse_conversion
 
 ROOT = Path(__file__).parents[2]
@@ -22,11 +23,33 @@ def test_a_result_is_intact_only_with_every_bit(tmp_path):
     assert not is_intact(tmp_path / "other.safetensors", tmp_path / "full.safetensors")
 
 
+def test_a_new_branch_is_intact_where_it_is_the_u_nets(tmp_path):
+    weight, hint = "input_blocks.0.0.weight", "control_model.input_hint_block.0.weight"
+    base = {f"model.diffusion_model.{weight}": torch.randn(3)}
+    save_file(
+        base | {f"control_model.{weight}": torch.randn(3), hint: torch.ones(1)},
+        full := tmp_path / "f.safetensors",
+    )
+    begun = base | {
+        f"control_model.{weight}": base[f"model.diffusion_model.{weight}"].clone(),
+        hint: torch.zeros(1),
+    }
+    save_file(begun, tmp_path / "new.safetensors")
+    assert is_intact(tmp_path / "new.safetensors", full, has_new_branch=True)
+    assert not is_intact(tmp_path / "new.safetensors", full)
+    begun[f"control_model.{weight}"][0] += 1e-6
+    save_file(begun, tmp_path / "other.safetensors")
+    assert not is_intact(tmp_path / "other.safetensors", full, has_new_branch=True)
+
+
 @pytest.mark.parametrize("name", CASES)
 def test_every_case_is_a_command_that_exists(name):
     case = CASES[name]
     assert case.source in FILES
-    parse_conversion([name.split()[0], case.source, case.result, *case.words])
+    if name.startswith(ADD):
+        parse_addition([case.source, case.result, *case.words], "tool_add_control.py", "cldm_v15.yaml")
+    else:
+        parse_conversion([name.split()[0], case.source, case.result, *case.words])
 
 
 def test_the_size_of_a_folder_is_that_of_its_files(tmp_path):
@@ -38,18 +61,12 @@ def test_the_size_of_a_folder_is_that_of_its_files(tmp_path):
 
 
 @pytest.mark.skipif("not __import__('pathlib').Path('/proc/self/status').exists()", reason="needs Linux")
-def test_a_row_has_the_peak_of_a_process_of_its_own(tmp_path, capsys):
-    words = [
-        "--config",
-        str(ROOT / "models/tiny.yaml"),
-        "--folder",
-        str(tmp_path),
-        "--cases",
-        "extract-control",
-    ]
+@pytest.mark.parametrize("case", ["extract-control", f"{ADD}, of a ckpt"])
+def test_a_row_has_the_peak_of_a_process_of_its_own(tmp_path, capsys, case):
+    words = ["--config", str(ROOT / "models/tiny.yaml"), "--folder", str(tmp_path), "--cases", case]
     assert main(words) == 0
     row = [cell.strip() for cell in capsys.readouterr().out.splitlines()[-1].strip("|").split("|")]
-    assert (row[0], row[-1]) == ("extract-control", "True")
+    assert (row[0], row[-1]) == (case, "True")
     assert 0.1 < float(row[3]) <= LIMIT
     assert not list(tmp_path.iterdir())
 
