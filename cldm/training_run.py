@@ -14,6 +14,7 @@ import torch
 from omegaconf import OmegaConf
 
 from cldm.checkpoint_folder import STATE, CheckpointFolder
+from cldm.cldm import ControlNet
 from cldm.dataset import ControlDataset, DrawLoader, Draws
 from cldm.model import read_config
 from cldm.optimizers import check_packages
@@ -141,7 +142,8 @@ def _assemble(
 
     model, is_new = load_for_training(setup.config, setup.weights, seed=args.seed, use_ema=args.use_ema)
     if is_new:
-        _say("a new control branch begins as a copy of the U-Net's encoder")
+        copied = isinstance(model.control_model, ControlNet)
+        _say("a new control branch begins" + (" as a copy of the U-Net's encoder" if copied else ""))
     model.sd_locked, model.only_mid_control = not args.unlock_sd, args.only_mid_control
     prepare(model, frozen=FROZEN[args.mixed_precision], checkpointing=args.gradient_checkpointing)
     draws: Any = Draws(data, args.seed)

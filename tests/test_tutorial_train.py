@@ -10,7 +10,7 @@ from safetensors.torch import load_file, save_file
 
 import tutorial_train
 from cldm.fill50k import Recipe, make_dataset
-from cldm.model import load_model
+from cldm.model import load_model, with_branch
 from cldm.training_flags import parse_args
 from cldm.training_plan import read_setup
 from cldm.training_presets import PRESETS, TINY
@@ -98,6 +98,18 @@ def test_a_run_leaves_a_branch_that_everybody_loads(files, tmp_path, capsys):
     assert any(one.abs().max() > 0 for one in expected)
     for a, b in zip(expected, [*down, middle], strict=True):
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-6)
+
+
+def test_a_lite_branch_is_trained_and_loads_again(files, tmp_path, capsys):
+    assert train(files, tmp_path, "--branch", "lite", "--learning-rate", 1e-3, "--lr-warmup-steps", 0) == 0
+    said = capsys.readouterr()
+    assert "a new control branch begins\n" in said.err
+    assert not (tmp_path / "config.json").exists()  # diffusers has no such branch
+    lite = with_branch(files / "small.yaml", "lite")
+    model = load_model(lite, files / "base.safetensors", tmp_path / "control.safetensors")
+    assert all(conv.weight.any() for conv in model.control_model.zero_convs)
+    assert train(files, tmp_path, "--resume-from", "latest") == 2  # of a full branch
+    assert "belongs to another branch" in capsys.readouterr().err
 
 
 def test_a_new_branch_begins_as_a_copy_and_adds_nothing(files):
