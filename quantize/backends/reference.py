@@ -1,0 +1,57 @@
+"""Every scheme in plain torch, on any device: slow, and by definition right."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from quantize.arithmetic import FP8_PEAK, TINY, check_finite, quantize_uint8, to_fp8
+from quantize.backends.base import input_affine
+from quantize.spec import LayerSpec
+
+
+class Reference:
+    """Decodes the weights for each call and forgets them after it."""
+
+    packed = False
+
+    def __init__(self, spec: LayerSpec) -> None:
+        self.spec = spec
+
+    @classmethod
+    def computes(cls, spec: LayerSpec) -> bool:
+        """Everything."""
+        return True
+
+    def __call__(self, x: Tensor, held: Mapping[str, Tensor | None], bias: Tensor | None) -> Tensor:
+        """See `Backend`."""
+        rule = self.spec.rule
+        with torch.autocast(x.device.type, enabled=False):  # its bfloat16 does not even hold 257
+            if rule.inputs == "float":
+                return self._float_inputs(x, held, bias)
+            quantized = self._fp8_inputs if rule.codes == "fp8" else self._byte_inputs
+            return quantized(x, held, bias).to(x.dtype)
+
+    def _float_inputs(self, x: Tensor, held: Mapping[str, Tensor | None], bias: Tensor | None) -> Tensor:
+        weight = self.spec.codec.decode(held["qweight"], held["scale"], self.spec.shape)
+        return self.spec.apply(x, weight.to(x.dtype), None if bias is None else bias.to(x.dtype))
+
+    def _byte_inputs(self, x: Tensor, held: Mapping[str, Tensor | None], bias: Tensor | None) -> Tensor:
+        affine = input_affine(self.spec, x, held)
+        codes = quantize_uint8(x, affine).float() - affine.zero
+        return self._scaled(self.spec.apply(codes, held["qweight"].float()), affine.scale, held, bias)
+
+    def _fp8_inputs(self, x: Tensor, held: Mapping[str, Tensor | None], bias: Tensor | None) -> Tensor:
+        check_finite(x, "a layer's input")
+        peak = x.detach().abs().max().item() if x.numel() else 0.0
+        scale = peak / FP8_PEAK if peak / FP8_PEAK >= TINY else 1.0
+        codes = to_fp8(x, scale).float()
+        return self._scaled(self.spec.apply(codes, held["qweight"].float()), scale, held, bias)
+
+    def _scaled(
+        self, sums: Tensor, scale: float, held: Mapping[str, Tensor | None], bias: Tensor | None
+    ) -> Tensor:
+        out = sums * self.spec.per_channel(held["scale"] * scale)
+        return out if bias is None else out + self.spec.per_channel(bias.float())

@@ -1,0 +1,114 @@
+"""Linear and Conv2d layers that hold codes and scales, and compute with them through a backend.
+
+The codes are buffers `qweight`, `scale`, and for static inputs `in_scale`, `in_zero`; the bias stays a float
+parameter. No float copy of a weight outlives a call.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from quantize.backends import make_backend
+from quantize.spec import LayerSpec, Ranges, quantize_tensors
+
+
+class QuantLayer(nn.Module):
+    """A layer of `spec` without numbers yet; its backend is the reference until `bind` names another."""
+
+    def __init__(self, spec: LayerSpec) -> None:
+        super().__init__()
+        self.spec = spec
+        for name, (shape, dtype) in spec.shapes().items():
+            self.register_buffer(name, torch.empty(shape, dtype=dtype))
+        bias = nn.Parameter(torch.empty(spec.shape[0]), requires_grad=False) if spec.bias else None
+        self.register_parameter("bias", bias)
+        self.bind("reference")
+
+    def bind(self, backend: str) -> None:
+        """Compute through `backend` from now on.
+
+        Raises ValueError for an unknown one, and where another one has the weights in its own form already.
+        """
+        if getattr(self, "_compute", None) is not None and self._compute.packed:
+            raise ValueError("the weights are packed for a backend already: load the file again for another")
+        self._compute = make_backend(backend, self.spec)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[..., in] or [b, c, h, w] -> [..., out] or [b, out, h, w], in the dtype of x."""
+        out = self._compute(x, self._buffers, self.bias)
+        if self._compute.packed:
+            self.qweight = None  # the backend has them; both together would take twice the memory
+        return out
+
+    def extra_repr(self) -> str:
+        """Scheme and shape."""
+        return f"{self.spec.scheme}, weight {list(self.spec.shape)}, bias={self.spec.bias}"
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> QuantLayer:
+        """As of any module, but codes and scales keep their dtype: `.half()` is about the float tensors."""
+        before = dict(self._buffers)
+        super()._apply(fn, recurse)
+        for name, old in before.items():
+            new = self._buffers[name]
+            if old is not None and new.dtype != old.dtype:
+                self._buffers[name] = old.to(new.device)
+        return self
+
+    def _save_to_state_dict(self, *args: Any, **kwargs: Any) -> None:
+        if self.qweight is None:
+            raise ValueError("the weights are packed for this machine's backend: save before the first call")
+        super()._save_to_state_dict(*args, **kwargs)
+
+
+class QuantLinear(QuantLayer):
+    """In place of `nn.Linear`."""
+
+    @property
+    def in_features(self) -> int:
+        """As of `nn.Linear`."""
+        return self.spec.shape[1]
+
+    @property
+    def out_features(self) -> int:
+        """As of `nn.Linear`."""
+        return self.spec.shape[0]
+
+
+class QuantConv2d(QuantLayer):
+    """In place of `nn.Conv2d`."""
+
+    @property
+    def in_channels(self) -> int:
+        """As of `nn.Conv2d`."""
+        return self.spec.shape[1] * self.spec.geometry.groups
+
+    @property
+    def out_channels(self) -> int:
+        """As of `nn.Conv2d`."""
+        return self.spec.shape[0]
+
+
+def empty_layer(spec: LayerSpec) -> QuantLayer:
+    """The layer of `spec`, its numbers still to come."""
+    return QuantLinear(spec) if spec.geometry is None else QuantConv2d(spec)
+
+
+def quantize_layer(
+    layer: nn.Module, scheme: str, ranges: Ranges | None = None, clip: str = "mse"
+) -> QuantLayer:
+    """The quantized layer that answers nearly as `layer`; it shares nothing with it.
+
+    Errors as `LayerSpec.of` and `quantize_tensors`.
+    """
+    spec = LayerSpec.of(layer, scheme, len(ranges) if ranges else 1)
+    tensors: Mapping[str, Tensor] = quantize_tensors(spec, layer.weight, ranges, clip)
+    made = empty_layer(spec)
+    for name, tensor in tensors.items():
+        setattr(made, name, tensor)
+    if spec.bias:
+        made.bias = nn.Parameter(layer.bias.detach().clone(), requires_grad=False)
+    return made.train(layer.training)

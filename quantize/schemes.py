@@ -1,0 +1,128 @@
+"""What a layer's numbers may become: the codes of its weights, and of its inputs.
+
+A scheme says what a result is; `quantize.backends` says who computes it. A new one is an entry in `SCHEMES`,
+and where its weights have new codes, one in `CODECS`; the tests loop over both.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from quantize.arithmetic import (
+    FP8,
+    check_group,
+    dequantize_channels,
+    dequantize_int4,
+    quantize_fp8,
+    quantize_int4,
+    quantize_int8,
+)
+
+DEFAULT_GROUP = 64  # 16 bits of scale on 64 weights: a quarter of a bit each
+INPUTS = ("float", "dynamic", "static")
+FP8_CAPABILITY = (8, 9)  # of CUDA devices that multiply fp8: Ada and Hopper are the first
+
+Shapes = dict[str, tuple[tuple[int, ...], torch.dtype]]  # name of a tensor -> its shape and dtype
+
+
+@dataclass(frozen=True)
+class Scheme:
+    """Codes of a layer's weights and inputs.
+
+    codes: of the weights, one of `CODECS`. inputs: "float" as they come, "dynamic" quantized by the range of
+    each call, "static" by ranges from calibration. expected_sqnr_db: what a layer's output keeps at least,
+    for Gaussian weights and inputs. group: inputs that share a scale, for int4.
+    """
+
+    codes: str
+    inputs: str
+    expected_sqnr_db: float
+    group: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.codes not in CODECS or self.inputs not in INPUTS:
+            raise ValueError(
+                f"scheme of {self.codes} weights and {self.inputs} inputs: weights are "
+                f"{', '.join(CODECS)}, inputs {', '.join(INPUTS)}"
+            )
+        if self.group is not None:
+            check_group(self.group)
+
+
+@dataclass(frozen=True)
+class Codec:
+    """Weights to codes and back.
+
+    encode: (weight [out, ...], group, clip) -> codes and scales. decode: (codes, scales, shape of the
+    weight) -> float32. shapes: (shape of the weight, group) -> what encode gives.
+    """
+
+    encode: Callable[[Tensor, int | None, str], tuple[Tensor, Tensor]]
+    decode: Callable[[Tensor, Tensor, Sequence[int]], Tensor]
+    shapes: Callable[[Sequence[int], int | None], Shapes]
+
+
+def get_scheme(name: str) -> Scheme:
+    """The scheme called `name`; ValueError that lists them for another."""
+    if name not in SCHEMES:
+        raise ValueError(f"unknown scheme {name!r}: use one of {', '.join(SCHEMES)}")
+    return SCHEMES[name]
+
+
+def check_device(name: str, device: torch.device) -> None:
+    """ValueError in one sentence where `device` has no arithmetic for the scheme called `name`."""
+    if get_scheme(name).codes != "fp8":
+        return
+    if device.type != "cuda":
+        raise ValueError(f"{name} needs a CUDA card of compute capability 8.9 or more, not {device.type}")
+    if (found := torch.cuda.get_device_capability(device)) < FP8_CAPABILITY:
+        raise ValueError(
+            f"{name} needs a CUDA card of compute capability 8.9 or more, this one has {found[0]}.{found[1]}"
+        )
+
+
+def _by_channel(codes: torch.dtype) -> Callable[[Sequence[int], int | None], Shapes]:
+    return lambda shape, _: {"qweight": (tuple(shape), codes), "scale": ((shape[0],), torch.float32)}
+
+
+def _by_group(shape: Sequence[int], group: int | None) -> Shapes:
+    groups = math.ceil(math.prod(shape[1:]) / group)
+    return {
+        "qweight": ((shape[0], groups, group // 2), torch.uint8),
+        "scale": ((shape[0], groups), torch.bfloat16),
+    }
+
+
+def _encode_fp8(weight: Tensor, _: int | None, _clip: str) -> tuple[Tensor, Tensor]:
+    return quantize_fp8(weight)
+
+
+CODECS = {
+    "int8": Codec(
+        lambda weight, _, clip: quantize_int8(weight, clip),
+        lambda codes, scale, _: dequantize_channels(codes, scale),
+        _by_channel(torch.int8),
+    ),
+    "int4": Codec(
+        lambda weight, group, clip: quantize_int4(weight, group or DEFAULT_GROUP, clip),
+        dequantize_int4,
+        _by_group,
+    ),
+    "fp8": Codec(_encode_fp8, lambda codes, scale, _: dequantize_channels(codes, scale), _by_channel(FP8)),
+}
+
+# Noise of weights and inputs adds up. Gaussian weights keep 40 dB at 8 bits and 20 at 4, inputs 38 at 8 bits
+# and 31 at e4m3; less a margin for short rows and rare peaks.
+SCHEMES = {
+    "int8_weight": Scheme("int8", "float", 39.0),
+    "int8_dynamic": Scheme("int8", "dynamic", 35.0),
+    "int8_static": Scheme("int8", "static", 34.0),
+    "int4_group": Scheme("int4", "float", 19.0, group=DEFAULT_GROUP),
+    "fp8_weight": Scheme("fp8", "float", 29.0),
+    "fp8_dynamic": Scheme("fp8", "dynamic", 27.0),
+}

@@ -1,0 +1,114 @@
+"""Which part of a diffusion schedule is being computed: inputs of a layer change along it.
+
+Schedules differ, so ranges of inputs are kept for each group of timesteps (Shang et al. 2023, "Post-training
+Quantization on Diffusion Models"; Li et al. 2023, "Q-Diffusion"). The group is set by hooks on the networks
+that take a timestep, or by hand; layers outside of them have none.
+"""
+
+from __future__ import annotations
+
+import inspect
+from bisect import bisect_right
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
+
+# The groups entered and not left yet, the current one last. A context variable: two threads that run two
+# requests never see each other's.
+_entered: ContextVar[tuple[int | None, ...]] = ContextVar("timestep_groups", default=())
+
+ReadTimesteps = Callable[[tuple, Mapping[str, Any]], Tensor]
+
+
+@dataclass(frozen=True)
+class TimestepGroups:
+    """Timesteps cut at `edges`, ascending: group 0 ends below the first, the last begins at the last."""
+
+    edges: tuple[float, ...] = ()
+
+    def __post_init__(self) -> None:
+        if list(self.edges) != sorted(set(self.edges)):
+            raise ValueError(f"edges {self.edges} of timestep groups must ascend")
+
+    @classmethod
+    def even(cls, total: int, count: int) -> TimestepGroups:
+        """`count` groups of about the same number of the `total` timesteps. ValueError below 1."""
+        if not 1 <= count <= total:
+            raise ValueError(f"{count} groups of {total} timesteps: ask for 1 to {total}")
+        return cls(tuple(total * k / count for k in range(1, count)))
+
+    @property
+    def count(self) -> int:
+        """How many groups there are."""
+        return len(self.edges) + 1
+
+    def of(self, timestep: float) -> int:
+        """The group of a timestep, in [0, count)."""
+        return bisect_right(self.edges, timestep)
+
+
+def current_group() -> int | None:
+    """The group of timesteps that is being computed, None outside of any."""
+    entered = _entered.get()
+    return entered[-1] if entered else None
+
+
+@contextmanager
+def timestep_group(index: int | None) -> Iterator[None]:
+    """What runs inside belongs to group `index`."""
+    _enter(index)
+    try:
+        yield
+    finally:
+        _leave()
+
+
+def argument(module: nn.Module, name: str) -> ReadTimesteps:
+    """Reads the argument `name` of calls of `module`, however it is passed.
+
+    Raises ValueError where `module.forward` takes none of that name.
+    """
+    signature = inspect.signature(module.forward)
+    if name not in signature.parameters:
+        takes = ", ".join(signature.parameters)
+        raise ValueError(f"{type(module).__name__} takes no argument {name!r}, only {takes}")
+    return lambda args, kwargs: signature.bind(*args, **kwargs).arguments[name]
+
+
+def follow_timesteps(
+    module: nn.Module, groups: TimestepGroups, read: ReadTimesteps
+) -> tuple[RemovableHandle, RemovableHandle]:
+    """Let every call of `module` run inside the group of its timesteps; remove both handles to end that.
+
+    Calls raise ValueError where one batch mixes groups: its inputs share one range.
+    """
+
+    def enter(_: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
+        _enter(None)  # first: torch calls `leave` even where the rest of this raises
+        timesteps = read(args, kwargs)
+        ends = {groups.of(end.item()) for end in (timesteps.min(), timesteps.max())}
+        if len(ends) > 1:
+            raise ValueError(f"a batch of timesteps {timesteps.tolist()} mixes groups: compute them apart")
+        _leave()
+        _enter(ends.pop())
+
+    def leave(_: nn.Module, _args: tuple, _result: Any) -> None:
+        _leave()
+
+    return (
+        module.register_forward_pre_hook(enter, with_kwargs=True),
+        module.register_forward_hook(leave, always_call=True),
+    )
+
+
+def _enter(index: int | None) -> None:
+    _entered.set((*_entered.get(), index))
+
+
+def _leave() -> None:
+    _entered.set(_entered.get()[:-1])
