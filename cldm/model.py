@@ -5,7 +5,8 @@ A yaml may begin with `base: other.yaml`, a file beside it whose settings it cha
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -101,7 +102,7 @@ def load_model(
     model = create_meta_model(config)
     for path in weights:
         check_folder(path, _settings(config)["params"], _label(config))
-    assign_weights(model, *weights, dtype=dtype, use_ema=use_ema)
+    _assign(model, *weights, dtype=dtype, use_ema=use_ema)
     merge_loras(model, loras)
     return model.to(device).eval()
 
@@ -121,7 +122,7 @@ def load_control(
     with torch.device("meta"):
         holder.control_model = _build(settings["params"]["control_stage_config"], config)
     check_folder(path, settings["params"], _label(config), only=["controlnet"])
-    assign_weights(holder, path, dtype=dtype, only=CONTROL_PREFIX)
+    _assign(holder, path, dtype=dtype, only=CONTROL_PREFIX)
     return holder.control_model.to(device).eval()
 
 
@@ -140,6 +141,31 @@ def with_branch(config: str | Path | DictConfig, kind: str) -> DictConfig:
         branch.target = BRANCHES[kind]
         branch.params.pop("lite", None)  # the lite branch's own settings
     return settings
+
+
+def kind_of_branch(names: Iterable[str]) -> str | None:
+    """Which of `BRANCHES` weights of these names are, alone or in a whole model; None where none is known."""
+    names = {name.removeprefix(CONTROL_PREFIX) for name in names}
+    return next((kind for kind, sign in SIGNS.items() if sign in names), None)
+
+
+def _assign(model: nn.Module, *weights: str | Path, **options: Any) -> None:
+    try:
+        assign_weights(model, *weights, **options)
+    except ValueError as error:
+        raise ValueError(f"{error}{_other_kind(model, weights)}") from None
+
+
+def _other_kind(model: nn.Module, weights: Sequence[str | Path]) -> str:
+    own = kind_of_branch(model.state_dict())
+    for path in weights:
+        with suppress(ValueError, OSError):  # the file itself is what is wrong
+            kind = kind_of_branch(open_weights(path).tensors)
+            if own and kind not in (own, None):
+                return (
+                    f"; {path} holds a {kind} branch, the yaml describes a {own} one: take the other's yaml"
+                )
+    return ""
 
 
 def _settings(config: str | Path | DictConfig) -> dict[str, Any]:
@@ -181,3 +207,4 @@ def _merge_bases(path: Path, seen: tuple[Path, ...] = ()) -> DictConfig:
 
 
 BRANCHES = {"full": "cldm.cldm.ControlNet", "lite": "cldm.lite.ControlLite"}
+SIGNS = {"full": "input_hint_block.0.weight", "lite": "stem.weight"}  # names that only this kind has

@@ -1,11 +1,14 @@
 """The lite branch: the interface of the full one, a twentieth of its weights, nothing per step but gains."""
 
+import re
+
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from cldm.branches import ControlUnit, combined_residuals
 from cldm.lite import ControlLite
-from cldm.model import BRANCHES, create_meta_model, create_model, with_branch
+from cldm.model import BRANCHES, create_meta_model, create_model, load_control, load_model, with_branch
 from tests.small_models import SD15, SD21, randomize, settings
 
 FAMILIES = pytest.mark.parametrize("unet", [SD15, SD21], ids=["SD15", "SD21"])
@@ -154,3 +157,16 @@ def test_the_kind_of_branch_can_be_exchanged_and_back():
 def test_an_unknown_kind_of_branch_lists_the_known_ones():
     with pytest.raises(ValueError, match=f"unknown branch 'xs': use {' or '.join(BRANCHES)}"):
         with_branch(settings(), "xs")
+
+
+@pytest.mark.parametrize("kinds", [("full", "lite"), ("lite", "full")])
+def test_a_file_of_the_other_kind_is_called_by_its_name(kinds, tmp_path):
+    own, other = kinds
+    model = create_model(with_branch(settings(), other))
+    path = tmp_path / "control.safetensors"
+    save_file({f"control_model.{k}": v for k, v in model.control_model.state_dict().items()}, path)
+    sentence = f"{path} holds a {other} branch, the yaml describes a {own} one: take the other's yaml"
+    with pytest.raises(ValueError, match=re.escape(sentence)):
+        load_model(with_branch(settings(), own), path)
+    with pytest.raises(ValueError, match=re.escape(sentence)):
+        load_control(with_branch(settings(), own), path)
