@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 ROOT = Path(__file__).parents[1]
 PLAIN, FULL, LITE, WITHIN = "U-Net alone", "full", "lite", "lite, into the encoder"
+FLOOR = "next to nothing"  # a branch of a hundredth of the width: what the U-Net alone costs in training
 MB, GIGA = 1e6, 1e9
 LATENT_FACTOR = 8
 TOKENS = 77
@@ -129,9 +130,10 @@ def kinds(config: Path) -> "dict[str, DictConfig]":
     from cldm.model import with_branch
 
     found = {FULL: with_branch(config, "full"), LITE: with_branch(config, "lite")}
-    found[WITHIN] = with_branch(config, "lite")
-    place = "model.params.control_stage_config.params.lite.into_encoder"
-    OmegaConf.update(found[WITHIN], place, True, force_add=True)
+    place = "model.params.control_stage_config.params.lite"
+    for name, settings in ((WITHIN, {"into_encoder": True}), (FLOOR, {"width": 0.01, "kernel": 0})):
+        found[name] = with_branch(config, "lite")
+        OmegaConf.update(found[name], place, settings, merge=False, force_add=True)
     return found
 
 

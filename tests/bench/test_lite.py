@@ -25,7 +25,9 @@ def test_training_memory_is_four_copies_of_the_weights(rows):
 
 
 def test_a_lite_step_is_less_arithmetic_onto_the_skips_than_into_the_encoder(rows):
-    assert rows[lite.LITE]["flops"] < rows[lite.WITHIN]["flops"] < rows[lite.FULL]["flops"]
+    names = (lite.FLOOR, lite.LITE, lite.WITHIN, lite.FULL)
+    flops = [rows[name]["flops"] for name in names]
+    assert flops == sorted(flops)
 
 
 def test_the_table_has_a_row_a_kind_and_its_ratios(rows):
