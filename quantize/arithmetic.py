@@ -130,6 +130,11 @@ def check_group(group: int) -> None:
         raise ValueError(f"group={group}: int4 groups hold an even number of inputs, 32 to 128")
 
 
+def fitting_group(inputs: int, group: int) -> int:
+    """`group`, or less where a row of `inputs` would not fill one: an even number, 32 or more."""
+    return min(group, max(MIN_GROUP, inputs + inputs % 2))
+
+
 def to_groups(rows: Tensor, group: int) -> Tensor:
     """[out, inputs] -> [out, groups, group], zeros behind the last input."""
     return F.pad(rows, (0, -rows.shape[1] % group)).unflatten(1, (-1, group))

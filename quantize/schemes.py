@@ -18,6 +18,7 @@ from quantize.arithmetic import (
     check_group,
     dequantize_channels,
     dequantize_int4,
+    fitting_group,
     quantize_fp8,
     quantize_int4,
     quantize_int8,
@@ -50,8 +51,8 @@ class Scheme:
                 f"scheme of {self.codes} weights and {self.inputs} inputs: weights are "
                 f"{', '.join(CODECS)}, inputs {', '.join(INPUTS)}"
             )
-        if self.group is not None:
-            check_group(self.group)
+        if self.codes == "int4":
+            check_group(self.group or 0)
 
 
 @dataclass(frozen=True)
@@ -91,11 +92,17 @@ def _by_channel(codes: torch.dtype) -> Callable[[Sequence[int], int | None], Sha
 
 
 def _by_group(shape: Sequence[int], group: int | None) -> Shapes:
-    groups = math.ceil(math.prod(shape[1:]) / group)
+    inputs = math.prod(shape[1:])
+    group = fitting_group(inputs, group)
+    groups = math.ceil(inputs / group)
     return {
         "qweight": ((shape[0], groups, group // 2), torch.uint8),
         "scale": ((shape[0], groups), torch.bfloat16),
     }
+
+
+def _encode_int4(weight: Tensor, group: int | None, clip: str) -> tuple[Tensor, Tensor]:
+    return quantize_int4(weight, fitting_group(math.prod(weight.shape[1:]), group), clip)
 
 
 def _encode_fp8(weight: Tensor, _: int | None, _clip: str) -> tuple[Tensor, Tensor]:
@@ -108,11 +115,7 @@ CODECS = {
         lambda codes, scale, _: dequantize_channels(codes, scale),
         _by_channel(torch.int8),
     ),
-    "int4": Codec(
-        lambda weight, group, clip: quantize_int4(weight, group or DEFAULT_GROUP, clip),
-        dequantize_int4,
-        _by_group,
-    ),
+    "int4": Codec(_encode_int4, dequantize_int4, _by_group),
     "fp8": Codec(_encode_fp8, lambda codes, scale, _: dequantize_channels(codes, scale), _by_channel(FP8)),
 }
 

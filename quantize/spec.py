@@ -84,8 +84,11 @@ def quantize_tensors(
 ) -> dict[str, Tensor]:
     """Codes and scales of a float weight, under the names and shapes of `spec.shapes()`.
 
-    ranges: of the inputs, for static schemes. Raises ValueError for NaN, infinity, and missing ranges.
+    ranges: of the inputs, for static schemes. Raises ValueError for NaN, infinity, another shape, and missing
+    ranges.
     """
+    if tuple(weight.shape) != spec.shape:
+        raise ValueError(f"the weight has shape {list(weight.shape)}, the layer {list(spec.shape)}")
     codes, scale = spec.codec.encode(weight, spec.rule.group, clip)
     tensors = {"qweight": codes, "scale": scale}
     if spec.rule.inputs == "static":

@@ -11,6 +11,7 @@ class Unet(nn.Module):
 
     def __init__(self, width=32):
         super().__init__()
+        self.width = width
         self.time_embed = nn.Sequential(nn.Linear(width, width))
         self.input_blocks = nn.ModuleList([nn.Sequential(nn.Conv2d(4, width, 3, padding=1))])
         self.middle = nn.Sequential(nn.GroupNorm(4, width), nn.SiLU(), nn.Conv2d(width, width, 3, padding=1))
@@ -19,7 +20,7 @@ class Unet(nn.Module):
         self.register_buffer("betas", torch.linspace(0.1, 0.2, 5))
 
     def forward(self, x, timesteps):
-        h = self.input_blocks[0](x) + self.time_embed(torch.ones(len(self.mix.weight)))[:, None, None]
+        h = self.input_blocks[0](x) + self.time_embed(torch.ones(self.width))[:, None, None]
         h = h + self.middle(h)
         h = self.mix(h.movedim(1, -1) * (1 + timesteps[0] / 100)).movedim(-1, 1)
         return self.out(h)

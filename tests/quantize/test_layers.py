@@ -161,7 +161,9 @@ def test_an_unknown_scheme_names_the_known_ones():
         get_scheme("int3")
 
 
-@pytest.mark.parametrize("wrong", [{"codes": "int3"}, {"inputs": "guessed"}, {"group": 7}])
+@pytest.mark.parametrize(
+    "wrong", [{"codes": "int3"}, {"inputs": "guessed"}, {"codes": "int4", "group": 7}, {"codes": "int4"}]
+)
 def test_a_scheme_that_makes_no_sense_is_refused(wrong):
     with pytest.raises(ValueError, match="weights are|32 to 128"):
         Scheme(**({"codes": "int8", "inputs": "float", "expected_sqnr_db": 30.0} | wrong))

@@ -1,0 +1,75 @@
+"""Whole models: float layers out, quantized ones in, by a plan."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+
+import torch
+from torch import nn
+
+from quantize.backends import choose_backend
+from quantize.layers import QuantLayer, empty_layer, quantize_layer
+from quantize.schemes import check_device, get_scheme
+from quantize.selection import Plan
+from quantize.spec import LayerSpec, Ranges
+
+
+def quantize_(
+    model: nn.Module,
+    plan: Plan,
+    ranges: Mapping[str, Ranges] | None = None,
+    *,
+    backend: str | None = None,
+    clip: str = "mse",
+) -> None:
+    """Replace the layers of `plan` in `model`, one at a time, so that little more than one is held twice.
+
+    ranges: of the inputs of static layers, from calibration. backend: None for the device's best. Raises
+    ValueError in one sentence where the plan, the ranges, the weights or the device do not fit.
+    """
+    plan.check(model)
+    for name, scheme in plan.layers.items():
+        layer = model.get_submodule(name)
+        try:
+            quantized = quantize_layer(layer, scheme, (ranges or {}).get(name), clip)
+        except ValueError as error:
+            raise ValueError(f"{name}: {error}") from None
+        _replace(model, name, quantized.to(layer.weight.device))
+    bind(model, backend)
+
+
+def with_empty_layers(model: nn.Module, plan: Plan, range_counts: Mapping[str, int]) -> None:
+    """Replace the layers of `plan` by quantized ones without memory; range_counts: of the static ones."""
+    for name, scheme in plan.layers.items():
+        spec = LayerSpec.of(model.get_submodule(name), scheme, range_counts.get(name, 1))
+        with torch.device("meta"):
+            _replace(model, name, empty_layer(spec))
+
+
+def bind(model: nn.Module, backend: str | None = None) -> None:
+    """Let every quantized layer compute through `backend`, None for the best of its own device.
+
+    The best of a device has to be there: fp8 without a card for it is refused, unless the reference is asked
+    for by name. Raises ValueError for that and for an unknown backend.
+    """
+    for _, layer in quantized_layers(model):
+        if backend is None:
+            check_device(layer.spec.scheme, layer.scale.device)
+        layer.bind(backend or choose_backend(layer.scale.device))
+
+
+def quantized_layers(model: nn.Module) -> Iterator[tuple[str, QuantLayer]]:
+    """The quantized layers of a model, by name."""
+    return ((name, layer) for name, layer in model.named_modules() if isinstance(layer, QuantLayer))
+
+
+def check_schemes(plan: Plan, device: torch.device) -> None:
+    """ValueError in one sentence where `device` cannot compute a scheme of `plan`."""
+    for scheme in sorted(set(plan.layers.values())):
+        get_scheme(scheme)
+        check_device(scheme, device)
+
+
+def _replace(model: nn.Module, name: str, layer: nn.Module) -> None:
+    parent, _, child = name.rpartition(".")
+    setattr(model.get_submodule(parent), child, layer.train(model.training))
