@@ -112,9 +112,10 @@ def load_pipeline(source: Source) -> "Pipeline":
             controls=source.branches,
             loras=[parse_lora(one) for one in source.loras],
             save_memory=source.save_memory,
+            quantized=source.quantized,
         )
     except FileNotFoundError as error:
-        if source.config or source.weights or source.branches or source.loras:
+        if source.config or source.weights or source.quantized or source.branches or source.loras:
             raise
         raise FileNotFoundError(
             f"the tiny model that ships with this project is not complete ({error}): "

@@ -25,7 +25,8 @@ REQUEST_FLAGS = (
 CONTROL_FLAGS = ("control", "strength", "start", "end", "branch")
 DETECTOR_FLAGS = ("low", "high", "invert", "threshold")
 SOURCE_FLAGS = (
-    "image", "init", "mask", "config", "weights", "branches", "loras", "device", "dtype", "save_memory",
+    "image", "init", "mask", "config", "weights", "quantized", "branches", "loras", "device", "dtype",
+    "save_memory",
 )  # fmt: skip
 INVERT = {"auto": None, "yes": True, "no": False}
 OWN_BRANCH = "own"
@@ -103,6 +104,7 @@ def source_from_flags(args: Namespace) -> Source:
         mask=_text(args.mask),
         config=_text(args.config),
         weights=tuple(map(_text, args.weights or ())),
+        quantized=_text(args.quantized),
         branches=tuple(map(_text, branch_names(files).values())),
         loras=tuple(_lora(one) for one in args.loras or ()),
         device=args.device or "auto",

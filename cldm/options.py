@@ -117,6 +117,7 @@ def _add_model(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument_group("model").add_argument
     add("--config", metavar="YAML", help="default: models/tiny.yaml")
     add("--weights", nargs="+", metavar="FILE", help="a base and a control file, or one with both")
+    add("--quantized", metavar="FILE", help="of python -m quantize, in place of --weights")
     add(
         "--lora",
         action="append",

@@ -27,8 +27,8 @@ KILOBYTE = 1024
 class Source:
     """What a picture depends on besides its request, as the user wrote it: paths stay relative.
 
-    config: None for the shipped tiny model. branches: files of further control branches. loras: each as
-    FILE:WEIGHT. digests: path -> sha256 of each picture that went in.
+    config: None for the shipped tiny model. quantized: a file in place of weights. branches: files of further
+    control branches. loras: each as FILE:WEIGHT. digests: path -> sha256 of each picture that went in.
     """
 
     image: tuple[str, ...] = ()
@@ -36,6 +36,7 @@ class Source:
     mask: str | None = None
     config: str | None = None
     weights: tuple[str, ...] = ()
+    quantized: str | None = None
     branches: tuple[str, ...] = ()
     loras: tuple[str, ...] = ()
     device: str = "auto"

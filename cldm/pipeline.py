@@ -23,6 +23,7 @@ from cldm.control_files import branch_names
 from cldm.controls import get_control
 from cldm.inpaint import fit_mask, fit_picture, latent_keep, paste
 from cldm.model import load_control, load_model, read_config
+from cldm.quantized import load_quantized_model
 from cldm.request import ControlInput, Request
 from cldm.sampling import Job, sample_latents
 from ldm.image import image_to_hint, image_to_model, model_to_images
@@ -71,7 +72,7 @@ class Pipeline:
                 slice_attention(1, network)
 
     @classmethod
-    def from_files(
+    def from_files(  # noqa: PLR0913 - one name for each kind of file, and where they go
         cls,
         config: str | Path,
         *weights: str | Path,
@@ -80,23 +81,29 @@ class Pipeline:
         controls: Sequence[str | Path] = (),
         loras: Sequence[tuple[str | Path, float]] = (),
         save_memory: bool = False,
+        quantized: str | Path | None = None,
     ) -> Pipeline:
         """Load the model of a yaml.
 
         weights: overlaid in order, such as a base file and a control file; none means those that the yaml
         lists under `weights:`, beside it. controls: further control files, which their branches are called
-        after (`branch_names`). loras: files merged into the model, each with its weight. Errors as
-        `cldm.model.load_model`, `branch_names`, `ldm.util.pick_device` and `pick_dtype`.
+        after (`branch_names`). loras: files merged into the model, each with its weight. quantized: a file of
+        `python -m quantize` in place of both. Errors as of the functions that load, name and pick here.
         """
         settings = read_config(config)
         listed = [Path(config).parent / name for name in settings.get("weights", [])]
-        if not weights and not listed:
+        if quantized and (weights or loras):
+            raise ValueError(f"{quantized} holds all weights already: merge others before quantizing them")
+        if not (weights or listed or quantized):
             raise ValueError(f"{config} ships no weights: name the files, a base model and a control branch")
         place = pick_device(device)
-        precision = pick_dtype(dtype, place)
+        options = {"device": place, "dtype": pick_dtype(dtype, place)}
         files = branch_names(controls)
-        model = load_model(config, *(weights or listed), device=place, dtype=precision, loras=loras)
-        branches = {name: load_control(config, path, place, precision) for name, path in files.items()}
+        if quantized:
+            model = load_quantized_model(config, quantized, **options)
+        else:
+            model = load_model(config, *(weights or listed), loras=loras, **options)
+        branches = {name: load_control(config, path, **options) for name, path in files.items()}
         return cls(model, defaults=settings.get("defaults"), branches=branches, save_memory=save_memory)
 
     @torch.inference_mode()

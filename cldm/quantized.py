@@ -1,0 +1,29 @@
+"""Models from quantized files: the yaml says what is built, the file holds its codes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from omegaconf import DictConfig
+
+from cldm.cldm import ControlLDM
+from cldm.model import create_meta_model
+from quantize.loading import load_quantized
+
+
+def load_quantized_model(
+    config: str | Path | DictConfig,
+    path: str | Path,
+    *,
+    device: str | torch.device = "cpu",
+    dtype: torch.dtype | None = None,
+) -> ControlLDM:
+    """The model of a yaml with the weights of a file of `python -m quantize`, ready to run on `device`.
+
+    They stay in their codes. dtype: of what is float. Errors as `cldm.model.create_model` and
+    `quantize.loading.load_quantized`.
+    """
+    model = create_meta_model(config)
+    load_quantized(model, path, device=device, dtype=dtype)
+    return model.eval()

@@ -1,0 +1,230 @@
+"""A model's weights as a quantized file, with a table of what it saves and what it costs.
+
+    python -m quantize models/tiny.yaml --scheme int8_static --calibrate test_imgs --out tiny-int8.safetensors
+    python generate.py --quantized tiny-int8.safetensors --image test_imgs/circle.png --prompt "cyan circle"
+
+A picture's prompt for calibration is in the text file of its name, or is the name itself. Exit codes: 0; 2
+with one sentence about what is wrong; 130 after Ctrl-C, nothing is written then.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from cldm.convert_shell import answer
+from cldm.options import USER_ERROR
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from cldm.pipeline import Pipeline
+    from quantize.report import Call, Row
+    from quantize.selection import Plan
+    from quantize.spec import Ranges
+    from quantize.timesteps import TimestepGroups
+
+# Networks that take a timestep -> the name of that argument.
+TIMED = {"control_model": "timesteps", "model.diffusion_model": "timesteps"}
+# Part of the table -> the network whose answers are compared.
+NETWORKS = {
+    "control_model": "control_model",
+    "model": "model.diffusion_model",
+    "first_stage_model": "first_stage_model.decoder",
+}
+TEXT_PART = "cond_stage_model"
+LABELS = {
+    "control_model": "control branch",
+    "model": "U-Net",
+    "first_stage_model": "autoencoder",
+    TEXT_PART: "text encoder",
+}
+
+
+@dataclass(frozen=True)
+class Seen:
+    """What the float model did with the calibration pictures; texts: embeddings of their prompts."""
+
+    ranges: Mapping[str, Ranges]
+    calls: Mapping[str, list[Call]]
+    prompts: list[str]
+    texts: Tensor
+
+
+def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
+    """Read the command line."""
+    parser = argparse.ArgumentParser(
+        prog="python -m quantize", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add = parser.add_argument
+    add("config", type=Path, metavar="YAML", help="the model, such as models/tiny.yaml")
+    add("--weights", nargs="+", type=Path, metavar="FILE", help="float weights (default: those of the yaml)")
+    add(
+        "--out", type=Path, required=True, metavar="FILE", help="a .safetensors file, replaced if it is there"
+    )
+    add("--scheme", default="int8_static", metavar="NAME", help="of most layers (default: %(default)s)")
+    add(
+        "--rule",
+        action="append",
+        metavar="PATTERN=SCHEME",
+        help="for layers of these names; `float` for none",
+    )
+    add("--decoder", action="store_true", help="the autoencoder's decoder too")
+    add("--plan", type=Path, metavar="JSON", help="schemes layer by layer, in place of the rules")
+    add("--plan-out", type=Path, metavar="JSON", help="write the plan that was used")
+    add("--calibrate", type=Path, metavar="DIR", help="pictures to run the float model on")
+    add("--steps", type=int, default=8, metavar="N", help="of each such run (default: %(default)s)")
+    add("--groups", type=int, default=4, metavar="N", help="of timesteps, ranges each (default: %(default)s)")
+    add("--ranges", default="mse", metavar="RULE", help="mse, percentile or minmax (default: %(default)s)")
+    return parser.parse_args(argv)
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the command and return its exit code."""
+    args = parse_args(argv)
+    return answer(lambda: _run(args), USER_ERROR)
+
+
+def _run(args: argparse.Namespace) -> str:
+    """Write the file; the table."""
+    from cldm.model import read_config
+    from cldm.pipeline import Pipeline
+    from quantize.loading import refuse_quantized_file
+    from quantize.report import table
+    from quantize.storage import Content, Schedule, hash_files
+    from quantize.timesteps import TimestepGroups
+
+    listed = [args.config.parent / name for name in read_config(args.config).get("weights", [])]
+    weights = args.weights or listed
+    for path in weights:
+        refuse_quantized_file(path)
+        if path.resolve() == args.out.resolve():
+            raise ValueError(f"--out {args.out} is the file that goes in: choose another name")
+    pipeline = Pipeline.from_files(args.config, *weights, dtype="fp32")
+    plan = _plan(args, pipeline)
+    groups = TimestepGroups.even(pipeline.model.num_timesteps, args.groups)
+    seen = _watch(args, pipeline, plan, groups, weights) if args.calibrate else None
+    content = Content(plan, Schedule(groups, TIMED) if seen and seen.ranges else None, hash_files(weights))
+    _write(args.out, pipeline, content, seen.ranges if seen else {})
+    rows = _rows(args, pipeline, seen)
+    if args.plan_out:
+        args.plan_out.write_text(plan.to_json() + "\n", encoding="utf-8")
+    note = "" if seen else "\nerrors are measured on the pictures of --calibrate DIR"
+    return f"{table(rows)}{note}\n{args.out}"
+
+
+def _plan(args: argparse.Namespace, pipeline: Pipeline) -> Plan:
+    from quantize.calibrate import RANGES, static_layers
+    from quantize.schemes import get_scheme
+    from quantize.selection import Rule, default_selection, make_plan, read_plan
+
+    get_scheme(args.scheme)
+    if args.ranges not in RANGES:
+        raise ValueError(f"--ranges {args.ranges}: use one of {', '.join(RANGES)}")
+    if args.plan:
+        plan = read_plan(args.plan, pipeline.model)
+    else:
+        pairs = [rule.partition("=") for rule in args.rule or ()]
+        extra = tuple(Rule(name, None if scheme == "float" else scheme) for name, _, scheme in pairs)
+        plan = make_plan(pipeline.model, default_selection(args.scheme, decoder=args.decoder, extra=extra))
+    if static_layers(plan) and not args.calibrate:
+        raise ValueError("static inputs need pictures: give --calibrate DIR, or use --scheme int8_dynamic")
+    return plan
+
+
+def _watch(
+    args: argparse.Namespace, pipeline: Pipeline, plan: Plan, groups: TimestepGroups, weights: Sequence[Path]
+) -> Seen:
+    """Run the float model on the calibration pictures."""
+    from tqdm import tqdm
+
+    from cldm.batch import pictures_in, prompt_beside
+    from cldm.control_files import control_of_file
+    from ldm.image import image_to_model, read_image
+    from quantize.calibrate import watch
+    from quantize.report import record
+
+    model, pictures = pipeline.model, pictures_in(args.calibrate)
+    prompts = [prompt_beside(path) or path.stem.replace("_", " ") for path in pictures]
+    control = next(filter(None, map(control_of_file, weights)), "scribble")
+    with (
+        record(model, list(NETWORKS.values())) as calls,
+        _followed(model, groups),
+        watch(model, plan, groups.count) as calibration,
+    ):
+        for seed, (path, prompt) in enumerate(zip(tqdm(pictures, disable=None), prompts, strict=True)):
+            picture = read_image(path)
+            made = pipeline(picture, _request(prompt, control, seed, args.steps))
+            model.encode_first_stage(image_to_model(made.images[0]).to(model.device))  # no request needs it
+    texts = model.get_learned_conditioning(prompts)
+    return Seen(calibration.all_ranges(plan, args.ranges), calls, prompts, texts)
+
+
+def _request(prompt: str, control: str, seed: int, steps: int) -> Any:
+    from cldm.controls import get_control
+    from cldm.request import ControlInput, Request
+
+    # A control without a detector here takes the pictures as ready-made maps.
+    steering = ControlInput(control, preprocess=get_control(control).annotate is not None)
+    return Request(prompt, controls=(steering,), seed=seed, steps=steps)
+
+
+@contextmanager
+def _followed(model: Any, groups: TimestepGroups) -> Iterator[None]:
+    from quantize.timesteps import argument, follow_timesteps
+
+    with ExitStack() as stack:
+        for name, of in TIMED.items():
+            network = model.get_submodule(name)
+            for handle in follow_timesteps(network, groups, argument(network, of)):
+                stack.callback(handle.remove)
+        yield
+
+
+def _write(path: Path, pipeline: Pipeline, content: Any, ranges: Mapping[str, Ranges]) -> None:
+    from tqdm import tqdm
+
+    from quantize.storage import write_quantized
+
+    with tqdm(unit="B", unit_scale=True, disable=None, leave=False, delay=1) as bar:
+        state = pipeline.model.state_dict()
+        write_quantized(path, pipeline.model, state.items(), content, ranges, on_bytes=bar.update)
+
+
+def _rows(args: argparse.Namespace, pipeline: Pipeline, seen: Seen | None) -> list[Row]:
+    """The table's rows, errors measured on the file that was written."""
+    from cldm.model import create_meta_model
+    from quantize.arithmetic import sqnr_db
+    from quantize.loading import load_quantized
+    from quantize.report import error_db, part_sizes
+
+    rows = [row for row in part_sizes(pipeline.model, args.out) if row.part in LABELS]
+    errors: dict[str, float] = {}
+    if seen:
+        device = pipeline.model.device
+        quantized = create_meta_model(args.config).eval()
+        load_quantized(quantized, args.out, backend=_backend(args.out, device), device=device)
+        for part, network in NETWORKS.items():
+            errors[part] = error_db(quantized.get_submodule(network), seen.calls[network])
+        errors[TEXT_PART] = sqnr_db(seen.texts, quantized.get_learned_conditioning(seen.prompts))
+    return [replace(row, part=LABELS[row.part], error_db=errors.get(row.part)) for row in rows]
+
+
+def _backend(path: Path, device: Any) -> str | None:
+    """The device's best, or the reference where the device cannot compute what the file is for (fp8)."""
+    from quantize.loading import read_content
+    from quantize.model import check_schemes
+
+    try:
+        check_schemes(read_content(path).plan, device)
+    except ValueError:
+        return "reference"
+    return None
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
