@@ -90,6 +90,11 @@ def _add_control(parser: argparse.ArgumentParser) -> None:
         metavar="FILE",
         help="weights of its own, or `own` for the model's branch",
     )
+    add(
+        "--guided-control",
+        action=argparse.BooleanOptionalAction,
+        help="let --scale strengthen the control as it does the prompt (default: the model's)",
+    )
     add("--guess-mode", action="store_true", default=None, help="let the control speak; no prompt needed")
     add(
         "--no-preprocess",

@@ -31,7 +31,7 @@ from ldm.models.diffusion.walk import Step
 from ldm.modules.attention import slice_attention
 from ldm.util import pick_device, pick_dtype
 
-DEFAULTS = {"resolution": 512, "scale": 9.0}  # of Stable Diffusion; a yaml's own `defaults:` come first
+DEFAULTS = {"resolution": 512, "scale": 9.0, "guided_control": False}  # a yaml's `defaults:` come first
 FACTOR = 8  # picture pixels a latent pixel, each way
 VAE_TILE = 64  # latent pixels: a picture of 512 a side is still decoded whole
 PREVIEW_SIDE = 32  # latent pixels: a preview costs little beside a step
@@ -173,10 +173,11 @@ class Pipeline:
         height, width = (request.resolution,) * 2 if hints is None else hints.shape[-2:]
         units = []
         if hints is not None:
+            branch, pool = self.model.control_model, self.model.global_average_pooling
             scales = control_scales(1.0, len(self.model.control_scales), guess_mode=False)
-            features = self.model.control_model.encode_hint(hints.to(self.model.device, self._dtype))
-            pool = self.model.global_average_pooling
-            units = [ControlUnit(self.model.control_model, features, scales, pool=pool)]
+            features = branch.encode_hint(hints.to(self.model.device, self._dtype))
+            both = not request.guided_control
+            units = [ControlUnit(branch, features, scales, pool=pool, unconditional=both)]
         noise = torch.Generator().manual_seed(seed)
         texts = encode_texts(self.model.cond_stage_model, prompts, request)
         job = Job(request, texts, units, noise, (height // FACTOR, width // FACTOR))
@@ -194,9 +195,8 @@ class Pipeline:
         return next(self.model.model.parameters()).dtype
 
     def _complete(self, request: Request) -> Request:
-        return replace(
-            request, **{name: self.defaults[name] for name in DEFAULTS if getattr(request, name) is None}
-        )
+        missing = [name for name in DEFAULTS if getattr(request, name) is None]
+        return replace(request, **{name: self.defaults[name] for name in missing})
 
     def _shift(self, *, is_diffusing: bool) -> None:
         if self.save_memory and self.model.device.type != "cpu":
@@ -220,7 +220,7 @@ class Pipeline:
             start=control.start,
             end=control.end,
             pool=kind.pool or (control.branch is None and model.global_average_pooling),
-            unconditional=not (request.guess_mode or kind.conditional_only),
+            unconditional=not (request.guess_mode or request.guided_control or kind.conditional_only),
         )
 
     def _branch(self, name: str | None) -> nn.Module:

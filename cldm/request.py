@@ -54,8 +54,9 @@ class Request:
     """A picture to be made. None stands for the model's own default.
 
     scale: of classifier-free guidance, 1 is none. resolution: of the short side, pixels. eta: DDIM's noise, 0
-    to 1. denoise: how much of an initial picture is made anew, 1 is all. Picture k of num_samples has seed +
-    k.
+    to 1. guided_control: run the pass without the prompt without the controls too, so that `scale`
+    strengthens them as it does the prompt (web UIs: "ControlNet is more important"). denoise: how much of an
+    initial picture is made anew, 1 is all. Picture k of num_samples has seed + k.
     """
 
     prompt: str
@@ -69,6 +70,7 @@ class Request:
     resolution: int | None = None
     num_samples: int = 1
     guess_mode: bool = False
+    guided_control: bool | None = None
     denoise: float = 1.0
     clip_skip: int | None = None
 

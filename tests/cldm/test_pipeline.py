@@ -66,7 +66,7 @@ def test_a_request_writes_nothing_to_the_model(pipe):
     assert all(torch.equal(value, before[name]) for name, value in pipe.model.state_dict().items())
 
 
-def test_guess_mode_keeps_control_out_of_the_unconditional_pass(pipe):
+def test_guess_mode_and_guided_control_keep_control_out_of_the_unconditional_pass(pipe):
     seen = []
     original = pipe.model.apply_model
     pipe.model.apply_model = lambda x, t, cond: seen.append(cond["control"] is None) or original(x, t, cond)
@@ -75,6 +75,8 @@ def test_guess_mode_keeps_control_out_of_the_unconditional_pass(pipe):
         assert seen == [False, True]
         pipe(SKETCH, ask(steps=1))
         assert seen[2:] == [False, False]
+        pipe(SKETCH, ask(steps=1, guided_control=True))
+        assert seen[4:] == [False, True]
     finally:
         del pipe.model.apply_model
 
@@ -137,6 +139,16 @@ def test_generate_makes_one_picture_a_prompt(pipe):
     assert [picture.shape for picture in pictures] == [(64, 64, 3)] * 2
     free = pipe.generate(["a", "b"], None, seed=3, steps=2)
     assert not np.array_equal(pictures[0], free[0])
+
+
+def test_a_yaml_says_whether_its_control_is_guided(pipe):
+    hints = torch.rand(1, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+    guided = Pipeline(pipe.model, defaults={**pipe.defaults, "guided_control": True})
+    by_default, plain = (one.generate(["a"], hints, seed=3, steps=2, scale=3)[0] for one in (guided, pipe))
+    assert not np.array_equal(by_default, plain)
+    asked = pipe(SKETCH, ask(guided_control=True)).images[0]
+    assert np.array_equal(guided(SKETCH, ask()).images[0], asked)
+    assert np.array_equal(guided(SKETCH, ask(guided_control=False)).images[0], pipe(SKETCH, ask()).images[0])
 
 
 @pytest.mark.parametrize(
