@@ -74,6 +74,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         help="for layers of these names; `float` for none",
     )
     add("--decoder", action="store_true", help="the autoencoder's decoder too")
+    add("--compact", action="store_true", help="int8 weights for what would stay float")
     add("--plan", type=Path, metavar="JSON", help="schemes layer by layer, in place of the rules")
     add("--plan-out", type=Path, metavar="JSON", help="write the plan that was used")
     add("--calibrate", type=Path, metavar="DIR", help="pictures to run the float model on")
@@ -130,7 +131,8 @@ def _plan(args: argparse.Namespace, pipeline: Pipeline) -> Plan:
     else:
         pairs = [rule.partition("=") for rule in args.rule or ()]
         extra = tuple(Rule(name, None if scheme == "float" else scheme) for name, _, scheme in pairs)
-        plan = make_plan(pipeline.model, default_selection(args.scheme, decoder=args.decoder, extra=extra))
+        selection = default_selection(args.scheme, decoder=args.decoder, compact=args.compact, extra=extra)
+        plan = make_plan(pipeline.model, selection)
     if static_layers(plan) and not args.calibrate:
         raise ValueError("static inputs need pictures: give --calibrate DIR, or use --scheme int8_dynamic")
     return plan

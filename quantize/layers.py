@@ -1,4 +1,4 @@
-"""Linear and Conv2d layers that hold codes and scales, and compute with them through a backend.
+"""Linear, Conv2d and Embedding layers that hold codes and scales, and compute with them through a backend.
 
 The codes are buffers `qweight`, `scale`, and for static inputs `in_scale`, `in_zero`; the bias stays a float
 parameter. No float copy of a weight outlives a call.
@@ -92,8 +92,27 @@ class QuantConv2d(QuantLayer):
         return self.spec.shape[0]
 
 
+class QuantEmbedding(QuantLayer):
+    """In place of `nn.Embedding`; rows are decoded as they are looked up.
+
+    out_dtype: of the rows; it changes with the module's, as that of a float table would.
+    """
+
+    out_dtype = torch.float32
+
+    def forward(self, ids: Tensor) -> Tensor:
+        """Whole numbers of any shape -> [..., d]."""
+        return super().forward(ids).to(self.out_dtype)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> QuantLayer:
+        self.out_dtype = fn(torch.empty(0, dtype=self.out_dtype, device=self.scale.device)).dtype
+        return super()._apply(fn, recurse)
+
+
 def empty_layer(spec: LayerSpec) -> QuantLayer:
     """The layer of `spec`, its numbers still to come."""
+    if spec.table:
+        return QuantEmbedding(spec)
     return QuantLinear(spec) if spec.geometry is None else QuantConv2d(spec)
 
 
@@ -109,6 +128,8 @@ def quantize_layer(
     made = empty_layer(spec)
     for name, tensor in tensors.items():
         setattr(made, name, tensor)
+    if isinstance(made, QuantEmbedding):
+        made.out_dtype = layer.weight.dtype
     if spec.bias:
         made.bias = nn.Parameter(layer.bias.detach().clone(), requires_grad=False)
     return made.train(layer.training)

@@ -16,6 +16,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
+from quantize.layers import QuantEmbedding
 from quantize.model import bind, check_schemes, with_empty_layers
 from quantize.storage import METADATA_KEY, STORED_NAMES, Content
 from quantize.timesteps import argument, follow_timesteps
@@ -133,6 +134,9 @@ def _same_kind(one: Tensor, other: Tensor) -> bool:
 
 def _assign(model: nn.Module, tensors: Mapping[str, Tensor], dtype: torch.dtype | None) -> None:
     modules = dict(model.named_modules())
+    for layer in modules.values():
+        if isinstance(layer, QuantEmbedding):
+            layer.out_dtype = dtype or torch.float32
     for name, tensor in tensors.items():
         owner, _, leaf = name.rpartition(".")
         module = modules[owner]

@@ -119,6 +119,8 @@ CODECS = {
     "fp8": Codec(_encode_fp8, lambda codes, scale, _: dequantize_channels(codes, scale), _by_channel(FP8)),
 }
 
+# What is left of a scheme where inputs are to stay float.
+WEIGHTS_ONLY = {"int8_dynamic": "int8_weight", "int8_static": "int8_weight", "fp8_dynamic": "fp8_weight"}
 # Noise of weights and inputs adds up. Gaussian weights keep 40 dB at 8 bits and 20 at 4, inputs 38 at 8 bits
 # and 31 at e4m3; less a margin for short rows and rare peaks.
 SCHEMES = {

@@ -16,7 +16,7 @@ from pathlib import Path
 from torch import nn
 
 from quantize.layers import QuantLayer
-from quantize.schemes import get_scheme
+from quantize.schemes import WEIGHTS_ONLY, get_scheme
 from quantize.spec import why_not
 
 PLAN_VERSION = 1
@@ -38,11 +38,12 @@ SKIPPED = {
     "*conv_out": "the autoencoder's last",
     "*quant_conv": "between the autoencoder and the latents",
 }
+POSITIONS = "*position_embedding"  # of text encoders: small, and their libraries ask for its weight's shape
 DECODER = "*first_stage_model.decoder.*"
 # Text encoders have a few inputs a hundred times as large as the rest (Dettmers et al. 2022, "LLM.int8()"):
 # one step for all of a layer's inputs would lose the rest. They run once a picture, so nothing is won by it.
 TEXT = "*cond_stage_model.*"
-WEIGHTS_ONLY = {"int8_dynamic": "int8_weight", "int8_static": "int8_weight", "fp8_dynamic": "fp8_weight"}
+COMPACT = "int8_weight"  # 40 dB or so: what stays float otherwise can bear it where bytes are wanted
 
 
 @dataclass(frozen=True)
@@ -68,18 +69,23 @@ class Selection:
         """The scheme of one layer, None where it stays as it is."""
         if why_not(layer) or layer.weight.numel() < self.min_weights:
             return None
-        return next((rule.scheme for rule in self.rules if fnmatchcase(name, rule.pattern)), None)
+        scheme = next((rule.scheme for rule in self.rules if fnmatchcase(name, rule.pattern)), None)
+        return WEIGHTS_ONLY.get(scheme, scheme) if isinstance(layer, nn.Embedding) else scheme
 
 
-def default_selection(scheme: str, *, decoder: bool = False, extra: tuple[Rule, ...] = ()) -> Selection:
+def default_selection(
+    scheme: str, *, decoder: bool = False, compact: bool = False, extra: tuple[Rule, ...] = ()
+) -> Selection:
     """Everything gets `scheme`, except what `SKIPPED` names; text encoders keep their inputs in float.
 
-    decoder: the autoencoder's decoder too, which is what loses first. extra: rules that come before all
-    these. Raises ValueError for an unknown scheme.
+    decoder: the autoencoder's decoder too, which is what loses first. compact: what would stay float gets
+    int8 weights. extra: rules that come before all these. Raises ValueError for an unknown scheme.
     """
     skipped = [*SKIPPED, *([] if decoder else [DECODER])]
+    rest = COMPACT if compact else None
     text = Rule(TEXT, WEIGHTS_ONLY.get(scheme, scheme))
-    return Selection((*extra, *(Rule(pattern, None) for pattern in skipped), text, Rule("*", scheme)))
+    positions = Rule(POSITIONS, None)
+    return Selection((*extra, positions, *(Rule(one, rest) for one in skipped), text, Rule("*", scheme)))
 
 
 @dataclass(frozen=True)

@@ -10,9 +10,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from quantize.arithmetic import affine_of
-from quantize.schemes import CODECS, Codec, Scheme, Shapes, get_scheme
+from quantize.schemes import CODECS, WEIGHTS_ONLY, Codec, Scheme, Shapes, get_scheme
 
-KINDS = {nn.Linear: "linear", nn.Conv2d: "conv2d"}
+KINDS = (nn.Linear, nn.Conv2d, nn.Embedding)
 Ranges = Sequence[tuple[float, float]]  # of inputs: over all timesteps, then for each group of them
 
 
@@ -28,8 +28,9 @@ class Geometry:
 
 @dataclass(frozen=True)
 class LayerSpec:
-    """scheme: its name; shape: of the float weight; geometry: None for a Linear layer; bias: has it one?
+    """scheme: its name; shape: of the float weight; geometry: of a convolution, else None; bias: has it one?
 
+    table: whether the weight is an embedding's, of which rows are looked up.
     ranges: how many input ranges a static layer holds: one, and one more for each group of timesteps.
     """
 
@@ -38,17 +39,23 @@ class LayerSpec:
     geometry: Geometry | None
     bias: bool
     ranges: int = 1
+    table: bool = False
 
     @classmethod
     def of(cls, layer: nn.Module, scheme: str, ranges: int = 1) -> LayerSpec:
-        """The spec of a Linear or Conv2d under a scheme; ValueError for any other layer or scheme."""
-        get_scheme(scheme)
+        """The spec of a Linear, Conv2d or Embedding under a scheme; ValueError where it cannot have it."""
+        rule, table = get_scheme(scheme), isinstance(layer, nn.Embedding)
         if reason := why_not(layer):
             raise ValueError(f"{type(layer).__name__} cannot be quantized: {reason}")
+        if table and rule.inputs != "float":
+            raise ValueError(
+                f"an Embedding has no inputs for {scheme} to quantize: use {WEIGHTS_ONLY[scheme]}"
+            )
         geometry = None
         if isinstance(layer, nn.Conv2d):
             geometry = Geometry(layer.stride, _padding(layer), layer.dilation, layer.groups)
-        return cls(scheme, tuple(layer.weight.shape), geometry, layer.bias is not None, ranges)
+        bias = getattr(layer, "bias", None) is not None
+        return cls(scheme, tuple(layer.weight.shape), geometry, bias, ranges, table)
 
     @property
     def rule(self) -> Scheme:
@@ -106,7 +113,9 @@ def quantize_tensors(
 def why_not(layer: nn.Module) -> str | None:
     """Why a layer cannot be quantized, or None: subclasses may compute otherwise, so exact types only."""
     if type(layer) not in KINDS:
-        return "only nn.Linear and nn.Conv2d themselves can"
+        return "only nn.Linear, nn.Conv2d and nn.Embedding themselves can"
+    if isinstance(layer, nn.Embedding) and layer.max_norm is not None:
+        return "its rows are normalised as they are looked up"
     if isinstance(layer, nn.Conv2d) and (layer.padding_mode != "zeros" or layer.padding == "same"):
         return (
             f"padding {layer.padding!r} of mode {layer.padding_mode!r} is not the zeros on both sides we need"

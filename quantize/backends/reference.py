@@ -28,11 +28,18 @@ class Reference:
     def __call__(self, x: Tensor, held: Mapping[str, Tensor | None], bias: Tensor | None) -> Tensor:
         """See `Backend`."""
         rule = self.spec.rule
+        if self.spec.table:
+            return self._rows(x, held)
         with torch.autocast(x.device.type, enabled=False):  # its bfloat16 does not even hold 257
             if rule.inputs == "float":
                 return self._float_inputs(x, held, bias)
             quantized = self._fp8_inputs if rule.codes == "fp8" else self._byte_inputs
             return quantized(x, held, bias).to(x.dtype)
+
+    def _rows(self, ids: Tensor, held: Mapping[str, Tensor | None]) -> Tensor:
+        rows, width = ids.flatten(), self.spec.shape[1]
+        values = self.spec.codec.decode(held["qweight"][rows], held["scale"][rows], (len(rows), width))
+        return values.view(*ids.shape, width)
 
     def _float_inputs(self, x: Tensor, held: Mapping[str, Tensor | None], bias: Tensor | None) -> Tensor:
         weight = self.spec.codec.decode(held["qweight"], held["scale"], self.spec.shape)

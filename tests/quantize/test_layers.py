@@ -16,7 +16,7 @@ from quantize.arithmetic import (
     sqnr_db,
 )
 from quantize.layers import QuantConv2d, QuantLinear, empty_layer, quantize_layer
-from quantize.schemes import CODECS, INPUTS, SCHEMES, Scheme, check_device, get_scheme
+from quantize.schemes import CODECS, INPUTS, SCHEMES, WEIGHTS_ONLY, Scheme, check_device, get_scheme
 from quantize.spec import LayerSpec
 from quantize.timesteps import timestep_group
 from tests.quantize.small_layers import LAYERS, layer_and_input, ranges_for
@@ -133,6 +133,34 @@ def test_an_input_with_nan_is_refused(scheme):
         quantize_layer(layer, scheme)(x)
 
 
+TABLE_SCHEMES = [name for name, one in SCHEMES.items() if one.inputs == "float"]
+
+
+@pytest.mark.parametrize("scheme", TABLE_SCHEMES)
+@pytest.mark.parametrize("ids", [[3, 0, 3], [[1, 2], [4, 4]], []])
+def test_a_quantized_table_gives_its_decoded_rows(scheme, ids):
+    table = nn.Embedding(5, 96)
+    quantized, ids = quantize_layer(table, scheme), torch.tensor(ids, dtype=torch.long)
+    whole = quantized.spec.codec.decode(quantized.qweight, quantized.scale, (5, 96))
+    assert torch.equal(quantized(ids), whole[ids])
+    assert sqnr_db(table.weight, whole) > SCHEMES[scheme].expected_sqnr_db - 1
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_the_rows_of_a_table_take_the_dtype_of_the_module(dtype):
+    quantized = quantize_layer(nn.Embedding(5, 96), "int8_weight")
+    assert quantized(torch.tensor([1])).dtype == torch.float32
+    assert quantized.to(dtype)(torch.tensor([1])).dtype == dtype
+    assert quantize_layer(nn.Embedding(5, 96, dtype=dtype), "int8_weight")(torch.tensor([1])).dtype == dtype
+    assert quantized.scale.dtype == torch.float32
+
+
+@pytest.mark.parametrize("scheme", sorted(SCHEMES.keys() - set(TABLE_SCHEMES)))
+def test_a_table_has_no_inputs_to_quantize(scheme):
+    with pytest.raises(ValueError, match=f"Embedding has no inputs.*use {WEIGHTS_ONLY[scheme]}"):
+        quantize_layer(nn.Embedding(5, 96), scheme, [(0.0, 1.0)])
+
+
 def test_static_inputs_need_ranges():
     with pytest.raises(ValueError, match="calibrate first"):
         quantize_layer(nn.Linear(4, 4), "int8_static")
@@ -145,8 +173,9 @@ class Scaled(nn.Linear):
 @pytest.mark.parametrize(
     ("layer", "reason"),
     [
-        (nn.Conv1d(4, 4, 3), "only nn.Linear and nn.Conv2d"),
-        (Scaled(4, 4), "only nn.Linear and nn.Conv2d"),
+        (nn.Conv1d(4, 4, 3), "only nn.Linear, nn.Conv2d and nn.Embedding"),
+        (Scaled(4, 4), "only nn.Linear, nn.Conv2d and nn.Embedding"),
+        (nn.Embedding(4, 4, max_norm=1.0), "normalised as they are looked up"),
         (nn.Conv2d(4, 4, 3, padding=1, padding_mode="reflect"), "reflect"),
         (nn.Conv2d(4, 4, 2, padding="same"), "same"),
     ],

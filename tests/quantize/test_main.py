@@ -93,11 +93,20 @@ def test_other_schemes_need_no_pictures(folder, tmp_path, capsys, scheme):
 
 
 def test_rules_and_plans_choose_the_schemes(folder, tmp_path):
-    rules = ["--scheme", "int8_weight", "--rule", "control_model.*=float", "--rule", "*attn*=int4_group"]
+    rules = [
+        "--scheme",
+        "int8_weight",
+        "--rule",
+        "control_model.*=float",
+        "--rule",
+        "*attn*=int4_group",
+        "--compact",
+    ]
     assert run(folder, tmp_path / "q.safetensors", *rules, "--plan-out", str(tmp_path / "p.json")) == 0
     layers = read_content(tmp_path / "q.safetensors").plan.layers
     assert not any(name.startswith("control_model.") for name in layers)
-    assert {scheme for name, scheme in layers.items() if "attn" in name} == {"int4_group"}
+    attention = {scheme for name, scheme in layers.items() if name.startswith("model.") and "attn" in name}
+    assert attention == {"int4_group"}
     assert run(folder, tmp_path / "again.safetensors", "--plan", str(tmp_path / "p.json")) == 0
     assert (tmp_path / "again.safetensors").read_bytes() == (tmp_path / "q.safetensors").read_bytes()
 

@@ -10,6 +10,7 @@ from cldm.model import create_meta_model
 from quantize.layers import quantize_layer
 from quantize.schemes import SCHEMES
 from quantize.selection import (
+    MIN_WEIGHTS,
     SKIPPED,
     Plan,
     Rule,
@@ -35,9 +36,9 @@ def planned(model):
     return make_plan(model, default_selection("int8_static")).layers
 
 
-def test_both_kinds_of_layers_and_all_parts_are_planned(model, planned):
+def test_all_kinds_of_layers_and_all_parts_are_planned(model, planned):
     modules = dict(model.named_modules())
-    assert {type(modules[name]) for name in planned} == {nn.Linear, nn.Conv2d}
+    assert {type(modules[name]) for name in planned} == {nn.Linear, nn.Conv2d, nn.Embedding}
     assert {name.split(".")[0] for name in planned} == {
         "control_model", "model", "first_stage_model", "cond_stage_model",
     }  # fmt: skip
@@ -45,6 +46,7 @@ def test_both_kinds_of_layers_and_all_parts_are_planned(model, planned):
         held = sum(p.numel() for n, p in model.named_parameters() if n.startswith(prefix) and p.ndim > 1)
         small = sum(modules[n].weight.numel() for n in planned if n.startswith(prefix))
         assert small > 0.85 * held
+    assert planned["cond_stage_model.transformer.text_model.embeddings.token_embedding"] == "int8_weight"
 
 
 @pytest.mark.parametrize(
@@ -53,6 +55,7 @@ def test_both_kinds_of_layers_and_all_parts_are_planned(model, planned):
         CONTROL + "zero_convs.3.0", CONTROL + "middle_block_out.0", CONTROL + "input_hint_block.0",
         CONTROL + "input_blocks.0.0", UNET + "input_blocks.0.0", UNET + "out.2", UNET + "time_embed.0",
         CONTROL + "time_embed.2", DECODER + "conv_in", DECODER + "conv_out", "first_stage_model.quant_conv",
+        "cond_stage_model.transformer.text_model.embeddings.position_embedding",
         "first_stage_model.post_quant_conv", DECODER + "mid.block_1.conv1",
     ],
 )  # fmt: skip
@@ -83,6 +86,17 @@ def test_the_decoder_has_a_switch(model):
     with_it = make_plan(model, default_selection("int8_static", decoder=True)).layers
     assert DECODER + "mid.block_1.conv1" in with_it
     assert DECODER + "conv_out" not in with_it
+
+
+def test_compact_plans_leave_no_weights_float_but_positions(model):
+    layers = make_plan(model, default_selection("int8_static", compact=True)).layers
+    kept = [
+        n for n, m in model.named_modules() if hasattr(m, "weight") and m.weight.ndim > 1 and n not in layers
+    ]
+    large = [name for name in kept if model.get_submodule(name).weight.numel() >= MIN_WEIGHTS]
+    assert large == ["cond_stage_model.transformer.text_model.embeddings.position_embedding"]
+    assert layers[CONTROL + "zero_convs.3.0"] == layers[DECODER + "mid.block_1.conv1"] == "int8_weight"
+    assert layers[UNET + "middle_block.0.in_layers.2"] == "int8_static"
 
 
 @pytest.mark.parametrize("scheme", SCHEMES)

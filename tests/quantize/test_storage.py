@@ -9,6 +9,7 @@ import pytest
 import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
+from torch import nn
 
 import quantize.loading
 import quantize.storage
@@ -138,6 +139,18 @@ def test_float_tensors_take_the_dtype_and_codes_do_not(tmp_path):
     load_quantized(loaded, path, dtype=torch.bfloat16)
     assert loaded.time_embed[0].weight.dtype == loaded.middle[2].bias.dtype == torch.bfloat16
     assert loaded.middle[2].scale.dtype == loaded.betas.dtype == torch.float32
+
+
+def test_a_table_loads_in_the_dtype_of_the_layers_behind_it(tmp_path):
+    model = nn.Sequential(nn.Embedding(64, 64), nn.LayerNorm(64), nn.Linear(64, 64)).requires_grad_(False)
+    content = Content(make_plan(model, default_selection("int8_weight")))
+    path = write_quantized(tmp_path / "q.safetensors", model, model.state_dict().items(), content)
+    with torch.device("meta"):
+        loaded = nn.Sequential(nn.Embedding(64, 64), nn.LayerNorm(64), nn.Linear(64, 64))
+    load_quantized(loaded, path, dtype=torch.bfloat16)
+    out, ids = loaded(torch.tensor([5, 6])), torch.tensor([5, 6])
+    assert out.dtype == torch.bfloat16
+    assert torch.allclose(out.float(), model(ids), atol=0.05)
 
 
 def test_a_path_with_another_suffix_is_refused(tmp_path):
