@@ -78,7 +78,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     add("--plan", type=Path, metavar="JSON", help="schemes layer by layer, in place of the rules")
     add("--plan-out", type=Path, metavar="JSON", help="write the plan that was used")
     add("--calibrate", type=Path, metavar="DIR", help="pictures to run the float model on")
-    add("--steps", type=int, default=8, metavar="N", help="of each such run (default: %(default)s)")
+    add("--steps", type=int, default=20, metavar="N", help="of each such run (default: %(default)s)")
     add("--groups", type=int, default=4, metavar="N", help="of timesteps, ranges each (default: %(default)s)")
     add("--ranges", default="mse", metavar="RULE", help="mse, percentile or minmax (default: %(default)s)")
     return parser.parse_args(argv)

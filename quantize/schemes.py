@@ -121,6 +121,7 @@ CODECS = {
 
 # What is left of a scheme where inputs are to stay float.
 WEIGHTS_ONLY = {"int8_dynamic": "int8_weight", "int8_static": "int8_weight", "fp8_dynamic": "fp8_weight"}
+LOOKING = {"int8_static": "int8_dynamic"}  # the scheme without calibration
 # Noise of weights and inputs adds up. Gaussian weights keep 40 dB at 8 bits and 20 at 4, inputs 38 at 8 bits
 # and 31 at e4m3; less a margin for short rows and rare peaks.
 SCHEMES = {

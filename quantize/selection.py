@@ -16,7 +16,7 @@ from pathlib import Path
 from torch import nn
 
 from quantize.layers import QuantLayer
-from quantize.schemes import WEIGHTS_ONLY, get_scheme
+from quantize.schemes import LOOKING, WEIGHTS_ONLY, get_scheme
 from quantize.spec import why_not
 
 PLAN_VERSION = 1
@@ -39,6 +39,9 @@ SKIPPED = {
     "*quant_conv": "between the autoencoder and the latents",
 }
 POSITIONS = "*position_embedding"  # of text encoders: small, and their libraries ask for its weight's shape
+# These run once a picture, so that a look at their inputs costs nothing beside the steps; and their ranges
+# follow the picture's colours, of which a few calibration pictures show few.
+ONCE = ("*first_stage_model.*", "*input_hint_block.*")
 DECODER = "*first_stage_model.decoder.*"
 # Text encoders have a few inputs a hundred times as large as the rest (Dettmers et al. 2022, "LLM.int8()"):
 # one step for all of a layer's inputs would lose the rest. They run once a picture, so nothing is won by it.
@@ -78,14 +81,16 @@ def default_selection(
 ) -> Selection:
     """Everything gets `scheme`, except what `SKIPPED` names; text encoders keep their inputs in float.
 
+    What runs once a picture gets dynamic inputs in place of static ones.
     decoder: the autoencoder's decoder too, which is what loses first. compact: what would stay float gets
     int8 weights. extra: rules that come before all these. Raises ValueError for an unknown scheme.
     """
     skipped = [*SKIPPED, *([] if decoder else [DECODER])]
     rest = COMPACT if compact else None
     text = Rule(TEXT, WEIGHTS_ONLY.get(scheme, scheme))
-    positions = Rule(POSITIONS, None)
-    return Selection((*extra, positions, *(Rule(one, rest) for one in skipped), text, Rule("*", scheme)))
+    positions, skips = Rule(POSITIONS, None), [Rule(pattern, rest) for pattern in skipped]
+    once = [Rule(pattern, LOOKING.get(scheme, scheme)) for pattern in ONCE]
+    return Selection((*extra, positions, *skips, text, *once, Rule("*", scheme)))
 
 
 @dataclass(frozen=True)

@@ -73,7 +73,7 @@ def test_the_file_says_what_it_was_made_of(folder, static):
     assert content.sources.keys() == {"small.safetensors"}
     assert content.schedule.groups.count == 2
     assert content.plan.layers == json.loads((folder / "plan.json").read_text())["layers"]
-    assert set(content.plan.layers.values()) == {"int8_static", "int8_weight"}
+    assert set(content.plan.layers.values()) == {"int8_static", "int8_dynamic", "int8_weight"}
 
 
 def test_a_pipeline_from_the_file_makes_nearly_the_same_picture(folder, static):

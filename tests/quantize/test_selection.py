@@ -100,6 +100,15 @@ def test_compact_plans_leave_no_weights_float_but_positions(model):
 
 
 @pytest.mark.parametrize("scheme", SCHEMES)
+def test_only_what_runs_at_every_step_is_calibrated(model, scheme):
+    layers = make_plan(model, default_selection(scheme, decoder=True)).layers
+    static = {name for name, one in layers.items() if SCHEMES[one].inputs == "static"}
+    assert bool(static) == (scheme == "int8_static")
+    assert not [name for name in static if not name.startswith((CONTROL, UNET)) or "hint" in name]
+    assert layers[DECODER + "mid.block_1.conv1"] == ("int8_dynamic" if static else scheme)
+
+
+@pytest.mark.parametrize("scheme", SCHEMES)
 def test_text_encoders_keep_float_inputs(model, scheme):
     layers = make_plan(model, default_selection(scheme)).layers
     text = {one for name, one in layers.items() if name.startswith("cond_stage_model.")}
