@@ -39,9 +39,9 @@ SKIPPED = {
     "*quant_conv": "between the autoencoder and the latents",
 }
 POSITIONS = "*position_embedding"  # of text encoders: small, and their libraries ask for its weight's shape
-# These run once a picture, so that a look at their inputs costs nothing beside the steps; and their ranges
-# follow the picture's colours, of which a few calibration pictures show few.
-ONCE = ("*first_stage_model.*", "*input_hint_block.*")
+# These run once a picture or see nothing but the text, so that a look at their inputs costs next to nothing;
+# and their ranges follow the picture's colours and the prompt, of which calibration shows few.
+ONCE = ("*first_stage_model.*", "*input_hint_block.*", "*.attn2.to_k", "*.attn2.to_v")
 DECODER = "*first_stage_model.decoder.*"
 # Text encoders have a few inputs a hundred times as large as the rest (Dettmers et al. 2022, "LLM.int8()"):
 # one step for all of a layer's inputs would lose the rest. They run once a picture, so nothing is won by it.
@@ -81,7 +81,7 @@ def default_selection(
 ) -> Selection:
     """Everything gets `scheme`, except what `SKIPPED` names; text encoders keep their inputs in float.
 
-    What runs once a picture gets dynamic inputs in place of static ones.
+    What runs once a picture, or on the text, gets dynamic inputs in place of static ones.
     decoder: the autoencoder's decoder too, which is what loses first. compact: what would stay float gets
     int8 weights. extra: rules that come before all these. Raises ValueError for an unknown scheme.
     """

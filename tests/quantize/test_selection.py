@@ -105,6 +105,7 @@ def test_only_what_runs_at_every_step_is_calibrated(model, scheme):
     static = {name for name, one in layers.items() if SCHEMES[one].inputs == "static"}
     assert bool(static) == (scheme == "int8_static")
     assert not [name for name in static if not name.startswith((CONTROL, UNET)) or "hint" in name]
+    assert not [name for name in static if name.endswith(("attn2.to_k", "attn2.to_v"))]
     assert layers[DECODER + "mid.block_1.conv1"] == ("int8_dynamic" if static else scheme)
 
 
