@@ -80,7 +80,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     add("--calibrate", type=Path, metavar="DIR", help="pictures to run the float model on")
     add("--steps", type=int, default=20, metavar="N", help="of each such run (default: %(default)s)")
     add("--groups", type=int, default=4, metavar="N", help="of timesteps, ranges each (default: %(default)s)")
-    add("--ranges", default="mse", metavar="RULE", help="mse, percentile or minmax (default: %(default)s)")
+    add("--ranges", default="minmax", metavar="RULE", help="or percentile, mse (default: %(default)s)")
     return parser.parse_args(argv)
 
 

@@ -20,6 +20,7 @@ from quantize.selection import Plan
 from quantize.spec import Ranges
 from quantize.timesteps import current_group
 
+DEFAULT_RULE = "minmax"  # a few pictures show few of the large values to come: leaving out any cost more
 BINS = 2048  # over [-reach, reach]; one of 255 steps is four bins or more
 TAIL = 1e-4  # of the values that `percentile` leaves out at either end
 SHARES = (0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)  # of the exact ends: `mse` takes the best pair
@@ -78,7 +79,7 @@ class Calibration:
         group = current_group() if self.groups else None
         by_group.setdefault(group, Watched()).see(x)
 
-    def ranges(self, name: str, rule: str = "mse") -> Ranges:
+    def ranges(self, name: str, rule: str = DEFAULT_RULE) -> Ranges:
         """The range over everything seen, then of each group, that over everything where a group saw nothing.
 
         A layer that was only called outside of any group has one range. Raises ValueError for a layer that
@@ -95,7 +96,7 @@ class Calibration:
             return [whole]
         return [whole, *(own.get(group, whole) for group in range(self.groups))]
 
-    def all_ranges(self, plan: Plan, rule: str = "mse") -> dict[str, Ranges]:
+    def all_ranges(self, plan: Plan, rule: str = DEFAULT_RULE) -> dict[str, Ranges]:
         """The ranges of every static layer of `plan`, by name. Errors as `ranges`."""
         return {name: self.ranges(name, rule) for name in static_layers(plan)}
 
