@@ -131,7 +131,7 @@ def grid(scenes: "Sequence[Scene]", results: "Mapping[str, dict[int, Measured]]"
     for name, by_steps in results.items():
         rows += [pictures for _, pictures in by_steps.values()]
         labels += [f"{name}, {steps:,} steps" for steps in by_steps]
-    return labelled_grid(rows, labels, [scene.prompt for scene in shown], cell=size)
+    return labelled_grid(rows, labels, [scene.prompt.split(" with ")[0] for scene in shown], cell=size)
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:

@@ -220,10 +220,10 @@ def control_loss(model: ControlLDM, batch: dict, noise: torch.Generator) -> Tens
 
 STAGES = {
     "vae": Stage("vae", 7000, 8, 2e-3, _vae, vae_loss, _start_vae, whiten),
-    "decoder": Stage("decoder", 3000, 8, 1e-3, DecoderParts, decoder_loss, _nothing, _nothing, ("vae",)),
+    "decoder": Stage("decoder", 2500, 8, 1e-3, DecoderParts, decoder_loss, _nothing, _nothing, ("vae",)),
     "text": Stage("text", 2000, 64, 2e-3, _text_encoder, text_loss, _nothing, _nothing),
-    "base": Stage("base", 9000, 16, 1e-3, BaseParts, base_loss, _cache_latents, _nothing, ("vae", "text")),
+    "base": Stage("base", 10_200, 16, 1e-3, BaseParts, base_loss, _cache_latents, _nothing, ("vae", "text")),
     "control": Stage(
-        "control", 4200, 16, 1e-3, _branch, control_loss, _start_branch, _nothing, ("vae", "base")
+        "control", 5400, 16, 1e-3, _branch, control_loss, _start_branch, _nothing, ("vae", "base")
     ),
 }
