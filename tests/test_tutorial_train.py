@@ -14,6 +14,7 @@ from cldm.model import load_model, with_branch
 from cldm.training_flags import parse_args
 from cldm.training_plan import read_setup
 from cldm.training_presets import PRESETS, TINY
+from tests.hub_server import hub_on_this_machine
 from tests.small_files import SIDE, write_small_model
 
 diffusers = pytest.importorskip("diffusers")
@@ -128,6 +129,22 @@ def test_a_new_branch_begins_as_a_copy_and_adds_nothing(files):
     assert all((one == 0).all() for one in residuals)
     _, is_new = load_for_training(files / "small.yaml", [files / "small.safetensors"])
     assert not is_new
+
+
+def test_the_result_is_uploaded_with_its_card_and_pictures(files, tmp_path, capsys, monkeypatch):
+    out = tmp_path / "branch"
+    pictures = ("--image-log-steps", 1, "--sample-steps", 1)
+    with hub_on_this_machine(monkeypatch) as hub:
+        assert train(files, out, *pictures, "--push-to-hub", "--hub-token", "hf_secret") == 0
+        assert f"uploaded to {hub.address}/me/branch" in capsys.readouterr().err
+        assert {"README.md", "config.json", "control.safetensors"} <= hub.files.keys()
+        assert hub.files["control.safetensors"] == (out / "control.safetensors").read_bytes()
+        assert any(name.startswith("images/") for name in hub.files)
+        assert b"base.safetensors" in hub.files["README.md"]
+        hub.refuses = True
+        assert train(files, out, "--push-to-hub", "--hub-token", "wrong") == 2
+    assert "was not uploaded" in capsys.readouterr().err
+    assert (out / "control.safetensors").is_file()
 
 
 def test_latest_goes_on_where_the_run_stopped(files, tmp_path):
