@@ -102,7 +102,7 @@ def load_model(
     model = create_meta_model(config)
     for path in weights:
         check_folder(path, _settings(config)["params"], _label(config))
-    _assign(model, *weights, dtype=dtype, use_ema=use_ema)
+    assign_parts(model, *weights, dtype=dtype, use_ema=use_ema)
     merge_loras(model, loras)
     return model.to(device).eval()
 
@@ -122,7 +122,7 @@ def load_control(
     with torch.device("meta"):
         holder.control_model = _build(settings["params"]["control_stage_config"], config)
     check_folder(path, settings["params"], _label(config), only=["controlnet"])
-    _assign(holder, path, dtype=dtype, only=CONTROL_PREFIX)
+    assign_parts(holder, path, dtype=dtype, only=CONTROL_PREFIX)
     return holder.control_model.to(device).eval()
 
 
@@ -149,11 +149,13 @@ def kind_of_branch(names: Iterable[str]) -> str | None:
     return next((kind for kind, sign in SIGNS.items() if sign in names), None)
 
 
-def _assign(model: nn.Module, *weights: str | Path, **options: Any) -> None:
+def assign_parts(model: nn.Module, *weights: Any, **options: Any) -> None:
+    """`ldm.checkpoint.assign_weights`, whose error also says where a file's branch is of the other kind."""
     try:
         assign_weights(model, *weights, **options)
     except ValueError as error:
-        raise ValueError(f"{error}{_other_kind(model, weights)}") from None
+        files = [one for one in weights if isinstance(one, str | Path)]
+        raise ValueError(f"{error}{_other_kind(model, files)}") from None
 
 
 def _other_kind(model: nn.Module, weights: Sequence[str | Path]) -> str:

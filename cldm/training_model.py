@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from cldm.attach import fresh_branch
 from cldm.cldm import ControlLDM
-from cldm.model import CONTROL_PREFIX, create_meta_model
+from cldm.model import CONTROL_PREFIX, assign_parts, create_meta_model
 from cldm.surgery import add_control, extract_control
 from ldm.checkpoint import assign_weights, read_state_dict
 
@@ -28,14 +28,14 @@ def load_for_training(
     """The model of a yaml with `weights` overlaid, and whether a new branch was begun for want of one.
 
     A new branch copies from the U-Net's encoder what it can and draws the rest by `seed`. Errors as
-    `ldm.checkpoint.assign_weights`.
+    `cldm.model.assign_parts`.
     """
     model = create_meta_model(config)
     names = [name for path in weights for name in read_state_dict(path)]
     is_new = not any(name.startswith(CONTROL_PREFIX) for name in names)
     ema_of = tuple(model.state_dict()) if use_ema else ()
     extra = [new_branch(config, weights, seed, ema_of)] if is_new else []
-    assign_weights(model, *weights, *extra, use_ema=use_ema)
+    assign_parts(model, *weights, *extra, use_ema=use_ema)
     return model, is_new
 
 

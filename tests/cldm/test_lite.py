@@ -9,6 +9,7 @@ from safetensors.torch import save_file
 from cldm.branches import ControlUnit, combined_residuals
 from cldm.lite import ControlLite
 from cldm.model import BRANCHES, create_meta_model, create_model, load_control, load_model, with_branch
+from cldm.training_model import load_for_training
 from tests.small_models import SD15, SD21, randomize, settings
 
 FAMILIES = pytest.mark.parametrize("unet", [SD15, SD21], ids=["SD15", "SD21"])
@@ -170,3 +171,5 @@ def test_a_file_of_the_other_kind_is_called_by_its_name(kinds, tmp_path):
         load_model(with_branch(settings(), own), path)
     with pytest.raises(ValueError, match=re.escape(sentence)):
         load_control(with_branch(settings(), own), path)
+    with pytest.raises(ValueError, match=re.escape(sentence)):
+        load_for_training(with_branch(settings(), own), [path])
