@@ -165,6 +165,10 @@ class BaseParts(nn.Module):
         self.text = model.cond_stage_model.requires_grad_(True)
 
 
+def _unet(model: ControlLDM) -> nn.Module:
+    return model.model.diffusion_model.requires_grad_(True)
+
+
 def _drop(prompts: list[str], dropped: Tensor) -> list[str]:
     return ["" if drop else prompt for prompt, drop in zip(prompts, dropped, strict=True)]
 
@@ -192,6 +196,12 @@ def base_loss(model: ControlLDM, batch: dict, noise: torch.Generator) -> Tensor:
     x, t, v = _noised(model, batch, noise)
     # The plain U-Net's forward: the controlled one keeps gradients out of the encoder, which learns here.
     return F.mse_loss(UNetModel.forward(model.model.diffusion_model, x, t, _text(model, batch, noise)), v)
+
+
+def _start_unet(model: ControlLDM, args: argparse.Namespace) -> None:
+    """Fix the text encoder: it has learned the prompts, and takes a quarter of a step to train."""
+    _cache_latents(model, args)
+    model.cond_stage_model.requires_grad_(False)
 
 
 def _start_branch(model: ControlLDM, args: argparse.Namespace) -> None:
@@ -223,6 +233,7 @@ STAGES = {
     "decoder": Stage("decoder", 2500, 8, 1e-3, DecoderParts, decoder_loss, _nothing, _nothing, ("vae",)),
     "text": Stage("text", 2000, 64, 2e-3, _text_encoder, text_loss, _nothing, _nothing),
     "base": Stage("base", 10_200, 16, 1e-3, BaseParts, base_loss, _cache_latents, _nothing, ("vae", "text")),
+    "unet": Stage("unet", 16_000, 16, 1e-3, _unet, base_loss, _start_unet, _nothing, ("vae", "base")),
     "control": Stage(
         "control", 5400, 16, 1e-3, _branch, control_loss, _start_branch, _nothing, ("vae", "base")
     ),
