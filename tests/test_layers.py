@@ -22,7 +22,8 @@ LAYERS = (
     ("cldm",),
     ("cldm.pipeline",),
     ("generate", "share", "cldm.batch", "cldm.demo", "cldm.fill50k", "cldm.flags", "cldm.outputs")
-    + ("eval.fill50k", "quantize.__main__", "models", "bench", "test_imgs")
+    + ("cldm.calibration",)
+    + ("eval.fill50k", "eval.prompts", "quantize.__main__", "models", "bench", "test_imgs")
     + ("tool_add_control", "tool_add_control_sd21", "tool_convert", "tool_download_models")
     + ("cldm.logger", "cldm.training_reports", "cldm.training_run")
     + ("tutorial_dataset", "tutorial_train", "tutorial_train_dist"),
