@@ -12,7 +12,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from quantize.activations import Quantized
+from quantize.arithmetic import Affine
 from quantize.backends import make_backend
+from quantize.backends.base import Inputs
 from quantize.spec import LayerSpec, Ranges, quantize_tensors
 
 
@@ -22,6 +25,7 @@ class QuantLayer(nn.Module):
     def __init__(self, spec: LayerSpec) -> None:
         super().__init__()
         self.spec = spec
+        self._inputs = Inputs(spec)
         for name, (shape, dtype) in spec.shapes().items():
             self.register_buffer(name, torch.empty(shape, dtype=dtype))
         bias = nn.Parameter(torch.empty(spec.shape[0]), requires_grad=False) if spec.bias else None
@@ -37,8 +41,20 @@ class QuantLayer(nn.Module):
             raise ValueError("the weights are packed for a backend already: load the file again for another")
         self._compute = make_backend(backend, self.spec)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """[..., in] or [b, c, h, w] -> [..., out] or [b, out, h, w], in the dtype of x."""
+    @property
+    def takes_bytes(self) -> bool:
+        """Whether it computes with bytes, so that who makes its input may make them at once."""
+        return self.spec.rule.codes == "int8" and self.spec.rule.inputs != "float"
+
+    def input_affine(self) -> Affine | None:
+        """How bytes for it are to be read, by calibration; None where the range is each input's own."""
+        return self._inputs.affine(self._buffers)
+
+    def forward(self, x: Tensor | Quantized) -> Tensor:
+        """[..., in] or [b, c, h, w] -> [..., out] or [b, out, h, w], in the dtype of x, float32 for bytes.
+
+        Bytes are taken as they are: whoever made them asked `input_affine`.
+        """
         out = self._compute(x, self._buffers, self.bias)
         if self._compute.packed:
             self.qweight = None  # the backend has them; both together would take twice the memory

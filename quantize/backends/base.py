@@ -5,11 +5,15 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Protocol
 
+import torch
 from torch import Tensor
 
-from quantize.arithmetic import Affine, affine_of, range_of
+from quantize.activations import Quantized
+from quantize.arithmetic import Affine, affine_of, quantize_uint8, range_of
 from quantize.spec import LayerSpec
 from quantize.timesteps import current_group
+
+Held = Mapping[str, Tensor | None]  # a layer's tensors by name
 
 
 class Backend(Protocol):
@@ -22,8 +26,8 @@ class Backend(Protocol):
 
     def __init__(self, spec: LayerSpec) -> None: ...
 
-    def __call__(self, x: Tensor, held: Mapping[str, Tensor | None], bias: Tensor | None) -> Tensor:
-        """The layer's output in the dtype of x; held: the layer's tensors by name."""
+    def __call__(self, x: Tensor | Quantized, held: Held, bias: Tensor | None) -> Tensor:
+        """The layer's output in the dtype of x, float32 for bytes; held: the layer's tensors by name."""
         ...
 
     @classmethod
@@ -32,14 +36,39 @@ class Backend(Protocol):
         ...
 
 
-def input_affine(spec: LayerSpec, x: Tensor, held: Mapping[str, Tensor | None]) -> Affine:
-    """How the bytes of a layer's input x are to be read.
+class Inputs:
+    """How a layer's inputs become bytes; ranges from calibration are read from its tensors once."""
 
-    Dynamic schemes look at x and raise ValueError where it holds NaN or infinity. Static ones do not look:
-    the range is that of the current group of timesteps, or the one over all where there is no group.
-    """
-    if spec.rule.inputs == "dynamic":
-        return affine_of(*range_of(x), "a layer's input")
-    group = current_group()
-    index = 0 if group is None or spec.ranges == 1 else group + 1
-    return Affine(held["in_scale"][index].item(), int(held["in_zero"][index]))
+    def __init__(self, spec: LayerSpec) -> None:
+        self.spec = spec
+        self._read_from: Tensor | None = None
+        self._static: tuple[Affine, ...] = ()
+
+    def affine(self, held: Held) -> Affine | None:
+        """Of static inputs: for the current group of timesteps, or over all where there is no group.
+
+        None for dynamic inputs, of which every call looks at its own.
+        """
+        if self.spec.rule.inputs != "static":
+            return None
+        if self._read_from is not held["in_scale"]:  # loading and moving put a new tensor in its place
+            pairs = zip(held["in_scale"].tolist(), held["in_zero"].tolist(), strict=True)
+            self._static = tuple(Affine(scale, zero) for scale, zero in pairs)
+            self._read_from = held["in_scale"]
+        group = current_group()
+        return self._static[0 if group is None or self.spec.ranges == 1 else group + 1]
+
+    def quantize(self, x: Tensor | Quantized, held: Held) -> Quantized:
+        """x as bytes, as it is where it has them already.
+
+        Dynamic schemes look at x and raise ValueError where it holds NaN or infinity; static ones do not.
+        """
+        if isinstance(x, Quantized):
+            return x
+        affine = self.affine(held) or affine_of(*range_of(x), "a layer's input")
+        return Quantized(quantize_uint8(x, affine), affine)
+
+
+def out_dtype(x: Tensor | Quantized) -> torch.dtype:
+    """Of a layer's output for the input x."""
+    return torch.float32 if isinstance(x, Quantized) else x.dtype

@@ -9,18 +9,19 @@ from __future__ import annotations
 
 import functools
 import logging
-from collections.abc import Mapping
 
 import torch
 from torch import Tensor
 
-from quantize.arithmetic import quantize_uint8
-from quantize.backends.base import input_affine
-from quantize.spec import LayerSpec
+from quantize.activations import Quantized
+from quantize.arithmetic import Affine
+from quantize.backends.base import Held, Inputs, out_dtype
+from quantize.spec import Geometry, LayerSpec
 
 log = logging.getLogger(__name__)
 
-NO_POST_OP = ("none", [], "")
+FLOAT_OUT = (1.0, 0, torch.float32, "none", [], "")  # outputs are float32, and nothing is done to them
+POINTWISE = Geometry(stride=(1, 1), padding=(0, 0), dilation=(1, 1), groups=1)
 OPERATORS = ("qlinear_prepack", "qlinear_pointwise", "qconv_prepack", "qconv2d_pointwise")
 
 
@@ -47,8 +48,12 @@ class OneDnn:
 
     def __init__(self, spec: LayerSpec) -> None:
         self.spec = spec
+        self._inputs = Inputs(spec)
         self._packed: Tensor | None = None
         self._zeros: Tensor | None = None
+        geo = spec.geometry
+        # A convolution that looks at one position is a Linear layer over them: up to four times as fast.
+        self._linear = geo is None or (spec.shape[2:], geo) == ((1, 1), POINTWISE)
 
     @property
     def packed(self) -> bool:
@@ -60,29 +65,40 @@ class OneDnn:
         """int8 times int8 only: with float inputs there is nothing to gain from it."""
         return spec.rule.codes == "int8" and spec.rule.inputs != "float"
 
-    def __call__(self, x: Tensor, held: Mapping[str, Tensor | None], bias: Tensor | None) -> Tensor:
+    def __call__(self, x: Tensor | Quantized, held: Held, bias: Tensor | None) -> Tensor:
         """See `Backend`."""
-        if not x.numel():  # oneDNN has no word for it
+        given = x.codes if isinstance(x, Quantized) else x
+        if not given.numel():  # oneDNN has no word for it
             weight = torch.empty(self.spec.shape, device="meta")
-            return x.new_empty(self.spec.apply(x.float().to("meta"), weight).shape)
-        if self._packed is None:
-            self._pack(held)
-        affine = input_affine(self.spec, x, held)
-        codes, bias = quantize_uint8(x, affine), None if bias is None else bias.float()
-        weight = (self._packed, held["scale"], self._zeros, bias)
-        out_format = (1.0, 0, torch.float32, *NO_POST_OP)
-        if self.spec.geometry is None:
-            return torch.ops.onednn.qlinear_pointwise(codes, *affine, *weight, *out_format).to(x.dtype)
-        geo = self.spec.geometry
-        walk = (geo.stride, geo.padding, geo.dilation, geo.groups)
-        return torch.ops.onednn.qconv2d_pointwise(codes, *affine, *weight, *walk, *out_format).to(x.dtype)
+            shape = self.spec.apply(given.float().to("meta"), weight).shape
+            return given.new_empty(shape, dtype=out_dtype(x))
+        self.pack(held)
+        codes, affine = self._inputs.quantize(x, held)
+        weight = (self._packed, held["scale"], self._zeros, None if bias is None else bias.float())
+        return self._multiply(codes, affine, weight).to(out_dtype(x))
 
-    def _pack(self, held: Mapping[str, Tensor | None]) -> None:
+    def pack(self, held: Held) -> None:
+        """Put the weights into oneDNN's own form, where that was not done before."""
+        if self._packed is not None:
+            return
         weight, scale, geo = held["qweight"], held["scale"], self.spec.geometry
         self._zeros = torch.zeros(scale.shape, dtype=torch.int32)
-        if geo is None:
-            self._packed = torch.ops.onednn.qlinear_prepack(weight, None)
+        if self._linear:
+            self._packed = torch.ops.onednn.qlinear_prepack(weight.flatten(1), None)
         else:
             # Scale and zero point of the inputs only say that there are some; calls bring their own.
-            walk = (geo.stride, geo.padding, geo.dilation, geo.groups)
-            self._packed = torch.ops.onednn.qconv_prepack(weight, scale, 1.0, 1, *walk, None)
+            self._packed = torch.ops.onednn.qconv_prepack(weight, scale, 1.0, 1, *_walk(geo), None)
+
+    def _multiply(self, codes: Tensor, affine: Affine, weight: tuple) -> Tensor:
+        if self.spec.geometry is None:
+            return torch.ops.onednn.qlinear_pointwise(codes, *affine, *weight, *FLOAT_OUT)
+        codes = codes.contiguous(memory_format=torch.channels_last)
+        if not self._linear:
+            walk = _walk(self.spec.geometry)
+            return torch.ops.onednn.qconv2d_pointwise(codes, *affine, *weight, *walk, *FLOAT_OUT)
+        positions = codes.permute(0, 2, 3, 1)  # [b, h, w, c]
+        return torch.ops.onednn.qlinear_pointwise(positions, *affine, *weight, *FLOAT_OUT).permute(0, 3, 1, 2)
+
+
+def _walk(geo: Geometry) -> tuple:
+    return geo.stride, geo.padding, geo.dilation, geo.groups

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
 import torch
 from torch import Tensor
 
-from quantize.arithmetic import FP8_PEAK, TINY, check_finite, quantize_uint8, to_fp8
-from quantize.backends.base import input_affine
+from quantize.activations import Quantized
+from quantize.arithmetic import FP8_PEAK, TINY, check_finite, to_fp8
+from quantize.backends.base import Held, Inputs, out_dtype
 from quantize.spec import LayerSpec
 
 
@@ -19,46 +18,47 @@ class Reference:
 
     def __init__(self, spec: LayerSpec) -> None:
         self.spec = spec
+        self._inputs = Inputs(spec)
 
     @classmethod
     def computes(cls, spec: LayerSpec) -> bool:
         """Everything."""
         return True
 
-    def __call__(self, x: Tensor, held: Mapping[str, Tensor | None], bias: Tensor | None) -> Tensor:
+    def __call__(self, x: Tensor | Quantized, held: Held, bias: Tensor | None) -> Tensor:
         """See `Backend`."""
         rule = self.spec.rule
         if self.spec.table:
             return self._rows(x, held)
-        with torch.autocast(x.device.type, enabled=False):  # its bfloat16 does not even hold 257
+        with torch.autocast(held["scale"].device.type, enabled=False):  # its bfloat16 does not even hold 257
+            if rule.codes == "int8" and rule.inputs != "float":
+                return self._byte_inputs(x, held, bias).to(out_dtype(x))
+            values = x.float() if isinstance(x, Quantized) else x
             if rule.inputs == "float":
-                return self._float_inputs(x, held, bias)
-            quantized = self._fp8_inputs if rule.codes == "fp8" else self._byte_inputs
-            return quantized(x, held, bias).to(x.dtype)
+                return self._float_inputs(values, held, bias)
+            return self._fp8_inputs(values, held, bias).to(out_dtype(x))
 
-    def _rows(self, ids: Tensor, held: Mapping[str, Tensor | None]) -> Tensor:
+    def _rows(self, ids: Tensor, held: Held) -> Tensor:
         rows, width = ids.flatten(), self.spec.shape[1]
         values = self.spec.codec.decode(held["qweight"][rows], held["scale"][rows], (len(rows), width))
         return values.view(*ids.shape, width)
 
-    def _float_inputs(self, x: Tensor, held: Mapping[str, Tensor | None], bias: Tensor | None) -> Tensor:
+    def _float_inputs(self, x: Tensor, held: Held, bias: Tensor | None) -> Tensor:
         weight = self.spec.codec.decode(held["qweight"], held["scale"], self.spec.shape)
         return self.spec.apply(x, weight.to(x.dtype), None if bias is None else bias.to(x.dtype))
 
-    def _byte_inputs(self, x: Tensor, held: Mapping[str, Tensor | None], bias: Tensor | None) -> Tensor:
-        affine = input_affine(self.spec, x, held)
-        codes = quantize_uint8(x, affine).float() - affine.zero
+    def _byte_inputs(self, x: Tensor | Quantized, held: Held, bias: Tensor | None) -> Tensor:
+        codes, affine = self._inputs.quantize(x, held)
+        codes = codes.float() - affine.zero
         return self._scaled(self.spec.apply(codes, held["qweight"].float()), affine.scale, held, bias)
 
-    def _fp8_inputs(self, x: Tensor, held: Mapping[str, Tensor | None], bias: Tensor | None) -> Tensor:
+    def _fp8_inputs(self, x: Tensor, held: Held, bias: Tensor | None) -> Tensor:
         check_finite(x, "a layer's input")
         peak = x.detach().abs().max().item() if x.numel() else 0.0
         scale = peak / FP8_PEAK if peak / FP8_PEAK >= TINY else 1.0
         codes = to_fp8(x, scale).float()
         return self._scaled(self.spec.apply(codes, held["qweight"].float()), scale, held, bias)
 
-    def _scaled(
-        self, sums: Tensor, scale: float, held: Mapping[str, Tensor | None], bias: Tensor | None
-    ) -> Tensor:
+    def _scaled(self, sums: Tensor, scale: float, held: Held, bias: Tensor | None) -> Tensor:
         out = sums * self.spec.per_channel(held["scale"] * scale)
         return out if bias is None else out + self.spec.per_channel(bias.float())

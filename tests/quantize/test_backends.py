@@ -10,6 +10,7 @@ import torch
 
 from quantize.arithmetic import affine_of, range_of, sqnr_db
 from quantize.backends import BACKENDS, choose_backend, cpu, make_backend
+from quantize.backends.base import Inputs
 from quantize.layers import quantize_layer
 from quantize.schemes import SCHEMES
 from quantize.spec import LayerSpec
@@ -20,6 +21,7 @@ ROUNDING_DB = 110  # float32 sums in another order: some 1e-6 of the output
 HALF_DB = {torch.float16: 60, torch.bfloat16: 42}  # an output may be rounded to the neighbour
 FIRST_TRY = """
 import torch
+from quantize.backends.base import Inputs
 from quantize.layers import quantize_layer
 layers = (torch.nn.Linear(64, 32), torch.randn(2, 64)), (torch.nn.Conv2d(4, 8, 3), torch.randn(1, 4, 6, 6))
 for layer, x in layers:
@@ -150,9 +152,9 @@ def test_a_card_gets_the_reference_until_there_is_a_backend_for_it():
 def test_the_inputs_reach_onednn_as_unsigned_bytes(onednn, monkeypatch):
     """Signed ones hang on some CPUs."""
     seen = []
-    real = cpu.quantize_uint8
-    monkeypatch.setattr(cpu, "quantize_uint8", lambda *args: seen.append(real(*args)) or seen[-1])
+    real = Inputs.quantize
+    monkeypatch.setattr(Inputs, "quantize", lambda *args: seen.append(real(*args)) or seen[-1])
     _, other, x = pair("linear", "int8_dynamic", "cpu")
     other(x)
-    assert [codes.dtype for codes in seen] == [torch.uint8]
+    assert [quantized.codes.dtype for quantized in seen] == [torch.uint8]
     assert affine_of(*range_of(x)).zero > 0

@@ -1,0 +1,78 @@
+"""Layers take activations that are bytes already, and answer as if they had made them themselves."""
+
+import copy
+
+import pytest
+import torch
+
+from quantize.activations import Quantized
+from quantize.arithmetic import affine_of, quantize_uint8, range_of, sqnr_db
+from quantize.backends import BACKENDS, cpu
+from quantize.layers import quantize_layer
+from quantize.schemes import SCHEMES
+from quantize.timesteps import timestep_group
+from tests.quantize.small_layers import LAYERS, layer_and_input, ranges_for
+
+BYTES = [name for name, scheme in SCHEMES.items() if scheme.codes == "int8" and scheme.inputs != "float"]
+
+
+def quantized_layer(name, scheme, backend="reference"):
+    if backend == "cpu" and not cpu.is_supported():
+        pytest.skip(cpu.lacks())
+    layer, x = layer_and_input(name)
+    made = quantize_layer(layer, scheme, ranges_for(x, SCHEMES[scheme]))
+    made.bind(backend)
+    return made, x
+
+
+def to_bytes(x, affine=None):
+    affine = affine or affine_of(*range_of(x))
+    return Quantized(quantize_uint8(x, affine), affine)
+
+
+@pytest.mark.parametrize("backend", [name for name in BACKENDS if name != "cuda"])
+@pytest.mark.parametrize("scheme", BYTES)
+@pytest.mark.parametrize("name", LAYERS)
+def test_bytes_give_what_the_floats_give_that_they_were_made_of(name, scheme, backend):
+    layer, x = quantized_layer(name, scheme, backend)
+    out = layer(to_bytes(x, layer.input_affine()))
+    assert out.dtype == torch.float32
+    assert torch.equal(out, layer(x))
+
+
+def test_only_int8_by_int8_takes_bytes():
+    taken = {scheme: quantized_layer("linear", scheme)[0].takes_bytes for scheme in SCHEMES}
+    assert [scheme for scheme, takes in taken.items() if takes] == BYTES
+
+
+@pytest.mark.parametrize("scheme", [name for name in SCHEMES if name not in BYTES])
+def test_other_layers_decode_bytes_that_they_are_given(scheme):
+    layer, x = quantized_layer("linear", scheme)
+    given = to_bytes(x)
+    assert sqnr_db(layer(given.float()), layer(given)) > 110
+
+
+def test_a_dynamic_layer_leaves_the_range_to_the_input():
+    assert quantized_layer("linear", "int8_dynamic")[0].input_affine() is None
+
+
+def test_the_affine_is_that_of_the_group_of_timesteps_and_of_the_tensors_that_are_there():
+    layer, x = layer_and_input("linear")
+    ranges = [(-3.0, 3.0), (-9.0, 2.0), (0.0, 5.0)]
+    made = quantize_layer(layer, "int8_static", ranges)
+    for group, (low, high) in ((None, ranges[0]), (0, ranges[1]), (1, ranges[2])):
+        with timestep_group(group):
+            affine = made.input_affine()
+            assert affine.scale == pytest.approx(affine_of(low, high).scale)
+            assert affine.zero == affine_of(low, high).zero
+    other = copy.deepcopy(made)
+    other.in_scale = made.in_scale * 2
+    assert other.input_affine().scale == 2 * made.input_affine().scale
+    assert torch.equal(made(x), made(to_bytes(x, made.input_affine())))
+
+
+@pytest.mark.parametrize("name", ["conv 1x1, no bias", "conv 3x3"])
+def test_a_convolution_keeps_positions_together_for_the_next_one(name):
+    """Channels last: what attention reads as tokens is the same memory."""
+    layer, x = quantized_layer(name, "int8_dynamic", "cpu")
+    assert layer(x).is_contiguous(memory_format=torch.channels_last)
