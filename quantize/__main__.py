@@ -3,21 +3,22 @@
     python -m quantize models/tiny.yaml --scheme int8_static --calibrate test_imgs --out tiny-int8.safetensors
     python generate.py --quantized tiny-int8.safetensors --image test_imgs/circle.png --prompt "cyan circle"
 
-A picture's prompt for calibration is in the text file of its name, or is the name itself. Exit codes: 0; 2
-with one sentence about what is wrong; 130 after Ctrl-C, nothing is written then.
+A picture's prompt for calibration is in the text file of its name, is one of those that the yaml lists under
+`calibration:`, or is the picture's name. Exit codes: 0; 2 with one sentence about what is wrong; 130 after
+Ctrl-C, nothing is written then.
 """
 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cldm.convert_shell import answer
 from cldm.options import USER_ERROR
+from quantize.flags import parse_args
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -28,20 +29,11 @@ if TYPE_CHECKING:
     from quantize.spec import Ranges
     from quantize.timesteps import TimestepGroups
 
-# Networks that take a timestep -> the name of that argument.
-TIMED = {"control_model": "timesteps", "model.diffusion_model": "timesteps"}
-# Part of the table -> the network whose answers are compared.
-NETWORKS = {
-    "control_model": "control_model",
-    "model": "model.diffusion_model",
-    "first_stage_model": "first_stage_model.decoder",
-}
-TEXT_PART = "cond_stage_model"
 LABELS = {
     "control_model": "control branch",
     "model": "U-Net",
     "first_stage_model": "autoencoder",
-    TEXT_PART: "text encoder",
+    "cond_stage_model": "text encoder",
 }
 
 
@@ -55,43 +47,15 @@ class Seen:
     texts: Tensor
 
 
-def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
-    """Read the command line."""
-    parser = argparse.ArgumentParser(
-        prog="python -m quantize", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    add = parser.add_argument
-    add("config", type=Path, metavar="YAML", help="the model, such as models/tiny.yaml")
-    add("--weights", nargs="+", type=Path, metavar="FILE", help="float weights (default: those of the yaml)")
-    add(
-        "--out", type=Path, required=True, metavar="FILE", help="a .safetensors file, replaced if it is there"
-    )
-    add("--scheme", default="int8_static", metavar="NAME", help="of most layers (default: %(default)s)")
-    add(
-        "--rule",
-        action="append",
-        metavar="PATTERN=SCHEME",
-        help="for layers of these names; `float` for none",
-    )
-    add("--decoder", action="store_true", help="the autoencoder's decoder too")
-    add("--compact", action="store_true", help="int8 weights for what would stay float")
-    add("--plan", type=Path, metavar="JSON", help="schemes layer by layer, in place of the rules")
-    add("--plan-out", type=Path, metavar="JSON", help="write the plan that was used")
-    add("--calibrate", type=Path, metavar="DIR", help="pictures to run the float model on")
-    add("--steps", type=int, default=20, metavar="N", help="of each such run (default: %(default)s)")
-    add("--groups", type=int, default=4, metavar="N", help="of timesteps, ranges each (default: %(default)s)")
-    add("--ranges", default="minmax", metavar="RULE", help="or percentile, mse (default: %(default)s)")
-    return parser.parse_args(argv)
-
-
 def main(argv: list[str] | None = None) -> int:
     """Run the command and return its exit code."""
-    args = parse_args(argv)
+    args = parse_args(argv, __doc__)
     return answer(lambda: _run(args), USER_ERROR)
 
 
 def _run(args: argparse.Namespace) -> str:
     """Write the file; the table."""
+    from cldm.calibration import TIMED
     from cldm.model import read_config
     from cldm.pipeline import Pipeline
     from quantize.loading import refuse_quantized_file
@@ -142,49 +106,20 @@ def _watch(
     args: argparse.Namespace, pipeline: Pipeline, plan: Plan, groups: TimestepGroups, weights: Sequence[Path]
 ) -> Seen:
     """Run the float model on the calibration pictures."""
-    from tqdm import tqdm
-
-    from cldm.batch import pictures_in, prompt_beside
-    from cldm.control_files import control_of_file
-    from ldm.image import image_to_model, read_image
+    from cldm.calibration import NETWORKS, Runs, control_of, examples_in, followed
     from quantize.calibrate import watch
     from quantize.report import record
 
-    model, pictures = pipeline.model, pictures_in(args.calibrate)
-    prompts = [prompt_beside(path) or path.stem.replace("_", " ") for path in pictures]
-    control = next(filter(None, map(control_of_file, weights)), "scribble")
+    model, examples = pipeline.model, examples_in(args.calibrate, args.config)
+    runs = Runs(examples, control_of(weights), args.steps)
     with (
         record(model, list(NETWORKS.values())) as calls,
-        _followed(model, groups),
+        followed(model, groups),
         watch(model, plan, groups.count) as calibration,
     ):
-        for seed, (path, prompt) in enumerate(zip(tqdm(pictures, disable=None), prompts, strict=True)):
-            picture = read_image(path)
-            made = pipeline(picture, _request(prompt, control, seed, args.steps))
-            model.encode_first_stage(image_to_model(made.images[0]).to(model.device))  # no request needs it
-    texts = model.get_learned_conditioning(prompts)
-    return Seen(calibration.all_ranges(plan, args.ranges), calls, prompts, texts)
-
-
-def _request(prompt: str, control: str, seed: int, steps: int) -> Any:
-    from cldm.controls import get_control
-    from cldm.request import ControlInput, Request
-
-    # A control without a detector here takes the pictures as ready-made maps.
-    steering = ControlInput(control, preprocess=get_control(control).annotate is not None)
-    return Request(prompt, controls=(steering,), seed=seed, steps=steps)
-
-
-@contextmanager
-def _followed(model: Any, groups: TimestepGroups) -> Iterator[None]:
-    from quantize.timesteps import argument, follow_timesteps
-
-    with ExitStack() as stack:
-        for name, of in TIMED.items():
-            network = model.get_submodule(name)
-            for handle in follow_timesteps(network, groups, argument(network, of)):
-                stack.callback(handle.remove)
-        yield
+        runs.play(pipeline)
+    texts = model.get_learned_conditioning(runs.prompts)
+    return Seen(calibration.all_ranges(plan, args.ranges), calls, runs.prompts, texts)
 
 
 def _write(path: Path, pipeline: Pipeline, content: Any, ranges: Mapping[str, Ranges]) -> None:
@@ -199,6 +134,7 @@ def _write(path: Path, pipeline: Pipeline, content: Any, ranges: Mapping[str, Ra
 
 def _rows(args: argparse.Namespace, pipeline: Pipeline, seen: Seen | None) -> list[Row]:
     """The table's rows, errors measured on the file that was written."""
+    from cldm.calibration import NETWORKS, TEXT_PART
     from cldm.model import create_meta_model
     from quantize.arithmetic import sqnr_db
     from quantize.loading import load_quantized
