@@ -7,7 +7,7 @@ ControlNets").
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from torch import Tensor, nn
@@ -38,7 +38,24 @@ class ControlUnit:
 
     def acts(self, step: int, steps: int) -> bool:
         """Whether the branch steers step `step` of `steps`, counted from 0."""
-        return step / steps >= self.start - ROUNDING and (step + 1) / steps <= self.end + ROUNDING
+        return within(step, steps, self.start, self.end)
+
+
+Compute = Callable[[ControlUnit, Tensor, Tensor, Tensor], list[Tensor]]  # (unit, x, t, text) -> its residuals
+
+
+def within(step: int, steps: int, start: float, end: float) -> bool:
+    """Whether step `step` of `steps`, counted from 0, lies in the part from `start` to `end` (0 to 1)."""
+    return step / steps >= start - ROUNDING and (step + 1) / steps <= end + ROUNDING
+
+
+def step_at(timesteps: Sequence[float], t: Tensor) -> int:
+    """Which step a sampler is at, from 0, when it asks for timestep t [b] of its ascending `timesteps`.
+
+    A solver that looks at a noise level twice is at the same step both times.
+    """
+    # Samplers that are told whole timesteps round them: half a timestep is nearer than any neighbour.
+    return max(0, len(timesteps) - 1 - bisect_left(timesteps, float(t[0]) - 0.5))
 
 
 def control_scales(strength: float, count: int, *, guess_mode: bool) -> tuple[float, ...]:
@@ -47,14 +64,18 @@ def control_scales(strength: float, count: int, *, guess_mode: bool) -> tuple[fl
     return tuple(strength * decay ** (count - 1 - index) for index in range(count))
 
 
+def unit_residuals(unit: ControlUnit, x: Tensor, t: Tensor, text: Tensor) -> list[Tensor]:
+    """What the unit's branch adds for latents [b, c, h, w], not yet scaled."""
+    return unit.branch(x, _for_each(x, unit.features), t, text, encoded=True)
+
+
 def combined_residuals(
-    units: Sequence[ControlUnit], x: Tensor, t: Tensor, text: Tensor
+    units: Sequence[ControlUnit], x: Tensor, t: Tensor, text: Tensor, compute: Compute = unit_residuals
 ) -> list[Tensor] | None:
     """The sum over `units` of their scaled residuals for latents [b, c, h, w]; None for no units."""
     total: list[Tensor] | None = None
     for unit in units:
-        residuals = unit.branch(x, _for_each(x, unit.features), t, text, encoded=True)
-        residuals = scale_residuals(residuals, unit.scales, pool=unit.pool)
+        residuals = scale_residuals(compute(unit, x, t, text), unit.scales, pool=unit.pool)
         total = residuals if total is None else [a + b for a, b in zip(total, residuals, strict=True)]
     return total
 
@@ -77,8 +98,7 @@ def controlled_denoiser(
     text = text.to(dtype)
 
     def denoise(x: Tensor, t: Tensor) -> Tensor:
-        # Samplers that are told whole timesteps round them: half a timestep is nearer than any neighbour.
-        step = max(0, total - 1 - bisect_left(timesteps, float(t[0]) - 0.5))
+        step = step_at(timesteps, t)
         latent = x.to(dtype)
         acting = [unit for unit in units if unit.acts(step, total)]
         control = combined_residuals(acting, latent, t, text)

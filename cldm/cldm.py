@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from cldm.log_images import SampleSettings, log_images
 from ldm.models.diffusion.ddpm import LatentDiffusion
+from ldm.modules.kept import KeptFeatures
 from ldm.modules.layers import zero_module
 from ldm.modules.unet import Encoder, TimestepEmbedSequential, UNetConfig, UNetModel
 from ldm.util import instantiate_from_config
@@ -69,17 +70,23 @@ class ControlNet(Encoder):
 class ControlledUnetModel(UNetModel):
     """The U-Net with residuals added to its middle and its skips; its encoder runs without gradients."""
 
-    def forward(
+    def forward(  # noqa: PLR0913 - the published signature and what sampling adds to it
         self, x: Tensor, timesteps: Tensor, context: Tensor | None = None,
         control: Sequence[Tensor] | None = None, only_mid_control: bool = False, into_encoder: bool = False,
+        kept: KeptFeatures | None = None,
     ) -> Tensor:  # fmt: skip
         """As `UNetModel.forward`; control: residuals in a control branch's order, None for none.
 
         only_mid_control: use the last residual alone. into_encoder: add each behind its encoder block, where
         the blocks after it see it too, not onto the skip alone; gradients then run through the encoder.
+        kept: features of an earlier call to use again, or where to leave this one's.
         """
-        if into_encoder and control is not None and not only_mid_control:
-            return self._steered_within(x, timesteps, context, control)
+        within = into_encoder and control is not None and not only_mid_control
+        if kept is not None and kept.deep is not None:
+            added = None if only_mid_control else control
+            return self._resumed(x, timesteps, context, added, kept, within=within)
+        if within:
+            return self._steered_within(x, timesteps, context, control, kept)
         h, text = self.cast(x, context)
         with torch.no_grad():
             emb = self.embed(timesteps)
@@ -89,11 +96,12 @@ class ControlledUnetModel(UNetModel):
             h = h + for_middle
             if not only_mid_control:
                 skips = [skip + residual for skip, residual in zip(skips, for_skips, strict=True)]
-        return self.decode(h, skips, emb, text).to(x.dtype)
+        return self.decode(h, skips, emb, text, kept).to(x.dtype)
 
     def _steered_within(
-        self, x: Tensor, timesteps: Tensor, context: Tensor | None, control: Sequence[Tensor]
-    ) -> Tensor:
+        self, x: Tensor, timesteps: Tensor, context: Tensor | None, control: Sequence[Tensor],
+        kept: KeptFeatures | None,
+    ) -> Tensor:  # fmt: skip
         h, text = self.cast(x, context)
         *for_blocks, for_middle = self.cast(*control)
         emb, skips = self.embed(timesteps), []
@@ -101,7 +109,19 @@ class ControlledUnetModel(UNetModel):
             h = block(h, emb, text) + residual
             skips.append(h)
         h = self.middle_block(h, emb, text) + for_middle
-        return self.decode(h, skips, emb, text).to(x.dtype)
+        return self.decode(h, skips, emb, text, kept).to(x.dtype)
+
+    def _resumed(
+        self, x: Tensor, timesteps: Tensor, context: Tensor | None, control: Sequence[Tensor] | None,
+        kept: KeptFeatures, *, within: bool,
+    ) -> Tensor:  # fmt: skip
+        h, text = self.cast(x, context)
+        emb, skips = self.embed(timesteps), []
+        for index, block in enumerate(self.input_blocks[: kept.encoder]):
+            h = block(h, emb, text)
+            skips.append(h if control is None else h + control[index].to(h.dtype))
+            h = skips[-1] if within else h
+        return self.decode(kept.deep, [*skips, *kept.skips], emb, text).to(x.dtype)
 
 
 class ControlLDM(LatentDiffusion):
@@ -153,7 +173,8 @@ class ControlLDM(LatentDiffusion):
         """The controlled U-Net's answer for [b, c, h, w] latents at [b] timesteps.
 
         control_scales: one factor for each residual, `self.control_scales` when None. `cond` may hold ready
-        residuals under "control" (see `cldm.branches`): they are used as they are.
+        residuals under "control" (see `cldm.branches`): they are used as they are; and `KeptFeatures` under
+        "kept" (see `cldm.reuse`).
         """
         text = torch.cat(list(cond["c_crossattn"]), dim=1)
         residuals = cond.get("control")
@@ -164,7 +185,7 @@ class ControlLDM(LatentDiffusion):
             residuals = scale_residuals(residuals, scales, pool=self.global_average_pooling)
         return self.model.diffusion_model(
             x_noisy, t, context=text, control=residuals, only_mid_control=self.only_mid_control,
-            into_encoder=getattr(self.control_model, "into_encoder", False),
+            into_encoder=getattr(self.control_model, "into_encoder", False), kept=cond.get("kept"),
         )  # fmt: skip
 
     @torch.no_grad()

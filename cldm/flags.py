@@ -20,7 +20,8 @@ from ldm.lora_names import parse_lora
 
 REQUEST_FLAGS = (
     "prompt", "negative_prompt", "seed", "steps", "sampler", "eta", "scale", "resolution", "num_samples",
-    "guess_mode", "guided_control", "denoise", "clip_skip",
+    "guess_mode", "guided_control", "denoise", "clip_skip", "guidance_start", "guidance_end", "reuse_every",
+    "reuse_cut", "control_every",
 )  # fmt: skip
 CONTROL_FLAGS = ("control", "strength", "start", "end", "branch")
 DETECTOR_FLAGS = ("low", "high", "invert", "threshold")

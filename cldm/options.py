@@ -27,7 +27,7 @@ def parse_args(argv: list[str] | None, description: str) -> argparse.Namespace:
         allow_abbrev=False,
     )
     parser.set_defaults(branches=None)
-    for add_flags in (_add_what, _add_how, _add_control, _add_editing, _add_model, _add_output):
+    for add_flags in (_add_what, _add_how, _add_savings, _add_control, _add_editing, _add_model, _add_output):
         add_flags(parser)
     return parser.parse_args(argv)
 
@@ -64,6 +64,16 @@ def _add_how(parser: argparse.ArgumentParser) -> None:
     add("--scale", type=float, metavar="X", help="of the guidance, 1 is none (default: the model's)")
     add("--resolution", type=int, metavar="PX", help="of the short side (default: the model's)")
     add("--clip-skip", type=int, metavar="N", help="text from the N-th layer from the end")
+
+
+def _add_savings(parser: argparse.ArgumentParser) -> None:
+    about = "these change the picture a little: docs/speed.md measures how much, and what they save"
+    add = parser.add_argument_group("save time", about).add_argument
+    add("--guidance-start", type=float, metavar="X", help="first guided part of the steps (default: 0)")
+    add("--guidance-end", type=float, metavar="X", help="last guided part of the steps (default: 1)")
+    add("--reuse-every", type=int, metavar="K", help="one whole step in K, others reuse it (default: 1, off)")
+    add("--reuse-cut", metavar="NAME", help="what steps between compute; --list names it (default: outer-2)")
+    add("--control-every", type=int, metavar="K", help="one step in K computes the control (default: 1)")
 
 
 def _add_control(parser: argparse.ArgumentParser) -> None:

@@ -161,15 +161,14 @@ class Pipeline:
         hints: Tensor | None,
         *,
         seed: int,
-        steps: int = 20,
-        sampler: str = "ddim",
-        scale: float | None = None,
+        **fields: Any,
     ) -> list[np.ndarray]:
         """One picture, uint8 [H W 3], a prompt: a batch of different pictures, as evaluation needs them.
 
         hints: [n, 3, H, W] in [0, 1], one a prompt; None for no control at the model's own resolution.
+        fields: of the `Request` that says how.
         """
-        request = self._complete(Request(prompts[0], seed=seed, steps=steps, sampler=sampler, scale=scale))
+        request = self._complete(Request(prompts[0], seed=seed, **fields))
         height, width = (request.resolution,) * 2 if hints is None else hints.shape[-2:]
         units = []
         if hints is not None:

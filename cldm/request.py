@@ -9,6 +9,7 @@ from typing import Any
 
 from cldm.controls import get_control
 from ldm.models.diffusion.samplers import get_sampler
+from ldm.modules.kept import DEFAULT_CUT, get_cut
 
 MAX_STEPS = 500  # what the published DDIM can do with 1000 training timesteps
 MAX_SAMPLES = 64
@@ -18,6 +19,11 @@ MAX_SEED = 2**32 - 1
 def _check(allowed: bool, sentence: str) -> None:
     if not allowed:
         raise ValueError(sentence)
+
+
+def _check_window(part: str, start: float, end: float) -> None:
+    window = f"{part}start={start}, {part}end={end}"
+    _check(0 <= start < end <= 1, f"{window}: parts of the steps, 0 <= start < end <= 1")
 
 
 @dataclass(frozen=True)
@@ -44,8 +50,7 @@ class ControlInput:
         _check(
             0 <= self.strength <= 10, f"strength={self.strength}: use 0 (no control) to 10, 1 is as trained"
         )
-        window = f"start={self.start}, end={self.end}"
-        _check(0 <= self.start < self.end <= 1, f"{window}: parts of the steps, 0 <= start < end <= 1")
+        _check_window("", self.start, self.end)
         object.__setattr__(self, "scales", None if self.scales is None else tuple(self.scales))
 
 
@@ -57,6 +62,11 @@ class Request:
     to 1. guided_control: run the pass without the prompt without the controls too, so that `scale`
     strengthens them as it does the prompt (web UIs: "ControlNet is more important"). denoise: how much of an
     initial picture is made anew, 1 is all. Picture k of num_samples has seed + k.
+
+    These save time and change the picture (docs/speed.md); as they are they do nothing. guidance_start,
+    guidance_end: the part of the steps that are guided; the others leave out the pass without the prompt.
+    reuse_every: only every so manieth step computes the whole U-Net and the branches, those between use its
+    deep features again, cut at `reuse_cut` (cldm.reuse.CUTS). control_every: the same of the branches alone.
     """
 
     prompt: str
@@ -73,6 +83,11 @@ class Request:
     guided_control: bool | None = None
     denoise: float = 1.0
     clip_skip: int | None = None
+    guidance_start: float = 0.0
+    guidance_end: float = 1.0
+    reuse_every: int = 1
+    reuse_cut: str = DEFAULT_CUT
+    control_every: int = 1
 
     def __post_init__(self) -> None:
         get_sampler(self.sampler)
@@ -91,6 +106,11 @@ class Request:
         )
         small = self.resolution is not None and not 64 <= self.resolution <= 4096
         _check(not small, f"resolution={self.resolution}: use 64 to 4096 pixels")
+        _check_window("guidance_", self.guidance_start, self.guidance_end)
+        for name in ("reuse_every", "control_every"):
+            every = getattr(self, name)
+            _check(1 <= every <= MAX_STEPS, f"{name}={every}: use 1 (compute every step) to {MAX_STEPS}")
+        get_cut(self.reuse_cut)
         object.__setattr__(self, "controls", tuple(self.controls))
 
     def to_json(self) -> str:

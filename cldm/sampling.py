@@ -8,11 +8,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from cldm.branches import ControlUnit, controlled_denoiser
+from cldm.branches import ControlUnit, controlled_denoiser, step_at, within
 from cldm.cldm import ControlLDM
 from cldm.request import Request
+from cldm.reuse import Reuse, ReusingDenoiser
 from ldm.models.diffusion.samplers import get_sampler, guided, keep_known, start_latent
-from ldm.models.diffusion.walk import Generators, Step, drawer
+from ldm.models.diffusion.walk import Denoise, Generators, Step, drawer
 
 
 @dataclass(frozen=True)
@@ -48,7 +49,23 @@ def sample_latents(model: ControlLDM, job: Job) -> Tensor:
         if job.keep is not None:
             blend = keep_known(known, job.keep.to(known), abar, job.noise)
     unconditional = [unit for unit in job.units if unit.unconditional]
-    cond = controlled_denoiser(model, job.texts[0], job.units, timesteps)
-    uncond = controlled_denoiser(model, job.texts[1], unconditional, timesteps)
+    cond = _denoiser(model, job.texts[0], job.units, timesteps, request)
+    uncond = _denoiser(model, job.texts[1], unconditional, timesteps, request)
+
+    def guides(t: Tensor) -> bool:
+        step = step_at(timesteps, t)
+        return within(step, len(timesteps), request.guidance_start, request.guidance_end)
+
+    denoise = guided(cond, uncond, request.scale, guides)
     hooks = {"generator": job.noise, "on_step": job.on_step, "blend": blend}
-    return sampler(guided(cond, uncond, request.scale), x_T, timesteps, abar, eta=request.eta, **hooks)
+    return sampler(denoise, x_T, timesteps, abar, eta=request.eta, **hooks)
+
+
+def _denoiser(
+    model: ControlLDM, text: Tensor, units: Sequence[ControlUnit], timesteps: Sequence[float],
+    request: Request,
+) -> Denoise:  # fmt: skip
+    if request.reuse_every == request.control_every == 1:
+        return controlled_denoiser(model, text, units, timesteps)
+    reuse = Reuse(request.reuse_every, request.reuse_cut, request.control_every)
+    return ReusingDenoiser(model, text, units, timesteps, reuse)

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from ldm.modules.attention import SpatialTransformer
+from ldm.modules.kept import KeptFeatures
 from ldm.modules.layers import Downsample, ResBlock, TimestepBlock, Upsample, timestep_embedding, zero_module
 from ldm.util import known_params
 
@@ -201,9 +202,15 @@ class UNetModel(Encoder):
                     layers.append(Upsample(channels))
                 yield TimestepEmbedSequential(*layers)
 
-    def decode(self, h: Tensor, skips: list[Tensor], emb: Tensor, context: Tensor | None) -> Tensor:
-        """Output blocks over the middle block's `h`; `skips` are taken from the end and used up."""
-        for block in self.output_blocks:
+    def decode(self, h: Tensor, skips: list[Tensor], emb: Tensor, context: Tensor | None,
+               kept: KeptFeatures | None = None) -> Tensor:  # fmt: skip
+        """As many of the last output blocks as there are `skips`, over `h`, which enters the first of them.
+
+        For all skips that is the middle block's. They are taken from the end and used up; `kept` looks on.
+        """
+        for block in self.output_blocks[len(self.output_blocks) - len(skips) :]:
+            if kept is not None:
+                kept.look(h, skips)
             h = block(torch.cat([h, skips.pop()], dim=1), emb, context)
         return self.out(h)
 

@@ -21,6 +21,8 @@ def test_every_flag_of_a_request_arrives():
     given = {
         "negative_prompt": "no", "seed": 3, "steps": 4, "sampler": "euler", "eta": 0.5, "scale": 3.0,
         "resolution": 128, "num_samples": 2, "denoise": 0.5, "clip_skip": 2,
+        "guidance_start": 0.1, "guidance_end": 0.6, "reuse_every": 2, "reuse_cut": "outer-1",
+        "control_every": 4,
     }  # fmt: skip
     pairs = [part for name, value in given.items() for part in ("--" + name.replace("_", "-"), value)]
     asked = request_from_flags(flags("--prompt", "x", *pairs, "--guess-mode"))

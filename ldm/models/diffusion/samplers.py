@@ -118,15 +118,23 @@ def get_sampler(name: str) -> Sampler:
     return SAMPLERS[name]
 
 
-def guided(cond_denoise: Denoise, uncond_denoise: Denoise | None, scale: float) -> Denoise:
+def guided(
+    cond_denoise: Denoise,
+    uncond_denoise: Denoise | None,
+    scale: float,
+    guides: Callable[[Tensor], bool] | None = None,
+) -> Denoise:
     """Classifier-free guidance (Ho & Salimans 2022): uncond + scale (cond - uncond).
 
-    At scale 1, or without an unconditional denoiser, only the conditional one runs.
+    At scale 1, or without an unconditional denoiser, only the conditional one runs; so it does at timesteps
+    t [b] where `guides(t)` says no (Kynkäänniemi et al. 2024, "Applying guidance in a limited interval").
     """
     if uncond_denoise is None or scale == 1:
         return cond_denoise
 
     def denoise(x: Tensor, t: Tensor) -> Tensor:
+        if guides is not None and not guides(t):
+            return cond_denoise(x, t)
         cond, uncond = cond_denoise(x, t), uncond_denoise(x, t)
         return uncond + scale * (cond - uncond)
 

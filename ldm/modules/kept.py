@@ -1,0 +1,71 @@
+"""What one call of a U-Net leaves so that the next ones can leave its deep blocks out.
+
+Along the schedule deep features change slowly: Ma et al. 2023, "DeepCache", use what enters the last output
+blocks again; Li et al. 2023, "Faster Diffusion", all that the encoder puts out.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from torch import Tensor
+
+DEFAULT_CUT = "outer-2"
+
+
+@dataclass
+class KeptFeatures:
+    """Features of the last whole call. They belong to whoever samples one picture, never to the model.
+
+    encoder: how many input blocks, from the first, every call computes; decoder: how many output blocks, up
+    to the last. deep: what entered the first of these output blocks; None makes the next call a whole one.
+    skips: of the input blocks that other calls leave out, as far as these output blocks take them.
+    """
+
+    encoder: int
+    decoder: int
+    deep: Tensor | None = None
+    skips: list[Tensor] = field(default_factory=list)
+
+    def look(self, h: Tensor, skips: list[Tensor]) -> None:
+        """Keep `h` [b, c, h, w], about to enter an output block, if it is the first that is always computed.
+
+        skips: those left for this block and the later ones, in the order of the input blocks.
+        """
+        if len(skips) == self.decoder:
+            self.deep, self.skips = h, skips[self.encoder :]
+
+
+@dataclass(frozen=True)
+class Cut:
+    """Which blocks calls between compute: the first input blocks and the last output blocks, None for all."""
+
+    encoder: int
+    decoder: int | None
+
+    def keeper(self, blocks: int) -> KeptFeatures:
+        """Room for the features of a U-Net of that many input blocks, and as many output blocks.
+
+        Raises ValueError for one that is too small to be cut here.
+        """
+        decoder = blocks if self.decoder is None else self.decoder
+        if max(self.encoder, decoder) > blocks:
+            raise ValueError(
+                f"this U-Net has {blocks} output blocks, too few for a cut that computes {decoder}"
+            )
+        return KeptFeatures(self.encoder, decoder)
+
+
+def get_cut(name: str) -> Cut:
+    """The cut of that name; ValueError lists the known ones."""
+    if name not in CUTS:
+        raise ValueError(f"reuse_cut={name!r} is no way to cut the U-Net: choose from {', '.join(CUTS)}")
+    return CUTS[name]
+
+
+CUTS = {
+    "outer-1": Cut(1, 1),  # the outermost block of each half: DeepCache's cheapest
+    "outer-2": Cut(2, 2),
+    "outer-3": Cut(3, 3),  # all of the finest resolution of SD 1.5
+    "decoder": Cut(0, None),  # the whole decoder on the encoder's old features: Faster Diffusion
+}
