@@ -148,7 +148,7 @@ def _save_grid(pictures: Sequence[np.ndarray], scenes: Sequence[Scene], path: Pa
         rows.setdefault(scene.shape, []).append(picture)
     columns = min(GRID_COLUMNS, *map(len, rows.values()))
     cells = [row[:columns] for row in rows.values()]
-    write_png(labelled_grid(cells, list(rows), [""] * columns, cell=EXAMPLE_SIZE), path)
+    write_png(path, labelled_grid(cells, list(rows), [""] * columns, cell=EXAMPLE_SIZE))
 
 
 if __name__ == "__main__":
