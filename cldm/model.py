@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from cldm.cldm import ControlLDM
 from cldm.diffusers_check import check_folder
+from cldm.pruned import note_on, shrink_to_sources
 from ldm.checkpoint import assign_weights
 from ldm.diffusers_folder import open_weights
 from ldm.diffusers_names import part_with, to_original
@@ -150,12 +151,20 @@ def kind_of_branch(names: Iterable[str]) -> str | None:
 
 
 def assign_parts(model: nn.Module, *weights: Any, **options: Any) -> None:
-    """`ldm.checkpoint.assign_weights`, whose error also says where a file's branch is of the other kind."""
+    """`ldm.checkpoint.assign_weights`, of pruned weights too: `model` then becomes as small as they are.
+
+    Its error also says where a file's branch is of the other kind, or pruned from another model.
+    """
     try:
-        assign_weights(model, *weights, **options)
+        try:
+            assign_weights(model, *weights, **options)
+        except ValueError:
+            if not shrink_to_sources(model, weights):
+                raise
+            assign_weights(model, *weights, **options)
     except ValueError as error:
         files = [one for one in weights if isinstance(one, str | Path)]
-        raise ValueError(f"{error}{_other_kind(model, files)}") from None
+        raise ValueError(f"{error}{_other_kind(model, files) or note_on(files)}") from None
 
 
 def _other_kind(model: nn.Module, weights: Sequence[str | Path]) -> str:

@@ -9,6 +9,7 @@ from omegaconf import DictConfig
 
 from cldm.cldm import ControlLDM
 from cldm.model import create_meta_model
+from cldm.pruned import shrink_to_quantized
 from quantize.loading import load_quantized
 
 
@@ -25,5 +26,6 @@ def load_quantized_model(
     `quantize.loading.load_quantized`.
     """
     model = create_meta_model(config)
+    shrink_to_quantized(model, path)
     load_quantized(model, path, device=device, dtype=dtype)
     return model.eval()

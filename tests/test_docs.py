@@ -42,7 +42,7 @@ ALL_COMMANDS = sorted({words for document in DOCUMENTS for words in commands(doc
 def split_python(words):
     """(module, its arguments) of a command that starts with python."""
     if words[1] == "-m":
-        package = (ROOT / words[2] / "__main__.py").is_file()
+        package = (ROOT / words[2].replace(".", "/") / "__main__.py").is_file()
         return f"{words[2]}.__main__" if package else words[2], list(words[3:])
     assert (ROOT / words[1]).is_file()
     return ".".join(Path(words[1]).with_suffix("").parts), list(words[2:])

@@ -22,8 +22,9 @@ LAYERS = (
     ("cldm",),
     ("cldm.pipeline",),
     ("generate", "share", "cldm.batch", "cldm.demo", "cldm.fill50k", "cldm.flags", "cldm.outputs")
-    + ("cldm.calibration",)
+    + ("cldm.calibration", "cldm.quantized_report", "cldm.sensitivity")
     + ("eval.fill50k", "eval.prompts", "quantize.__main__", "models", "bench", "test_imgs")
+    + ("quantize.prune.__main__",)
     + ("tool_add_control", "tool_add_control_sd21", "tool_convert", "tool_download_models")
     + ("cldm.logger", "cldm.training_reports", "cldm.training_run")
     + ("tutorial_dataset", "tutorial_train", "tutorial_train_dist"),

@@ -1,0 +1,1 @@
+"""Pruning: weights that matter least become zeros, or leave with the whole unit that they belong to."""
