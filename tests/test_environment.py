@@ -30,7 +30,7 @@ EXTRAS_OF = {
     "eval": {"eval"},
     "annotator": {"annotators"},
     "tests": {"dev", "eval", "train"},
-    "bench": {"dev"},
+    "bench": {"bench", "dev"},
 }
 
 
@@ -45,7 +45,7 @@ PINNED = [
     if line and not line.startswith("#")
 ]
 PINS = {canonicalize_name(pin.name): str(pin.specifier).removeprefix("==") for pin in PINNED}
-EXTRAS = [extra for extra in PROJECT["optional-dependencies"] if extra != "all"]
+EXTRAS = [extra for extra in PROJECT["optional-dependencies"] if extra not in ("all", "bench")]
 
 
 def test_requirements_are_pins_and_nothing_else():
@@ -58,6 +58,13 @@ def test_requirements_are_pins_and_nothing_else():
 def test_every_bound_is_a_lower_one_and_its_pin_satisfies_it(requirement):
     assert [one.operator for one in requirement.specifier] == [">="]
     assert Version(PINS[canonicalize_name(requirement.name)]) in requirement.specifier
+
+
+def test_the_peers_of_the_benches_have_lower_bounds_and_are_not_pinned():
+    listed = map(Requirement, PROJECT["optional-dependencies"]["bench"])
+    peers = [one for one in listed if one.name != "diffusers"]
+    assert {operator.operator for one in peers for operator in one.specifier} == {">="}
+    assert not PINS.keys() & {canonicalize_name(one.name) for one in peers}
 
 
 def test_the_extra_all_is_all_extras():
