@@ -68,7 +68,9 @@ class ControlNet(Encoder):
 
 
 class ControlledUnetModel(UNetModel):
-    """The U-Net with residuals added to its middle and its skips; its encoder runs without gradients."""
+    """The U-Net with residuals added to its middle and its skips; its encoder learns only when told."""
+
+    encoder_learns = False  # training a branch needs no gradients there; pruning and what mends it do
 
     def forward(  # noqa: PLR0913 - the published signature and what sampling adds to it
         self, x: Tensor, timesteps: Tensor, context: Tensor | None = None,
@@ -88,7 +90,7 @@ class ControlledUnetModel(UNetModel):
         if within:
             return self._steered_within(x, timesteps, context, control, kept)
         h, text = self.cast(x, context)
-        with torch.no_grad():
+        with torch.set_grad_enabled(self.encoder_learns and torch.is_grad_enabled()):
             emb = self.embed(timesteps)
             h, skips = self.encode(h, emb, text)
         if control is not None:

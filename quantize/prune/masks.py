@@ -1,0 +1,115 @@
+"""Unstructured and 2:4 pruning: weights that become zeros in a network of the same shapes.
+
+A dense file with zeros is no smaller and a dense product no faster: what they are worth is said by who stores
+or multiplies them. Two zeros in every four neighbours is what sparse tensor cores multiply at up to twice the
+rate (Mishra et al. 2021, "Accelerating sparse deep neural networks").
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+
+import torch
+from torch import Tensor, nn
+
+GROUP, ZEROS = 4, 2  # of every four neighbours along a layer's inputs, two are zero
+ROUNDING = 1e-9
+HIGH_BITS = (
+    16  # of a float32: sign, exponent and 7 bits of the fraction; the rest is looked at in one bin only
+)
+BINS = 1 << HIGH_BITS
+
+
+def border_of(weights: Iterable[Tensor], share: float) -> float:
+    """The magnitude below which `share` of all numbers of `weights` lie, exact.
+
+    weights: looked at twice, one by one. Numbers equal to the border stay, so that a constant tensor is not
+    wiped out. Raises ValueError for a share that is not in [0, 1).
+    """
+    if not 0 <= share < 1:
+        raise ValueError(f"a share of {share} cannot become zero: give 0 or more, and less than 1")
+    weights = list(weights)
+    high = sum((_counts(_bits(one) >> HIGH_BITS) for one in weights), torch.zeros(BINS, dtype=torch.long))
+    rank = math.floor(share * int(high.sum()) + ROUNDING)  # so many lie below
+    below = high.cumsum(0)
+    bin_ = int((below <= rank).sum())
+    rank -= int(below[bin_ - 1]) if bin_ else 0
+    low = torch.zeros(BINS, dtype=torch.long)
+    for one in weights:
+        bits = _bits(one)
+        low += _counts(bits[bits >> HIGH_BITS == bin_] & (BINS - 1))
+    last = int((low.cumsum(0) <= rank).sum())
+    return torch.tensor((bin_ << HIGH_BITS) | last, dtype=torch.int32).view(torch.float32).item()
+
+
+def without_small(weight: Tensor, border: float) -> Tensor:
+    """`weight` with zeros where its magnitude is below `border`."""
+    return weight.masked_fill(weight.float().abs() < border, 0)
+
+
+def borders(layers: Mapping[str, Tensor], share: float, scope: str = "layer") -> dict[str, float]:
+    """By layer the magnitude below which weights become zero, so that `share` of each layer, or of all, does.
+
+    Raises ValueError for an unknown scope, and as `border_of`.
+    """
+    if scope == "layer":
+        return {name: border_of([weight], share) for name, weight in layers.items()}
+    if scope == "global":
+        return dict.fromkeys(layers, border_of(layers.values(), share))
+    raise ValueError(f"unknown scope {scope!r}: use layer or global")
+
+
+def two_of_four(weight: Tensor) -> Tensor:
+    """`weight` [out, in] with zeros for the two smallest of every four inputs; of equals the first stay.
+
+    Raises ValueError where four do not divide the inputs.
+    """
+    if reason := why_not_two_of_four(weight):
+        raise ValueError(f"a weight of shape {list(weight.shape)} cannot be 2:4: {reason}")
+    quads = weight.reshape(-1, GROUP)
+    order = quads.float().abs().argsort(dim=1, descending=True, stable=True)
+    return quads.scatter(1, order[:, ZEROS:], 0).reshape(weight.shape)
+
+
+def has_two_of_four(weight: Tensor) -> bool:
+    """Whether of every four inputs two at least are zero."""
+    if why_not_two_of_four(weight):
+        return False
+    return bool(((weight.reshape(-1, GROUP) == 0).sum(dim=1) >= ZEROS).all())
+
+
+def why_not_two_of_four(weight: Tensor) -> str | None:
+    """Why a weight cannot have the pattern, or None."""
+    if weight.ndim != 2:
+        return "sparse kernels multiply matrices, those of nn.Linear"
+    return None if weight.shape[1] % GROUP == 0 else f"its inputs are not groups of {GROUP}"
+
+
+def keep_zeros(model: nn.Module, layers: Iterable[str]) -> None:
+    """Let what is zero in the weights of `layers` stay so in training: their gradients are zero too.
+
+    Optimizers of which a step is zero where all gradients so far and the weight were, as AdamW's and SGD's.
+    """
+    for name in layers:
+        weight = model.get_parameter(f"{name}.weight")
+        alive = weight.detach() != 0
+        weight.register_hook(lambda gradient, alive=alive: gradient * alive)
+
+
+def share_of_zeros(weights: Iterable[Tensor]) -> float:
+    """Zeros among all numbers, 0 to 1."""
+    counts = [(int((one == 0).sum()), one.numel()) for one in weights]
+    return sum(zeros for zeros, _ in counts) / max(1, sum(size for _, size in counts))
+
+
+def _bits(weight: Tensor) -> Tensor:
+    """Magnitudes as whole numbers of the same order. Raises ValueError where one is not finite."""
+    values = weight.detach().float().abs().flatten()
+    if not values.isfinite().all():
+        raise ValueError("a weight is not finite, so it has no magnitude to go by")
+    return values.view(torch.int32)
+
+
+def _counts(values: Tensor) -> Tensor:
+    return torch.bincount(values.long(), minlength=BINS)

@@ -1,0 +1,155 @@
+"""Zeros where they are wanted, as many as were asked for, and in training they stay."""
+
+import copy
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+
+from quantize.prune.masks import (
+    border_of,
+    borders,
+    has_two_of_four,
+    keep_zeros,
+    share_of_zeros,
+    two_of_four,
+    without_small,
+)
+from quantize.prune.sparse import use_sparse_kernels, why_dense
+
+EVERYTHING = st.floats(width=32, allow_nan=False, allow_infinity=False)
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.lists(st.lists(EVERYTHING, min_size=1), min_size=1, max_size=3), st.floats(0, 0.999))
+def test_the_border_is_the_number_of_that_rank(lists, share):
+    weights = [torch.tensor(one, dtype=torch.float32) for one in lists]
+    ordered = torch.cat(weights).abs().sort().values
+    assert border_of(weights, share) == ordered[int(share * len(ordered) + 1e-9)]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("share", [0, 0.3, 0.5, 0.9])
+def test_the_share_that_was_asked_for_becomes_zero_and_the_largest_stay(dtype, share):
+    weight = torch.randperm(2000).add(1).reshape(40, 50).div(2048).to(dtype)
+    pruned = without_small(weight, border_of([weight], share))
+    assert pruned.dtype == dtype
+    assert share_of_zeros([pruned]) <= share
+    if dtype != torch.bfloat16:  # where neighbours are the same number, and stay
+        assert share_of_zeros([pruned]) == share
+    assert torch.equal(pruned[pruned != 0], weight[pruned != 0])
+    assert share == 0 or weight[pruned == 0].max() < pruned[pruned != 0].min()
+
+
+def test_a_constant_tensor_is_not_wiped_out():
+    weight = torch.full((4, 4), 0.5)
+    assert torch.equal(without_small(weight, border_of([weight], 0.9)), weight)
+
+
+def test_one_border_for_all_layers_takes_more_of_the_quiet_ones():
+    layers = {"loud": torch.randn(50, 50), "quiet": torch.randn(50, 50) / 100}
+    limits = borders(layers, 0.5, "global")
+    zeros = {name: share_of_zeros([without_small(w, limits[name])]) for name, w in layers.items()}
+    assert zeros["quiet"] > 0.9 > 0.1 > zeros["loud"]
+    assert sum(zeros.values()) == pytest.approx(1)
+    limits = borders(layers, 0.5, "layer")
+    assert [share_of_zeros([without_small(w, limits[n])]) for n, w in layers.items()] == [0.5, 0.5]
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.lists(st.tuples(*[EVERYTHING] * 4), min_size=1, max_size=9))
+def test_two_of_four_keeps_the_two_largest_of_every_four(quads):
+    weight = torch.tensor(quads, dtype=torch.float32)
+    pruned = two_of_four(weight)
+    assert has_two_of_four(pruned)
+    kept = pruned != 0
+    assert torch.equal(pruned[kept], weight[kept])
+    for before, after in zip(weight, pruned, strict=True):
+        assert torch.equal(before.abs().sort().values[2:], after.abs().sort().values[2:])
+    assert torch.equal(two_of_four(pruned), pruned)
+
+
+def test_the_pattern_is_along_the_inputs():
+    pruned = two_of_four(torch.randn(6, 8))
+    assert ((pruned.reshape(6, 2, 4) != 0).sum(-1) == 2).all()
+    assert not has_two_of_four(torch.ones(2, 4))
+    assert not has_two_of_four(torch.zeros(2, 6))
+
+
+@pytest.mark.parametrize(
+    ("shape", "words"), [((4, 6), "not groups of 4"), ((4, 4, 3, 3), r"those of nn\.Linear")], ids=str
+)
+def test_other_shapes_cannot_have_the_pattern(shape, words):
+    with pytest.raises(ValueError, match=words):
+        two_of_four(torch.ones(shape))
+
+
+def test_nan_has_no_magnitude():
+    with pytest.raises(ValueError, match="a weight is not finite"):
+        border_of([torch.tensor([1.0, torch.nan])], 0.5)
+
+
+@pytest.mark.parametrize("share", [-0.1, 1.0])
+def test_a_wrong_share_is_refused(share):
+    with pytest.raises(ValueError, match="cannot become zero"):
+        border_of([torch.ones(4)], share)
+
+
+def test_an_unknown_scope_is_refused():
+    with pytest.raises(ValueError, match="unknown scope 'model': use layer or global"):
+        borders({"a": torch.ones(4)}, 0.5, "model")
+
+
+@pytest.mark.parametrize("optimizer", [torch.optim.AdamW, torch.optim.SGD])
+def test_zeros_stay_zeros_in_training_and_others_learn(optimizer):
+    torch.manual_seed(0)
+    network = nn.Sequential(nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 8))
+    network[0].weight.data = two_of_four(network[0].weight.data)
+    before = copy.deepcopy(network.state_dict())
+    keep_zeros(network, ["0"])
+    steps = optimizer(network.parameters(), lr=0.01, weight_decay=0.1)
+    for _ in range(5):
+        network(torch.randn(16, 8)).square().sum().backward()
+        steps.step()
+        steps.zero_grad()
+    zeros = before["0.weight"] == 0
+    assert torch.equal(network[0].weight == 0, zeros)
+    assert (network[0].weight != before["0.weight"])[~zeros].all()
+    assert (network[2].weight != before["2.weight"]).all()
+
+
+def test_without_a_card_layers_stay_dense_and_it_is_said():
+    network = nn.Sequential(nn.Linear(8, 8), nn.Linear(8, 8)).requires_grad_(False)
+    network[0].weight.data = two_of_four(network[0].weight.data)
+    before = network[0].weight
+    said = use_sparse_kernels(network, ["0", "1"])
+    assert said == "1 layers of 2:4 are computed as dense ones: sparse kernels are for CUDA, not cpu"
+    assert network[0].weight is before
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA card")
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_on_a_card_sparse_layers_compute_what_dense_ones_do(dtype):
+    torch.manual_seed(0)
+    network = nn.Sequential(nn.Linear(320, 640), nn.Linear(640, 320)).requires_grad_(False)
+    for layer in network:
+        layer.weight.data = two_of_four(layer.weight.data)
+    network.to("cuda", dtype)
+    if why_dense(network[0].weight):
+        pytest.skip(why_dense(network[0].weight))
+    x = torch.randn(2, 64, 320, device="cuda", dtype=dtype)
+    with torch.inference_mode():
+        expected = network(x).float()
+        said = use_sparse_kernels(network, ["0", "1"])
+        got = network(x).float()
+    assert said == "2 layers of 2:4 are computed by sparse kernels, 0 as dense ones"
+    assert (got - expected).norm() / expected.norm() < 0.01  # the order of sums in half precision
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA card")
+def test_single_precision_stays_dense_on_a_card():
+    assert "half precision, not float32" in why_dense(torch.zeros(64, 64, device="cuda"))
