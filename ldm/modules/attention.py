@@ -47,16 +47,28 @@ class CrossAttention(nn.Module):
 
     def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
         """x: [b, n, c]; context: [b, m, d] -> [b, n, c]."""
-        context = x if context is None else context
-        projected = self.to_q(x), self.to_k(context), self.to_v(context)
-        q, k, v = (rearrange(t, "b n (h d) -> b h n d", h=self.heads) for t in projected)
+        q = self.split(self.to_q(x))
+        k, v = self.keys_and_values(x if context is None else context)
         if self.upcast and q.dtype != torch.float32:
             # SD 2.1's logits leave the range of fp16; autocast would bring them back to it.
             with torch.autocast(q.device.type, enabled=False):
-                out = attend(q.float(), k.float(), v.float(), self.slice_rows).to(x.dtype)
+                out = self.attend(q.float(), k.float(), v.float()).to(x.dtype)
         else:
-            out = attend(q, k, v, self.slice_rows)
+            out = self.attend(q, k, v)
         return self.to_out(rearrange(out, "b h n d -> b n (h d)"))
+
+    def split(self, projected: Tensor) -> Tensor:
+        """[b, n, heads * d] -> [b, heads, n, d]."""
+        return rearrange(projected, "b n (h d) -> b h n d", h=self.heads)
+
+    # An inference engine puts its own in place of these two (`cldm.engine`).
+    def keys_and_values(self, context: Tensor) -> tuple[Tensor, Tensor]:
+        """Of context [b, m, d]: [b, heads, m, d] each."""
+        return self.split(self.to_k(context)), self.split(self.to_v(context))
+
+    def attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """As the function `attend`, in slices where that was asked for."""
+        return attend(q, k, v, self.slice_rows)
 
 
 def slice_attention(rows: int | None, model: nn.Module | None = None) -> None:
