@@ -2,13 +2,13 @@
 
     python -m bench.savings
     python -m bench.savings_parts --json outputs/parts.json
-    python -m bench.savings --rows "ddim 20" "guidance to 0.6" --parts outputs/parts.json
+    python -m bench.savings --parts outputs/parts.json
 
 Every row makes the same pictures from the same noise (`eval.fill50k`, held-out scenes) and is held against
-those of DDIM's 20 and 50 steps, and against the truth. Passes of the U-Net and the branch are counted while
-the pictures are made. With --parts, a second table says how many seconds a picture of that many passes takes,
-by the measured seconds of each part: a sum, not a measurement. Exit codes: 0; 2 with one sentence; 130
-Ctrl-C, finished rows stay.
+those of DDIM's 20 and 50 steps, and against the truth. With --parts, the passes of the U-Net and the branch
+are counted instead, and the table says how many seconds a picture of that many passes takes by the measured
+seconds of each part: a sum, not a measurement. Exit codes: 0; 2 with one sentence; 130 Ctrl-C, finished rows
+stay.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from bench.savings_rows import BETWEEN, BRANCH, LONG, ROWS, UNSAVED, WHOLE, Task, likeness
+from bench.savings_rows import BETWEEN, BRANCH, LONG, ROWS, UNSAVED, WHOLE, Task, likeness, passes_of
 
 HEAD = (
-    "row", "whole", "between", "branch", f"PSNR to {UNSAVED}", "its 5 %", f"SSIM to {UNSAVED}",
+    "row", f"PSNR to {UNSAVED}", "its 5 %", f"SSIM to {UNSAVED}",
     f"PSNR to {LONG}", "PSNR to truth", "followed", "colours",
 )  # fmt: skip
 ONCE = ("text", "hint", "decode")  # parts that a picture needs once
@@ -38,12 +38,11 @@ def measure(task: Task, names: list[str]) -> dict[str, Row]:
     from eval.fill50k import held_out_scenes, score
 
     pipeline, scenes = Pipeline.from_files(task.config), held_out_scenes(task.count, task.seed)
-    unsaved, long = (task.made(pipeline, ROWS[name])[0] for name in (UNSAVED, LONG))
+    unsaved, long = (task.made(pipeline, ROWS[name]) for name in (UNSAVED, LONG))
     rows = {}
     for name in tqdm(names, unit="row", disable=None):
-        pictures, passes = task.made(pipeline, ROWS[name])
+        pictures = task.made(pipeline, ROWS[name])
         rows[name] = {
-            "passes": passes,
             "unsaved": None if name == UNSAVED else likeness(pictures, unsaved),
             "long": None if name == LONG else likeness(pictures, long),
             "truth": score(pictures, scenes).summary(),
@@ -56,12 +55,9 @@ def quality_table(rows: Mapping[str, Row]) -> str:
     lines = [f"| {' | '.join(HEAD)} |", "|---" * len(HEAD) + "|"]
     for name, row in rows.items():
         near, far, truth = row["unsaved"], row["long"], row["truth"]
-        cells = [name, *(f"{row['passes'][kind]:g}" for kind in (WHOLE, BETWEEN, BRANCH))]
-        cells += (
-            [f"{near['psnr']:.1f} dB", f"{near['psnr_low']:.1f} dB", f"{near['ssim']:.4f}"]
-            if near
-            else ["-"] * 3
-        )
+        cells = [name, *["-"] * 3]
+        if near:
+            cells[1:] = [f"{near['psnr']:.1f} dB", f"{near['psnr_low']:.1f} dB", f"{near['ssim']:.4f}"]
         cells += [f"{far['psnr']:.1f} dB" if far else "-", f"{truth['median_psnr']:.1f} dB"]
         cells += [f"{100 * truth[share]:.1f} %" for share in ("followed_share", "coloured_share")]
         lines.append(f"| {' | '.join(cells)} |")
@@ -74,18 +70,24 @@ def seconds_of(passes: Mapping[str, float], cut: str, parts: Mapping[str, float]
     return steps + sum(parts[name] for name in ONCE)
 
 
-def seconds_table(rows: Mapping[str, Row], reports: Mapping[str, Mapping[str, Any]]) -> str:
-    """Markdown: computed seconds a picture by the parts of each report, and how many times DDIM 50 takes."""
+def seconds_table(passes: Mapping[str, Mapping[str, float]], reports: Mapping[str, Mapping[str, Any]]) -> str:
+    """Markdown: passes by kind, seconds by the parts of each report, and of those how many DDIM 50 takes."""
     from cldm.request import Request
 
-    lines = [f"| row | {' | '.join(f'{name}, s | of {LONG}' for name in reports)} |"]
-    lines.append("|---" * (1 + 2 * len(reports)) + "|")
-    for name, row in rows.items():
-        cells = [name]
+    head = [
+        "row",
+        WHOLE,
+        BETWEEN,
+        BRANCH,
+        *(part for name in reports for part in (f"{name}, s", f"of {LONG}")),
+    ]
+    lines = [f"| {' | '.join(head)} |", "|---" * len(head) + "|"]
+    for name, counts in passes.items():
+        cells = [name, *(f"{counts[kind]}" for kind in (WHOLE, BETWEEN, BRANCH))]
+        cut = ROWS[name].get("reuse_cut", Request.reuse_cut)
         for report in reports.values():
             parts = {part: timing["median"] for part, timing in report["parts"].items()}
-            cut = ROWS[name].get("reuse_cut", Request.reuse_cut)
-            took, long = (seconds_of(one["passes"], cut, parts) for one in (row, rows[LONG]))
+            took, long = (seconds_of(one, cut, parts) for one in (counts, passes[LONG]))
             cells += [f"{took:.1f}", f"{long / took:.2f} x"]
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
@@ -105,7 +107,14 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     add("--count", type=int, default=200, help="held-out scenes (default: %(default)s)")
     add("--size", type=int, default=128, help="side in pixels (default: %(default)s)")
     add("--seed", type=int, default=0, help="of scenes and noise (default: %(default)s)")
-    add("--parts", type=Path, nargs="*", default=[], metavar="JSON", help="of bench.savings_parts")
+    add(
+        "--parts",
+        type=Path,
+        nargs="*",
+        default=[],
+        metavar="JSON",
+        help="of bench.savings_parts: seconds, no quality",
+    )
     return parser.parse_args(argv)
 
 
@@ -128,15 +137,18 @@ def _run(args: argparse.Namespace) -> int:
     if args.count < 1:
         raise ValueError(f"--count {args.count}: give 1 or more")
     reports = {path.stem: json.loads(path.read_text()) for path in args.parts}
-    args.run.mkdir(parents=True, exist_ok=True)
-    names = list(args.rows)
-    if reports and LONG not in names:
-        names.insert(0, LONG)
-    rows = measure(Task(args.config, args.run, args.count, args.seed, args.size), names)
-    print(f"{args.count} held-out scenes of {args.size} pixels, seed {args.seed}; passes a picture\n")
-    print(quality_table(rows))
+    names = list(dict.fromkeys([LONG, *args.rows] if reports else args.rows))
     if reports:
-        print(f"\nSeconds a picture, computed from measured parts\n\n{seconds_table(rows, reports)}")
+        from cldm.pipeline import Pipeline
+
+        pipeline = Pipeline.from_files(args.config)
+        passes = {name: passes_of(pipeline, ROWS[name]) for name in names}
+        print(f"Passes a picture, and seconds by measured parts\n\n{seconds_table(passes, reports)}")
+        return 0
+    args.run.mkdir(parents=True, exist_ok=True)
+    task = Task(args.config, args.run, args.count, args.seed, args.size)
+    print(f"{args.count} held-out scenes of {args.size} pixels, seed {args.seed}\n")
+    print(quality_table(measure(task, names)))
     return 0
 
 

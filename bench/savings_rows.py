@@ -1,4 +1,4 @@
-"""Rows of `bench.savings`: which ways of saving steps there are, the pictures of each, and what they compute.
+"""Rows of `bench.savings`: which ways of saving steps there are, their pictures, and what they compute.
 
 The pictures of a row are made once and lie in the folder of the run, under a name that changes with all that
 they depend on.
@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
 WHOLE, BETWEEN, BRANCH = "whole", "between", "branch"  # passes of the U-Net, and of the branch
 UNSAVED, LONG = "ddim 20", "ddim 50"  # what the others are held against
+SMALLEST = 64  # pixels a side: one position at the deepest resolution
 HALF_REUSED = {"reuse_every": 2, "reuse_cut": "outer-2"}
 # Fields of the request, by row.
 ROWS: dict[str, dict[str, Any]] = {
@@ -85,20 +86,19 @@ class Task:
         key = hashlib.sha256(json.dumps([*parts, *digests]).encode()).hexdigest()
         return self.run / f"{key[:16]}.npz"
 
-    def made(self, pipeline: Pipeline, fields: dict[str, Any]) -> tuple[Pictures, dict[str, float]]:
-        """The pictures of a row, and passes a picture by kind, made unless they are there."""
+    def made(self, pipeline: Pipeline, fields: dict[str, Any]) -> Pictures:
+        """The pictures of a row, made unless they are there."""
         import numpy as np
 
         path = self.path(fields)
         if not path.is_file():
-            pictures, passes = self._make(pipeline, fields)
             part = path.with_suffix(".partial.npz")
-            np.savez_compressed(part, pictures=np.stack(pictures), passes=json.dumps(passes))
+            np.savez_compressed(part, pictures=np.stack(self._make(pipeline, fields)))
             part.replace(path)
         with np.load(path) as held:
-            return list(held["pictures"]), json.loads(str(held["passes"]))
+            return list(held["pictures"])
 
-    def _make(self, pipeline: Pipeline, fields: dict[str, Any]) -> tuple[Pictures, dict[str, float]]:
+    def _make(self, pipeline: Pipeline, fields: dict[str, Any]) -> Pictures:
         from cldm.fill50k import render
         from eval.fill50k import Settings, generate, held_out_scenes
 
@@ -109,10 +109,21 @@ class Task:
         )
         rest = {name: value for name, value in fields.items() if name not in ("steps", "sampler")}
         saving = SimpleNamespace(generate=partial(pipeline.generate, **rest))
-        with passes_counted(pipeline.model) as passes:
-            pictures = generate(saving, scenes, sources, settings)
-        batches = -(-self.count // settings.batch)
-        return pictures, {kind: count / batches for kind, count in passes.items()}
+        return generate(saving, scenes, sources, settings)
+
+
+def passes_of(pipeline: Pipeline, fields: Mapping[str, Any]) -> Counter[str]:
+    """Passes of one picture by kind, counted while a small one is made: any model makes as many.
+
+    Control is in both passes of a step, as in published models; the tiny model's own guidance differs.
+    """
+    import torch
+
+    with passes_counted(pipeline.model) as passes:
+        pipeline.generate(
+            ["-"], torch.zeros(1, 3, SMALLEST, SMALLEST), seed=0, guided_control=False, **fields
+        )
+    return passes
 
 
 @contextmanager
