@@ -18,9 +18,12 @@ from tqdm import tqdm
 from cldm.batch import pictures_in, prompt_beside
 from cldm.control_files import control_of_file
 from cldm.controls import get_control
+from cldm.folds import folds_of
 from cldm.model import read_config
 from cldm.request import ControlInput, Request
 from ldm.image import image_to_model, read_image
+from quantize.balance import Peaks, balance_
+from quantize.calibrate import watch_inputs
 from quantize.timesteps import TimestepGroups, argument, follow_timesteps
 
 if TYPE_CHECKING:
@@ -89,6 +92,17 @@ def examples_in(folder: Path, config: Path) -> list[Example]:
     count = max(len(rest), len(listed))
     pairs = zip(islice(cycle(rest), count), islice(cycle(listed), count), strict=True)
     return told + [Example(path, prompt) for path, prompt in pairs]
+
+
+def balance(pipeline: Pipeline, runs: Runs) -> int:
+    """Move outliers of inputs into weights wherever our networks have a place for it; how many places.
+
+    The float model changes, what it computes does not: calibrate after this.
+    """
+    folds, peaks = folds_of(pipeline.model), Peaks(pipeline.model)
+    with watch_inputs(pipeline.model, [fold.layers[0] for fold in folds], peaks.see):
+        runs.play(pipeline)
+    return balance_(pipeline.model, folds, peaks.by_name)
 
 
 def control_of(weights: Sequence[Path]) -> str:

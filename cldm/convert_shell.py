@@ -18,16 +18,19 @@ if TYPE_CHECKING:
 INTERRUPTED = 130  # 128 + SIGINT, as shells count
 
 
-def answer(act: Callable[[], object], user_error: int) -> int:
-    """Print what `act` has to say and return the exit code: 0, `user_error` or 130 after one sentence."""
+def answer(act: Callable[[], object], user_error: int, stopped: str = "stopped; nothing was written") -> int:
+    """Print what `act` has to say and return the exit code: 0, `user_error` or 130 after one sentence.
+
+    stopped: that sentence after Ctrl-C.
+    """
     with _remembered_interrupt() as interrupted:
         try:
             sys.stdout.write(f"{act()}\n")
         except KeyboardInterrupt:
-            return _say("stopped; nothing was written", INTERRUPTED)
+            return _say(stopped, INTERRUPTED)
         except (ValueError, OSError) as error:
             if interrupted:
-                return _say("stopped; nothing was written", INTERRUPTED)
+                return _say(stopped, INTERRUPTED)
             return _say(_sentence(error), user_error)
     return 0
 

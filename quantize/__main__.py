@@ -2,16 +2,19 @@
 
     python -m quantize models/tiny.yaml --scheme int8_static --calibrate test_imgs --out tiny-int8.safetensors
     python generate.py --quantized tiny-int8.safetensors --image test_imgs/circle.png --prompt "cyan circle"
+    python -m quantize models/tiny.yaml --scheme int4_group --calibrate test_imgs --sensitivity noise.json \\
+        --budget-mib 12 --plan-out plan.json
+    python -m quantize models/tiny.yaml --plan plan.json --out tiny-int4.safetensors
 
 A picture's prompt for calibration is in the text file of its name, is one of those that the yaml lists under
 `calibration:`, or is the picture's name. Exit codes: 0; 2 with one sentence about what is wrong; 130 after
-Ctrl-C, nothing is written then.
+Ctrl-C: nothing is written then, but --sensitivity keeps what was measured.
 """
 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,76 +26,97 @@ from quantize.flags import parse_args
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from cldm.calibration import Runs
     from cldm.pipeline import Pipeline
-    from quantize.report import Call, Row
+    from cldm.quantized_report import Seen
     from quantize.selection import Plan
     from quantize.spec import Ranges
     from quantize.timesteps import TimestepGroups
 
-LABELS = {
-    "control_model": "control branch",
-    "model": "U-Net",
-    "first_stage_model": "autoencoder",
-    "cond_stage_model": "text encoder",
-}
-
 
 @dataclass(frozen=True)
-class Seen:
-    """What the float model did with the calibration pictures; texts: embeddings of their prompts."""
+class Job:
+    """What is to be done with which model. weights: its files; runs: of calibration, None for none."""
 
-    ranges: Mapping[str, Ranges]
-    calls: Mapping[str, list[Call]]
-    prompts: list[str]
-    texts: Tensor
+    args: argparse.Namespace
+    pipeline: Pipeline
+    plan: Plan
+    groups: TimestepGroups
+    weights: list[Path]
+    runs: Runs | None
 
 
 def main(argv: list[str] | None = None) -> int:
     """Run the command and return its exit code."""
     args = parse_args(argv, __doc__)
-    return answer(lambda: _run(args), USER_ERROR)
+    if args.sensitivity:
+        stopped = f"stopped; what was measured is in {args.sensitivity}: the same command goes on"
+        return answer(lambda: _plan_budget(_prepare(args)), USER_ERROR, stopped)
+    return answer(lambda: _run(_prepare(args)), USER_ERROR)
 
 
-def _run(args: argparse.Namespace) -> str:
-    """Write the file; the table."""
-    from cldm.calibration import TIMED
+def _prepare(args: argparse.Namespace) -> Job:
+    """The model, and everything that is wrong with the command line before anything is computed."""
+    from cldm.calibration import Runs, control_of, examples_in
     from cldm.model import read_config
     from cldm.pipeline import Pipeline
-    from quantize.loading import refuse_quantized_file
-    from quantize.report import table
-    from quantize.storage import Content, Schedule, hash_files
+    from quantize.selection import check_weights
     from quantize.timesteps import TimestepGroups
 
     listed = [args.config.parent / name for name in read_config(args.config).get("weights", [])]
     weights = args.weights or listed
+    _check_files(args, weights)
+    _check_switches(args)
+    runs = None
+    if args.calibrate:
+        runs = Runs(examples_in(args.calibrate, args.config), control_of(weights), args.steps)
+    pipeline = Pipeline.from_files(args.config, *weights, dtype="fp32")
+    groups = TimestepGroups.even(pipeline.model.num_timesteps, args.groups)
+    plan = _plan(args, pipeline)
+    if runs:
+        check_weights(pipeline.model, plan)  # or the pictures would be NaN, which says less
+    return Job(args, pipeline, plan, groups, weights, runs)
+
+
+def _check_files(args: argparse.Namespace, weights: list[Path]) -> None:
+    from quantize.loading import refuse_quantized_file
+
+    if not (args.out or args.sensitivity):
+        raise ValueError("nothing to write: give --out FILE.safetensors, or --sensitivity JSON")
     for path in weights:
         refuse_quantized_file(path)
-        if path.resolve() == args.out.resolve():
+        if args.out and path.resolve() == args.out.resolve():
             raise ValueError(f"--out {args.out} is the file that goes in: choose another name")
-    pipeline = Pipeline.from_files(args.config, *weights, dtype="fp32")
-    plan = _plan(args, pipeline)
-    groups = TimestepGroups.even(pipeline.model.num_timesteps, args.groups)
-    seen = _watch(args, pipeline, plan, groups, weights) if args.calibrate else None
-    content = Content(plan, Schedule(groups, TIMED) if seen and seen.ranges else None, hash_files(weights))
-    _write(args.out, pipeline, content, seen.ranges if seen else {})
-    rows = _rows(args, pipeline, seen)
-    if args.plan_out:
-        args.plan_out.write_text(plan.to_json() + "\n", encoding="utf-8")
-    note = "" if seen else "\nerrors are measured on the pictures of --calibrate DIR"
-    return f"{table(rows)}{note}\n{args.out}"
+    for flag, path in (("--plan-out", args.plan_out), ("--sensitivity", args.sensitivity)):
+        if path and not path.parent.is_dir():
+            raise FileNotFoundError(f"no folder {path.parent} for {flag}: create it first")
+
+
+def _check_switches(args: argparse.Namespace) -> None:
+    from quantize.arithmetic import CLIPS
+    from quantize.calibrate import RANGES
+
+    if args.clip not in CLIPS:
+        raise ValueError(f"--clip {args.clip}: use one of {', '.join(CLIPS)}")
+    if args.ranges not in RANGES:
+        raise ValueError(f"--ranges {args.ranges}: use one of {', '.join(RANGES)}")
+    for name in ("balance", "bias_correction", "sensitivity"):
+        if getattr(args, name) and not args.calibrate:
+            flag = f"--{name.replace('_', '-')}"
+            raise ValueError(f"{flag} looks at the model at work: give pictures by --calibrate DIR")
 
 
 def _plan(args: argparse.Namespace, pipeline: Pipeline) -> Plan:
-    from quantize.calibrate import RANGES, static_layers
+    from quantize.calibrate import static_layers
     from quantize.schemes import get_scheme
     from quantize.selection import Rule, default_selection, make_plan, read_plan
 
     get_scheme(args.scheme)
-    if args.ranges not in RANGES:
-        raise ValueError(f"--ranges {args.ranges}: use one of {', '.join(RANGES)}")
     if args.plan:
         plan = read_plan(args.plan, pipeline.model)
     else:
+        if wrong := [rule for rule in args.rule or () if "=" not in rule]:
+            raise ValueError(f"--rule {wrong[0]}: give PATTERN=SCHEME, such as 'control_model.*=int8_weight'")
         pairs = [rule.partition("=") for rule in args.rule or ()]
         extra = tuple(Rule(name, None if scheme == "float" else scheme) for name, _, scheme in pairs)
         selection = default_selection(args.scheme, decoder=args.decoder, compact=args.compact, extra=extra)
@@ -102,66 +126,92 @@ def _plan(args: argparse.Namespace, pipeline: Pipeline) -> Plan:
     return plan
 
 
-def _watch(
-    args: argparse.Namespace, pipeline: Pipeline, plan: Plan, groups: TimestepGroups, weights: Sequence[Path]
-) -> Seen:
+def _run(job: Job) -> str:
+    """Write the file; the table."""
+    from cldm.calibration import TIMED, balance
+    from cldm.quantized_report import rows_of
+    from quantize.bias import corrected_biases
+    from quantize.report import table
+    from quantize.storage import Content, Schedule, hash_files
+
+    args, model = job.args, job.pipeline.model
+    about = dict(job.plan.about)
+    if args.balance:
+        about["balanced folds"] = str(balance(job.pipeline, job.runs))
+    seen = _watch(job) if job.runs else None
+    state = model.state_dict()
+    if args.bias_correction:
+        biases = corrected_biases(model, job.plan, seen.means, args.clip)
+        about["corrected biases"] = str(len(biases))
+        state |= biases
+    schedule = Schedule(job.groups, TIMED) if seen and seen.ranges else None
+    content = Content(replace(job.plan, about=about), schedule, hash_files(job.weights), args.clip)
+    _write(job, state, content, seen.ranges if seen else {})
+    rows = rows_of(job.pipeline, args.config, args.out, seen)
+    if args.plan_out:
+        args.plan_out.write_text(job.plan.to_json() + "\n", encoding="utf-8")
+    note = "" if seen else "\nerrors are measured on the pictures of --calibrate DIR"
+    return f"{table(rows)}{note}\n{args.out}"
+
+
+def _watch(job: Job) -> Seen:
     """Run the float model on the calibration pictures."""
-    from cldm.calibration import NETWORKS, Runs, control_of, examples_in, followed
-    from quantize.calibrate import watch
+    from cldm.calibration import NETWORKS, followed
+    from cldm.quantized_report import Seen
+    from quantize.bias import Means, correctable
+    from quantize.calibrate import watch, watch_inputs
     from quantize.report import record
 
-    model, examples = pipeline.model, examples_in(args.calibrate, args.config)
-    runs = Runs(examples, control_of(weights), args.steps)
+    model, means = job.pipeline.model, Means(job.pipeline.model)
+    names = correctable(model, job.plan) if job.args.bias_correction else []
     with (
         record(model, list(NETWORKS.values())) as calls,
-        followed(model, groups),
-        watch(model, plan, groups.count) as calibration,
+        followed(model, job.groups),
+        watch(model, job.plan, job.groups.count) as calibration,
+        watch_inputs(model, names, means.see),
     ):
-        runs.play(pipeline)
-    texts = model.get_learned_conditioning(runs.prompts)
-    return Seen(calibration.all_ranges(plan, args.ranges), calls, runs.prompts, texts)
+        job.runs.play(job.pipeline)
+    texts = model.get_learned_conditioning(job.runs.prompts)
+    return Seen(calibration.all_ranges(job.plan, job.args.ranges), calls, job.runs.prompts, texts, means)
 
 
-def _write(path: Path, pipeline: Pipeline, content: Any, ranges: Mapping[str, Ranges]) -> None:
+def _plan_budget(job: Job) -> str:
+    """Measure each layer; the plan that the budget buys, if there is one."""
+    from cldm.calibration import balance
+    from cldm.sensitivity import Budget, Setting, measure_effects, plan_within
+    from quantize.sensitivity import Measured
+    from quantize.storage import hash_files
+
+    args = job.args
+    budget = Budget(args.budget_mib, args.budget_db)
+    if (args.budget_mib is not None or args.budget_db is not None) and not args.plan_out:
+        raise ValueError("a budget makes a plan: say where it goes by --plan-out JSON")
+    if args.balance:
+        balance(job.pipeline, job.runs)
+    setting = Setting(job.pipeline, job.plan, job.groups, job.runs, args.ranges)
+    about = {
+        "sources": hash_files(job.weights), "steps": args.steps, "groups": args.groups, "ranges": args.ranges,
+        "examples": [[one.picture.name, one.prompt] for one in job.runs.examples],
+        "layers": dict(job.plan.layers), "balance": args.balance,
+    }  # fmt: skip
+    measured = Measured(job.plan.fingerprint, about)
+    measured.resume(args.sensitivity)
+    measure_effects(setting, measured, args.sensitivity)
+    plan, summary = plan_within(setting, measured, budget)
+    if args.plan_out:
+        args.plan_out.write_text(plan.to_json() + "\n", encoding="utf-8")
+        summary += f"\n{args.plan_out}"
+    return summary
+
+
+def _write(job: Job, state: Mapping[str, Tensor], content: Any, ranges: Mapping[str, Ranges]) -> None:
     from tqdm import tqdm
 
     from quantize.storage import write_quantized
 
     with tqdm(unit="B", unit_scale=True, disable=None, leave=False, delay=1) as bar:
-        state = pipeline.model.state_dict()
-        write_quantized(path, pipeline.model, state.items(), content, ranges, on_bytes=bar.update)
-
-
-def _rows(args: argparse.Namespace, pipeline: Pipeline, seen: Seen | None) -> list[Row]:
-    """The table's rows, errors measured on the file that was written."""
-    from cldm.calibration import NETWORKS, TEXT_PART
-    from cldm.model import create_meta_model
-    from quantize.arithmetic import sqnr_db
-    from quantize.loading import load_quantized
-    from quantize.report import error_db, part_sizes
-
-    rows = [row for row in part_sizes(pipeline.model, args.out) if row.part in LABELS]
-    errors: dict[str, float] = {}
-    if seen:
-        device = pipeline.model.device
-        quantized = create_meta_model(args.config).eval()
-        load_quantized(quantized, args.out, backend=_backend(args.out, device), device=device)
-        for part, network in NETWORKS.items():
-            errors[part] = error_db(quantized.get_submodule(network), seen.calls[network])
-        errors[TEXT_PART] = sqnr_db(seen.texts, quantized.get_learned_conditioning(seen.prompts))
-    return [replace(row, part=LABELS[row.part], error_db=errors.get(row.part)) for row in rows]
-
-
-def _backend(path: Path, device: Any) -> str | None:
-    """The device's best, or the reference where the device cannot compute what the file is for (fp8)."""
-    from quantize.loading import read_content
-    from quantize.model import check_schemes
-
-    try:
-        check_schemes(read_content(path).plan, device)
-    except ValueError:
-        return "reference"
-    return None
+        model = job.pipeline.model
+        write_quantized(job.args.out, model, state.items(), content, ranges, on_bytes=bar.update)
 
 
 if __name__ == "__main__":

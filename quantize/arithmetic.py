@@ -23,6 +23,7 @@ FP8 = torch.float8_e4m3fn
 FP8_PEAK = torch.finfo(FP8).max
 TINY = torch.finfo(torch.float32).tiny
 MIN_GROUP, MAX_GROUP = 32, 128
+CLIPS = ("mse", "max")  # how a weight's step is chosen: by its squared error, or to reach the largest value
 PIECE_VALUES = 1 << 22  # of a weight in work at a time: the search holds a few float32 copies of them
 # Steps as a share of the one that just reaches the largest value. One outlier costs its clipped part squared
 # and the other n inputs gain n / 12 / 127**2: int8 clips little, and only where n is in the thousands. int4
@@ -211,10 +212,9 @@ def _usable(step: Tensor) -> Tensor:
 
 
 def _ratios(clip: str, searched: Sequence[float]) -> Sequence[float]:
-    known = {"max": (1.0,), "mse": searched}
-    if clip not in known:
-        raise ValueError(f"clip={clip!r}: use one of {', '.join(known)}")
-    return known[clip]
+    if clip not in CLIPS:
+        raise ValueError(f"clip={clip!r}: use one of {', '.join(CLIPS)}")
+    return searched if clip == "mse" else (1.0,)
 
 
 def _by_rows(

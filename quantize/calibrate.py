@@ -7,7 +7,7 @@ which a rule of `RANGES` picks the range: few outliers would otherwise set every
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 
 import torch
@@ -39,14 +39,14 @@ class Watched:
         self.reach = 0.0
         self.counts = torch.zeros(BINS, dtype=torch.float64)
 
-    def see(self, x: Tensor) -> None:
-        """Take x into account. ValueError for NaN and infinity."""
+    def see(self, x: Tensor, what: str = "a layer's input") -> None:
+        """Take x, called `what`, into account. ValueError for NaN and infinity."""
         if not x.numel():
             return
         values = x.detach().float()
         low, high = range_of(values)
         if not (math.isfinite(low) and math.isfinite(high)):
-            check_finite(values, "a layer's input")
+            check_finite(values, what)
         self.ends = (min(self.ends[0], low), max(self.ends[1], high))
         self._widen(max(abs(low), abs(high)))
         self.counts += torch.histc(values.cpu(), BINS, -self.reach, self.reach)
@@ -77,7 +77,7 @@ class Calibration:
         """Take the input x of layer `name` into account, in the current group of timesteps."""
         by_group = self._seen.setdefault(name, {})
         group = current_group() if self.groups else None
-        by_group.setdefault(group, Watched()).see(x)
+        by_group.setdefault(group, Watched()).see(x, f"an input of {name}")
 
     def ranges(self, name: str, rule: str = DEFAULT_RULE) -> Ranges:
         """The range over everything seen, then of each group, that over everything where a group saw nothing.
@@ -112,14 +112,23 @@ def watch(model: nn.Module, plan: Plan, groups: int | None = None) -> Iterator[C
 
     groups: how many groups of timesteps there are, where hooks follow them (`quantize.timesteps`).
     """
-    calibration, modules = Calibration(groups), dict(model.named_modules())
+    calibration = Calibration(groups)
+    with watch_inputs(model, static_layers(plan), calibration.see):
+        yield calibration
+
+
+@contextmanager
+def watch_inputs(
+    model: nn.Module, names: Iterable[str], see: Callable[[str, Tensor], None]
+) -> Iterator[None]:
+    """Let `see` have the name and the input of every call of these layers while the caller runs `model`."""
 
     def watcher(name: str) -> Callable[[nn.Module, tuple], None]:
-        return lambda _, args: calibration.see(name, args[0])
+        return lambda _, args: see(name, args[0])
 
-    handles = [modules[name].register_forward_pre_hook(watcher(name)) for name in static_layers(plan)]
+    handles = [model.get_submodule(name).register_forward_pre_hook(watcher(name)) for name in names]
     try:
-        yield calibration
+        yield
     finally:
         for handle in handles:
             handle.remove()

@@ -76,7 +76,7 @@ def error_db(network: nn.Module, calls: Sequence[Call]) -> float:
     with torch.inference_mode():
         pairs = [(call.answer, network(*call.args, **call.kwargs)) for call in calls]
     expected, got = (
-        torch.cat([tensor.float().flatten() for answer in answers for tensor in _tensors(answer)])
+        torch.cat([tensor.float().flatten() for answer in answers for tensor in tensors_of(answer)])
         for answers in zip(*pairs, strict=True)
     )
     return sqnr_db(expected, got)
@@ -117,9 +117,10 @@ def _cells(row: Row) -> tuple[str, ...]:
     return row.part, f"{row.params:,}", f"{row.before / MIB:.2f}", f"{row.after / MIB:.2f}", error
 
 
-def _tensors(answer: Any) -> Iterator[Tensor]:
+def tensors_of(answer: Any) -> Iterator[Tensor]:
+    """The tensors of a network's answer: itself, or those in its lists."""
     if isinstance(answer, Tensor):
         yield answer
     elif isinstance(answer, list | tuple):
         for one in answer:
-            yield from _tensors(one)
+            yield from tensors_of(one)

@@ -15,6 +15,7 @@ from pathlib import Path
 
 from torch import nn
 
+from quantize.arithmetic import check_finite
 from quantize.layers import QuantLayer
 from quantize.schemes import LOOKING, WEIGHTS_ONLY, get_scheme
 from quantize.spec import why_not
@@ -119,7 +120,9 @@ class Plan:
             raise ValueError(f"{label} has version {found['version']}, this program reads {PLAN_VERSION}")
         if not isinstance(found["layers"], dict):
             raise ValueError(f"{label}: its layers must be an object of layer names and schemes")
-        for scheme in found["layers"].values():
+        for name, scheme in found["layers"].items():
+            if not isinstance(scheme, str):
+                raise ValueError(f"{label}: the scheme of {name} must be a name, not {scheme}")
             get_scheme(scheme)
         return cls(found["layers"], found["fingerprint"], found.get("about", {}))
 
@@ -156,6 +159,12 @@ def fingerprint(model: nn.Module) -> str:
     return hashlib.sha256("\n".join(lines).encode()).hexdigest()[:16]
 
 
+def check_weights(model: nn.Module, plan: Plan) -> None:
+    """ValueError where a weight of the plan's layers holds NaN or infinity, with the layer's name."""
+    for name in plan.layers:
+        check_finite(model.get_submodule(name).weight, f"{name}: a weight")
+
+
 def refuse_quantized(model: nn.Module) -> None:
     """ValueError where a layer of `model` is quantized already."""
     names = [name for name, layer in model.named_modules() if isinstance(layer, QuantLayer)]
@@ -167,6 +176,10 @@ def read_plan(path: str | Path, model: nn.Module) -> Plan:
     """The plan in a file, checked against `model`. FileNotFoundError, or ValueError in one sentence."""
     if not Path(path).is_file():
         raise FileNotFoundError(f"no plan {path}: write one with --plan-out, or leave out --plan")
-    plan = Plan.from_json(Path(path).read_text(encoding="utf-8"), str(path))
+    try:
+        text = Path(path).read_text(encoding="utf-8")
+    except UnicodeDecodeError:
+        raise ValueError(f"{path} is no JSON: it is not UTF-8 text") from None
+    plan = Plan.from_json(text, str(path))
     plan.check(model, str(path))
     return plan

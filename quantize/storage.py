@@ -51,11 +51,15 @@ class Schedule:
 
 @dataclass(frozen=True)
 class Content:
-    """What a file is: its plan, the schedule of its static ranges, sha256 of the files it was made of."""
+    """What a file is: its plan, the schedule of its static ranges, sha256 of the files it was made of.
+
+    clip: how the steps of its weights were chosen (`quantize.arithmetic`).
+    """
 
     plan: Plan
     schedule: Schedule | None = None
     sources: Mapping[str, str] = field(default_factory=dict)
+    clip: str = "mse"
 
     def to_json(self) -> str:
         """For the file's metadata; the same content gives the same text."""
@@ -63,7 +67,8 @@ class Content:
             "edges": list(self.schedule.groups.edges), "modules": dict(self.schedule.modules)
         }  # fmt: skip
         content = {"version": FORMAT_VERSION, "plan": json.loads(self.plan.to_json()), "schedule": schedule}
-        return json.dumps({**content, "sources": dict(self.sources)}, sort_keys=True, ensure_ascii=False)
+        content |= {"sources": dict(self.sources), "clip": self.clip}
+        return json.dumps(content, sort_keys=True, ensure_ascii=False)
 
     @classmethod
     def from_json(cls, text: str, path: str | Path) -> Content:
@@ -79,7 +84,7 @@ class Content:
                 TimestepGroups(tuple(found["schedule"]["edges"])), dict(found["schedule"]["modules"])
             )
             plan = Plan.from_json(json.dumps(found["plan"]), f"the plan in {path}")
-            return cls(plan, schedule, dict(found["sources"]))
+            return cls(plan, schedule, dict(found["sources"]), found.get("clip", cls.clip))
         except (KeyError, TypeError, json.JSONDecodeError) as error:
             reason = " ".join(str(error).split())
             raise ValueError(
@@ -105,16 +110,13 @@ def write_quantized(
     if path.suffix != SUFFIX:
         raise ValueError(f"{path}: quantized models are {SUFFIX} files, name it {path.stem}{SUFFIX}")
     content.plan.check(model)
-    specs = {
-        name: LayerSpec.of(model.get_submodule(name), scheme, len(ranges.get(name, [()])))
-        for name, scheme in content.plan.layers.items()
-    }
+    specs = _specs(model, content.plan, ranges)
     header, spans, size = _header(_layout(model, specs), content)
     _check_space(path, size)
     with _draft(path) as part, part.open("xb") as file:
         file.write(header)
         file.truncate(size)
-        for name, tensor in _quantized(tensors, specs, ranges):
+        for name, tensor in _quantized(tensors, specs, ranges, content.clip):
             _write(file, name, tensor, spans)
             if on_bytes:
                 on_bytes(tensor.nbytes)
@@ -126,6 +128,11 @@ def write_quantized(
     return path
 
 
+def file_size(model: nn.Module, content: Content, ranges: Mapping[str, Ranges] | None = None) -> int:
+    """Bytes that `write_quantized` would write."""
+    return _header(_layout(model, _specs(model, content.plan, ranges or {})), content)[-1]
+
+
 def hash_files(paths: Iterable[str | Path]) -> dict[str, str]:
     """sha256 of each file by its name without folders; folders count with the weights in them."""
     listed = (Path(path) for path in paths)
@@ -135,6 +142,13 @@ def hash_files(paths: Iterable[str | Path]) -> dict[str, str]:
         for file in (sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path])
     ]
     return {file.name: _sha256(file) for file in files}
+
+
+def _specs(model: nn.Module, plan: Plan, ranges: Mapping[str, Ranges]) -> dict[str, LayerSpec]:
+    return {
+        name: LayerSpec.of(model.get_submodule(name), scheme, len(ranges.get(name, [()])))
+        for name, scheme in plan.layers.items()
+    }
 
 
 def _layout(model: nn.Module, specs: Mapping[str, LayerSpec]) -> dict[str, tuple[torch.dtype, list[int]]]:
@@ -177,7 +191,10 @@ def _header(
 
 
 def _quantized(
-    tensors: Iterable[tuple[str, Tensor]], specs: Mapping[str, LayerSpec], ranges: Mapping[str, Ranges]
+    tensors: Iterable[tuple[str, Tensor]],
+    specs: Mapping[str, LayerSpec],
+    ranges: Mapping[str, Ranges],
+    clip: str,
 ) -> Iterator[tuple[str, Tensor]]:
     for name, tensor in tensors:
         owner, _, leaf = name.rpartition(".")
@@ -186,7 +203,7 @@ def _quantized(
             del tensor
             continue
         try:
-            made = quantize_tensors(specs[owner], tensor, ranges.get(owner))
+            made = quantize_tensors(specs[owner], tensor, ranges.get(owner), clip)
         except ValueError as error:
             raise ValueError(f"{owner}: {error}") from None
         del tensor

@@ -150,6 +150,7 @@ def test_the_fingerprint_is_of_names_and_shapes_alone():
         ({"layers": {"nobody": "int8_weight"}}, "names nobody, which the model does not have"),
         ({"layers": {"middle.0": "int8_weight"}}, "middle.0, which cannot be quantized"),
         ({"layers": {"mix": "int3"}}, "unknown scheme 'int3'"),
+        ({"layers": {"mix": ["int8_weight"]}}, "the scheme of mix must be a name"),
         ({"layers": ["mix"]}, "must be an object"),
         ({"version": 99}, "has version 99, this program reads 1"),
     ],
