@@ -18,6 +18,7 @@ import logging
 import os
 import re
 import shlex
+import shutil
 import sysconfig
 import threading
 from collections.abc import Callable, Iterator
@@ -33,7 +34,7 @@ FLAGS = ("-O3", "-march=native", "-fopenmp", "-fno-math-errno", "-fno-trapping-m
 NEEDED = ("avx512f", "avx512bw", "avx512dq", "avx512vl", "avx512_vnni")  # as Linux spells them
 C_TYPES = {"p": ctypes.c_void_p, "l": ctypes.c_int64, "f": ctypes.c_float}
 CPUINFO = Path("/proc/cpuinfo")
-READY = "ready"  # holds the path of the finished library; a build that broke off has none
+FINISHED = "finished"  # an empty file; a build that broke off has none
 _building = threading.Lock()
 
 
@@ -77,11 +78,12 @@ def _built() -> Path:
     sources = sorted(SOURCES.glob("*.cpp"))
     name = f"featherweight_{_fingerprint(sources, cpu, openmp)}"
     folder = _extensions_folder() / name
+    made, finished = folder / f"{name}.so", folder / FINISHED
     with _alone_in(folder):
-        ready = folder / READY
-        if not ready.exists():
-            ready.write_text(str(_compile(name, sources, folder, openmp)))
-        return folder / Path(ready.read_text()).name
+        if not (made.exists() and finished.exists()):
+            _compile(name, sources, folder, openmp)
+            finished.touch()
+    return made
 
 
 def _cpu() -> str:
@@ -132,13 +134,16 @@ def _alone_in(folder: Path) -> Iterator[None]:
         yield
 
 
-def _compile(name: str, sources: list[Path], folder: Path, openmp: Path) -> str:
+def _compile(name: str, sources: list[Path], folder: Path, openmp: Path) -> None:
+    compiler = os.environ.get("CXX", "c++")
+    if shutil.which(compiler) is None:
+        raise Missing(f"there is no C++ compiler {compiler!r}: install g++, or name another by CXX")
     log.info("building the native kernels into %s: some seconds, only this once", folder)
     with _quiet_builder(), _path_to_ninja():
         from torch.utils.cpp_extension import load
 
         try:
-            return load(
+            load(
                 name,
                 [str(path) for path in sources],
                 extra_cflags=list(FLAGS),
@@ -151,10 +156,9 @@ def _compile(name: str, sources: list[Path], folder: Path, openmp: Path) -> str:
 
 
 def _first_complaint(said: str) -> str:
-    lines = [line.strip() for line in said.splitlines() if line.strip()]
-    return next(
-        (line for line in lines if "error" in line.lower() and ": " in line), lines[0] if lines else said
-    )
+    """The compiler's first error in what the builder said, else the first line of it."""
+    lines = [line.strip() for line in said.splitlines() if line.strip()] or ["no reason was given"]
+    return next((line for line in lines if " error: " in line), lines[0])
 
 
 @contextlib.contextmanager
