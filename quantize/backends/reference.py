@@ -43,9 +43,13 @@ class Reference:
         values = self.spec.codec.decode(held["qweight"][rows], held["scale"][rows], (len(rows), width))
         return values.view(*ids.shape, width)
 
+    def weight(self, held: Held) -> Tensor:
+        """What the codes stand for, float32."""
+        return self.spec.codec.decode(held["qweight"], held["scale"], self.spec.shape)
+
     def _float_inputs(self, x: Tensor, held: Held, bias: Tensor | None) -> Tensor:
-        weight = self.spec.codec.decode(held["qweight"], held["scale"], self.spec.shape)
-        return self.spec.apply(x, weight.to(x.dtype), None if bias is None else bias.to(x.dtype))
+        weight = self.weight(held).to(x.dtype)
+        return self.spec.apply(x, weight, None if bias is None else bias.to(x.dtype))
 
     def _byte_inputs(self, x: Tensor | Quantized, held: Held, bias: Tensor | None) -> Tensor:
         codes, affine = self._inputs.quantize(x, held)

@@ -79,10 +79,11 @@ def _built() -> Path:
     name = f"featherweight_{_fingerprint(sources, cpu, openmp)}"
     folder = _extensions_folder() / name
     made, finished = folder / f"{name}.so", folder / FINISHED
-    with _alone_in(folder):
-        if not (made.exists() and finished.exists()):
-            _compile(name, sources, folder, openmp)
-            finished.touch()
+    if not (made.exists() and finished.exists()):
+        with _alone_in(folder):
+            if not (made.exists() and finished.exists()):  # another process may have built it meanwhile
+                _compile(name, sources, folder, openmp)
+                finished.touch()
     return made
 
 
