@@ -13,14 +13,16 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 # The groups entered and not left yet, the current one last. A context variable: two threads that run two
 # requests never see each other's.
-_entered: ContextVar[tuple[int | None, ...]] = ContextVar("timestep_groups", default=())
+_entered: ContextVar[tuple[int | _Unread | None, ...]] = ContextVar("timestep_groups", default=())
 
 ReadTimesteps = Callable[[tuple, Mapping[str, Any]], Tensor]
 
@@ -51,9 +53,52 @@ class TimestepGroups:
         """The group of a timestep, in [0, count)."""
         return bisect_right(self.edges, timestep)
 
+    def of_batch(self, timesteps: Tensor) -> int:
+        """The group of all `timesteps`, [b]; ValueError where they are of several."""
+        ends = {self.of(end.item()) for end in (timesteps.min(), timesteps.max())}
+        if len(ends) > 1:
+            raise ValueError(f"a batch of timesteps {timesteps.tolist()} mixes groups: compute them apart")
+        return ends.pop()
+
+
+@dataclass(frozen=True)
+class _Unread:
+    """The group of timesteps that are on a card: to read it the host has to wait until the card is idle."""
+
+    groups: TimestepGroups
+    timesteps: Tensor
+
+    @cached_property
+    def index(self) -> int:
+        return self.groups.of_batch(self.timesteps)
+
+    @cached_property
+    def there(self) -> Tensor:
+        latest = self.timesteps.max().reshape(1)
+        passed = [(latest >= edge).int() for edge in self.groups.edges]
+        return sum(passed, start=torch.zeros_like(latest, dtype=torch.int32))
+
 
 def current_group() -> int | None:
-    """The group of timesteps that is being computed, None outside of any."""
+    """The group of timesteps that is being computed, None outside of any.
+
+    Of timesteps on a card it is read there and then, and a batch that mixes groups is a ValueError.
+    """
+    group = _current()
+    return group.index if isinstance(group, _Unread) else group
+
+
+def group_on_device() -> Tensor | int | None:
+    """As `current_group`, but of timesteps on a card as int32 [1] on that card, which nobody waits for.
+
+    A batch that mixes groups goes unnoticed then: the latest timestep counts.
+    """
+    group = _current()
+    return group.there if isinstance(group, _Unread) else group
+
+
+def _current() -> _Unread | int | None:
+    """What was entered last, None outside of any group."""
     entered = _entered.get()
     return entered[-1] if entered else None
 
@@ -85,17 +130,16 @@ def follow_timesteps(
 ) -> tuple[RemovableHandle, RemovableHandle]:
     """Let every call of `module` run inside the group of its timesteps; remove both handles to end that.
 
-    Calls raise ValueError where one batch mixes groups: its inputs share one range.
+    Calls raise ValueError where one batch mixes groups: its inputs share one range. On a card nobody looks
+    before the group is asked for.
     """
 
     def enter(_: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
         _enter(None)  # first: torch calls `leave` even where the rest of this raises
         timesteps = read(args, kwargs)
-        ends = {groups.of(end.item()) for end in (timesteps.min(), timesteps.max())}
-        if len(ends) > 1:
-            raise ValueError(f"a batch of timesteps {timesteps.tolist()} mixes groups: compute them apart")
+        group = _Unread(groups, timesteps) if timesteps.is_cuda else groups.of_batch(timesteps)
         _leave()
-        _enter(ends.pop())
+        _enter(group)
 
     def leave(_: nn.Module, _args: tuple, _result: Any) -> None:
         _leave()
@@ -106,7 +150,7 @@ def follow_timesteps(
     )
 
 
-def _enter(index: int | None) -> None:
+def _enter(index: int | _Unread | None) -> None:
     _entered.set((*_entered.get(), index))
 
 

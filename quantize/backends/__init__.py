@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import torch
 
-from quantize.backends import cpu, reference
+from quantize.backends import cpu, cuda, decoded, reference
 from quantize.backends.base import Backend
 from quantize.spec import LayerSpec
 
@@ -16,21 +16,27 @@ __all__ = ["BACKENDS", "Backend", "choose_backend", "make_backend"]
 
 
 def choose_backend(device: torch.device) -> str:
-    """The fastest backend that `device` has; what the CPU lacks is logged once."""
+    """The fastest backend that `device` has; what it lacks is logged once."""
+    if device.type == "cuda":
+        return device.type if cuda.is_supported(device) else "reference"
     return "cpu" if device.type == "cpu" and cpu.is_supported() else "reference"
 
 
 def make_backend(name: str, spec: LayerSpec) -> Backend:
     """Backend `name` for a layer, the reference where it has nothing better for that layer's scheme.
 
-    Raises ValueError for an unknown name, or a CPU without the instructions.
+    Raises ValueError for an unknown name, or where this machine cannot run it.
     """
     if name not in BACKENDS:
         raise ValueError(f"unknown backend {name!r}: use one of {', '.join(BACKENDS)}")
-    if name == "cpu" and not cpu.is_supported():
-        raise ValueError(f"backend 'cpu' cannot run here: {cpu.lacks()}; use 'reference'")
-    made = BACKENDS[name]
-    return made(spec) if made.computes(spec) else reference.Reference(spec)
+    made, checks = BACKENDS[name], {cpu.OneDnn: cpu.lacks, cuda.TensorCores: cuda.lacks}
+    if made in checks and (lacking := checks[made]()):
+        raise ValueError(f"backend {name!r} cannot run here: {lacking}; use 'reference'")
+    ways = [made, *([decoded.Decoded] if name == "cpu" else []), reference.Reference]
+    return next(way for way in ways if way.computes(spec))(spec)
 
 
-BACKENDS: dict[str, type[Backend]] = {"reference": reference.Reference, "cpu": cpu.OneDnn}
+# By keyword: these are names of backends, and only `ldm.util` writes down devices.
+BACKENDS: dict[str, type[Backend]] = dict(  # noqa: C408
+    reference=reference.Reference, cpu=cpu.OneDnn, cuda=cuda.TensorCores
+)

@@ -1,0 +1,118 @@
+"""The card's engine: norms of a loaded model hand bytes to the layers behind them.
+
+A norm gets another class in place: name, numbers and hooks stay. What it hands on are signed bytes, made by
+the kernels of `quantize.triton`, which never wait for the card; they are those that the layer would have
+made, up to the rounding of float sums. For inference alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from ldm.modules.attention import BasicTransformerBlock, SpatialTransformer
+from ldm.modules.layers import ResBlock
+from quantize.backends.cuda import TensorCores, ranges_of
+from quantize.layers import QuantLayer
+
+if TYPE_CHECKING:
+    from quantize.triton.activations import CardBytes
+
+
+class CardGroupNorm(nn.GroupNorm):
+    """Group norm, and SiLU if `silu`, as bytes for the layer in `feeds`, which is no child of it."""
+
+    feeds: tuple[QuantLayer]
+    silu: bool
+
+    def forward(self, x: Tensor, shift: Tensor | None = None) -> CardBytes:
+        """Of x [b, c, h, w] + shift [b, c]; the bytes lie channels last."""
+        from quantize.triton.normalize import group_norm_quantize
+
+        ranges = ranges_of(self.feeds[0].spec, self.feeds[0]._buffers)
+        return group_norm_quantize(self, x, ranges, silu=self.silu, added=shift)
+
+
+class CardLayerNorm(nn.LayerNorm):
+    """Layer norm over the last axis as bytes for the layers in `feeds`, which read them alike."""
+
+    feeds: tuple[QuantLayer, ...]
+
+    def forward(self, x: Tensor) -> CardBytes:
+        """[..., d] -> bytes of that shape."""
+        from quantize.triton.normalize import layer_norm_quantize
+
+        return layer_norm_quantize(self, x, ranges_of(self.feeds[0].spec, self.feeds[0]._buffers))
+
+
+class CardResBlock(ResBlock):
+    """SiLU and the sum with the time embedding happen inside the norms."""
+
+    def _forward(self, x: Tensor, emb: Tensor) -> Tensor:
+        h = self.in_layers[-1](self.in_layers[0](x))
+        h = self.out_layers[-1](self.out_layers[0](h, self.emb_layers(emb)))
+        return self.skip_connection(x) + h
+
+
+def fuse_on_card(model: nn.Module) -> None:
+    """Let norms of `model` write bytes, where all that reads them computes with bytes on a card.
+
+    Convolutions that stayed float answer channels last, as the quantized ones do.
+    """
+    for module in list(model.modules()):
+        if rule := RULES.get(type(module)):
+            rule(module)
+        elif type(module) is nn.Conv2d:
+            module.weight.data = module.weight.contiguous(memory_format=torch.channels_last)
+
+
+def _res_block(block: ResBlock) -> None:
+    pairs = (block.in_layers[0], block.in_layers[-1]), (block.out_layers[0], block.out_layers[-1])
+    if all(_read_alike(conv) for _, conv in pairs):
+        for norm, conv in pairs:
+            _feed(norm, conv, silu=True)
+        block.__class__ = CardResBlock
+
+
+def _transformer(block: SpatialTransformer) -> None:
+    if not block.use_linear:  # else positions are turned into tokens between the two
+        _feed(block.norm, block.proj_in)
+
+
+def _transformer_block(block: BasicTransformerBlock) -> None:
+    _feed(block.norm1, block.attn1.to_q, block.attn1.to_k, block.attn1.to_v)
+    _feed(block.norm2, block.attn2.to_q)
+    _feed(block.norm3, block.ff.net[0].proj)
+
+
+def _feed(norm: nn.Module, *layers: nn.Module, silu: bool = False) -> None:
+    """Let `norm` write bytes for `layers`, all that read its output, if they read them alike."""
+    if _read_alike(*layers):
+        norm.__class__ = {nn.GroupNorm: CardGroupNorm, nn.LayerNorm: CardLayerNorm}[type(norm)]
+        norm.feeds = layers
+        if isinstance(norm, CardGroupNorm):
+            norm.silu = silu
+
+
+def _read_alike(*layers: nn.Module) -> bool:
+    """Whether all of `layers` take bytes on a card, and the same ones."""
+    if not all(isinstance(one, QuantLayer) and isinstance(one._compute, TensorCores) for one in layers):
+        return False
+    kinds = {(one.spec.rule.codes, one.spec.rule.inputs, one.spec.ranges) for one in layers}
+    (codes, inputs, _), *others = kinds
+    if others or codes != "int8" or inputs == "float":
+        return False
+    names = ("in_scale", "in_zero") if inputs == "static" else ()
+    pairs = ((getattr(layers[0], name), getattr(one, name)) for one in layers[1:] for name in names)
+    return all(torch.equal(*pair) for pair in pairs)
+
+
+# What is done to the modules of a class; subclasses are others.
+RULES: Mapping[type, Callable[[Any], None]] = {
+    ResBlock: _res_block,
+    SpatialTransformer: _transformer,
+    BasicTransformerBlock: _transformer_block,
+}
