@@ -8,6 +8,7 @@ import torch
 from omegaconf import DictConfig
 
 from cldm.cldm import ControlLDM
+from cldm.engine_cuda import fuse_on_card
 from cldm.model import create_meta_model
 from cldm.pruned import shrink_to_quantized
 from quantize.loading import load_quantized
@@ -28,4 +29,7 @@ def load_quantized_model(
     model = create_meta_model(config)
     shrink_to_quantized(model, path)
     load_quantized(model, path, device=device, dtype=dtype)
-    return model.eval()
+    model.eval()
+    if torch.device(device).type == "cuda":
+        fuse_on_card(model)
+    return model
