@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from cldm.cldm import ControlLDM
 from cldm.diffusers_check import check_folder
-from cldm.pruned import note_on, shrink_to_sources
+from cldm.pruned import note_on, shrink_to_sources, use_zeros
 from ldm.checkpoint import assign_weights
 from ldm.diffusers_folder import open_weights
 from ldm.diffusers_names import part_with, to_original
@@ -26,6 +26,7 @@ from ldm.lazy import read
 from ldm.lora import merge_loras
 from ldm.util import instantiate_from_config
 from ldm.weight_files import get_state_dict
+from quantize.loading import read_content
 
 __all__ = [
     "BRANCHES",
@@ -105,7 +106,8 @@ def load_model(
         check_folder(path, _settings(config)["params"], _label(config))
     assign_parts(model, *weights, dtype=dtype, use_ema=use_ema)
     merge_loras(model, loras)
-    return model.to(device).eval()
+    use_zeros(model.to(device), weights)
+    return model.eval()
 
 
 def load_control(
@@ -153,7 +155,7 @@ def kind_of_branch(names: Iterable[str]) -> str | None:
 def assign_parts(model: nn.Module, *weights: Any, **options: Any) -> None:
     """`ldm.checkpoint.assign_weights`, of pruned weights too: `model` then becomes as small as they are.
 
-    Its error also says where a file's branch is of the other kind, or pruned from another model.
+    Its error also says where a file is quantized, its branch of the other kind, or pruned from another model.
     """
     try:
         try:
@@ -164,7 +166,16 @@ def assign_parts(model: nn.Module, *weights: Any, **options: Any) -> None:
             assign_weights(model, *weights, **options)
     except ValueError as error:
         files = [one for one in weights if isinstance(one, str | Path)]
-        raise ValueError(f"{error}{_other_kind(model, files) or note_on(files)}") from None
+        own_words = f"{error}{_other_kind(model, files) or note_on(files)}"
+        raise ValueError(_quantized_words(files) or own_words) from None
+
+
+def _quantized_words(files: Sequence[str | Path]) -> str:
+    for path in files:
+        with suppress(ValueError, OSError):  # whatever else it is
+            read_content(path)
+            return f"{path} is a quantized file: give it by --quantized (in Python quantized=) alone"
+    return ""
 
 
 def _other_kind(model: nn.Module, weights: Sequence[str | Path]) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -15,11 +16,15 @@ from ldm.modules.attention import CrossAttention, FeedForward
 from ldm.modules.layers import ResBlock
 from quantize.loading import read_content
 from quantize.prune.record import read_record
+from quantize.prune.sparse import use_sparse_kernels
 from quantize.prune.units import Cut, Group, Shapes, counts_in, shrink_
+
+log = logging.getLogger(__name__)
 
 # Kinds of units. Those of a ResBlock are whole groups of its inner norm: a norm over some channels of a group
 # would have another mean, so that no smaller network computed the same.
 HEADS, MLP, RES = "heads", "mlp", "res"
+TWO_OF_FOUR = "2:4"  # as `Record.masked` calls the pattern
 MLP_MULTIPLE = 16  # channels: int8 kernels take them by 16 and more
 
 
@@ -76,6 +81,15 @@ def note_on(files: Iterable[object]) -> str:
             if isinstance(path, str | Path) and (record := read_record(path)):
                 return f"; {path} is pruned, from the model of {record.config}: take that yaml"
     return ""
+
+
+def use_zeros(model: nn.Module, files: Iterable[str | Path]) -> None:
+    """Let layers of 2:4 in `files` compute sparsely where the card of `model` can; said in the log."""
+    for path in files:
+        record = read_record(path)
+        layers = [name for name, pattern in record.masked.items() if pattern == TWO_OF_FOUR] if record else []
+        if layers:
+            log.info("%s: %s", path, use_sparse_kernels(model, layers))
 
 
 def _shrink(model: nn.Module, shapes: Shapes) -> bool:

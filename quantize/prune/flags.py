@@ -92,7 +92,7 @@ def _add_finetune(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("--steps", type=int, required=True, metavar="N", help="optimizer steps of batch 16, in all")
     add("--run", type=Path, metavar="DIR", help="checkpoints, from which the same command goes on")
-    add("--learning-rate", type=float, default=3e-4, metavar="X", help="the highest (default: %(default)s)")
+    add("--learning-rate", type=float, default=1e-3, metavar="X", help="the highest (default: %(default)s)")
     add("--cache", type=int, default=2000, metavar="N", help="scenes encoded once (default: %(default)s)")
     add("--seed", type=int, default=0, metavar="N", help="of scenes and noise (default: %(default)s)")
     add("--workers", type=int, default=1, metavar="N", help="processes that draw (default: %(default)s)")

@@ -89,10 +89,13 @@ def why_not_two_of_four(weight: Tensor) -> str | None:
 def keep_zeros(model: nn.Module, layers: Iterable[str]) -> None:
     """Let what is zero in the weights of `layers` stay so in training: their gradients are zero too.
 
-    Optimizers of which a step is zero where all gradients so far and the weight were, as AdamW's and SGD's.
+    What does not learn at this moment is passed over. For optimizers of which a step is zero where all
+    gradients so far and the weight were, as AdamW's and SGD's.
     """
     for name in layers:
         weight = model.get_parameter(f"{name}.weight")
+        if not weight.requires_grad:
+            continue
         alive = weight.detach() != 0
         weight.register_hook(lambda gradient, alive=alive: gradient * alive)
 

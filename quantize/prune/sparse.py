@@ -20,13 +20,13 @@ def use_sparse_kernels(model: nn.Module, layers: Iterable[str]) -> str:
     """Let the Linear `layers` of `model` compute sparsely where its card can; says what was done.
 
     Inference only, and on that card only: move the model before. What torch cannot hold compressed, such as a
-    layer of odd size, stays dense.
+    layer of odd size or one that has lost its zeros, stays dense.
     """
-    names = [name for name in layers if has_two_of_four(model.get_submodule(name).weight)]
-    if reason := names and why_dense(model.get_submodule(names[0]).weight):
-        return f"{len(names)} layers of 2:4 are computed as dense ones: {reason}"
-    done = sum(_compress(model.get_submodule(name)) for name in names)
-    return f"{done} layers of 2:4 are computed by sparse kernels, {len(names) - done} as dense ones"
+    found = [model.get_submodule(name) for name in layers]
+    if reason := found and why_dense(found[0].weight):
+        return f"{len(found)} layers of 2:4 are computed as dense ones: {reason}"
+    done = sum(_compress(layer) for layer in found)
+    return f"{done} layers of 2:4 are computed by sparse kernels, {len(found) - done} as dense ones"
 
 
 def why_dense(weight: torch.Tensor) -> str | None:
@@ -42,6 +42,8 @@ def why_dense(weight: torch.Tensor) -> str | None:
 
 
 def _compress(layer: nn.Linear) -> bool:
+    if not has_two_of_four(layer.weight):
+        return False
     try:
         weight = torch.sparse.to_sparse_semi_structured(layer.weight.detach())
     except (RuntimeError, ValueError) as error:  # sizes that its kernels do not take

@@ -155,3 +155,18 @@ def test_a_pruned_model_is_quantized_and_loaded_in_its_shapes(family, scheme, tm
     assert len(list(quantized_layers(loaded))) == len(plan.layers)
     # About 35 dB and 17 dB a layer of these sizes; some thirty of them add up.
     assert relative_error(call(loaded), call(small)) < {"int4_group": 0.4, "int8_dynamic": 0.05}[scheme]
+
+
+@pytest.mark.parametrize("told", [False, True])
+def test_gradients_reach_the_unets_encoder_only_when_told(told, monkeypatch):
+    unet = models()[0].model.diffusion_model
+    monkeypatch.setattr(unet, "encoder_learns", told)
+    weights = [unet.input_blocks[1][0].in_layers[2].weight, unet.out[2].weight]
+    for weight in weights:
+        monkeypatch.setattr(weight, "requires_grad", True)
+    x, text = torch.randn(1, 4, 8, 8), torch.randn(1, 77, 32)
+    control = [torch.zeros(1)[:, None, None, None]] * (len(unet.input_blocks) + 1)
+    answer = unet(x, torch.tensor([500]), text, control=control)
+    encoder, last = torch.autograd.grad(answer.sum(), weights, allow_unused=True)
+    assert last is not None
+    assert (encoder is not None) == told

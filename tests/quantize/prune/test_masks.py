@@ -108,10 +108,11 @@ def test_zeros_stay_zeros_in_training_and_others_learn(optimizer):
     network = nn.Sequential(nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 8))
     network[0].weight.data = two_of_four(network[0].weight.data)
     before = copy.deepcopy(network.state_dict())
-    keep_zeros(network, ["0"])
+    network.frozen = nn.Linear(2, 2).requires_grad_(False)
+    keep_zeros(network, ["0", "frozen"])
     steps = optimizer(network.parameters(), lr=0.01, weight_decay=0.1)
     for _ in range(5):
-        network(torch.randn(16, 8)).square().sum().backward()
+        network[:3](torch.randn(16, 8)).square().sum().backward()
         steps.step()
         steps.zero_grad()
     zeros = before["0.weight"] == 0
@@ -125,7 +126,7 @@ def test_without_a_card_layers_stay_dense_and_it_is_said():
     network[0].weight.data = two_of_four(network[0].weight.data)
     before = network[0].weight
     said = use_sparse_kernels(network, ["0", "1"])
-    assert said == "1 layers of 2:4 are computed as dense ones: sparse kernels are for CUDA, not cpu"
+    assert said == "2 layers of 2:4 are computed as dense ones: sparse kernels are for CUDA, not cpu"
     assert network[0].weight is before
 
 
