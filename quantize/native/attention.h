@@ -1,0 +1,131 @@
+// What the files of the attention kernel share: the call, a head's keys and values, the two kinds of codes.
+
+#pragma once
+
+#include <cstdint>
+
+#if defined(__AVX512BF16__) && defined(__AVX512VNNI__) && defined(__AVX512VBMI__) && defined(__AVX512BW__)
+#define FW_ATTENTION 1
+
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+
+#include "vector.h"
+
+namespace attention {
+
+constexpr int kTile = 8;         // tokens whose logits are in registers at a time
+constexpr int kGroupBytes = 4;   // of a row that one instruction multiplies: four int8 or two bfloat16
+constexpr int kMaxWidth = 512;   // of a head: what a block of rows needs is on the stack
+constexpr int kLineFloats = 16;  // of a cache line
+constexpr float kInt8Peak = 127;
+constexpr float kTiny = 1.17549435e-38f;  // the least normal number
+
+// Laid out by quantize/attention.py. `tokens up`: to a multiple of kTile. Strides: of batch, head and row, in
+// numbers.
+struct Call {
+  const float *q, *k, *v;
+  float* out;        // [batch, queries, heads, width]
+  uint8_t* codes;    // [batch * heads, tokens up, row_bytes]
+  uint16_t* values;  // [batch * heads, tokens up / 2, width + 1, 2], bfloat16
+  float* scale;      // [batch * heads, tokens up]
+  int32_t* start;    // [batch * heads, tokens up]
+  float* norm;       // [batch * heads]
+  int64_t batch, heads, queries, tokens, width, row_bytes, precise, threads;
+  int64_t q_stride[3], k_stride[3], v_stride[3];
+};
+
+// A head's part of what `pack` makes.
+struct Head {
+  uint8_t* codes;    // [tokens, row_bytes], of keys without their mean
+  uint16_t* values;  // [tokens / 2, columns, 2], bfloat16: two tokens side by side; the last column is ones
+  float* scale;      // [tokens], of int8 codes
+  int32_t* start;    // [tokens], -128 times the sum of the int8 codes: undoes `Int8::kFlip`
+  float* norm;       // length of the longest key; NaN where there is no answer
+  int64_t tokens, columns, row_bytes;
+
+  Head(const Call& call, int64_t index)
+      : tokens((call.tokens + kTile - 1) / kTile * kTile),
+        columns(call.width + 1),
+        row_bytes(call.row_bytes) {
+    codes = call.codes + index * tokens * row_bytes;
+    values = call.values + index * tokens * columns;
+    scale = call.scale + index * tokens;
+    start = call.start + index * tokens;
+    norm = call.norm + index;
+  }
+};
+
+void pack(const Call& call, int64_t index);
+
+inline const float* row_of(const float* x, const int64_t* stride, int64_t heads, int64_t index, int64_t row) {
+  return x + index / heads * stride[0] + index % heads * stride[1] + row * stride[2];
+}
+
+// Rows of a head lie far apart, which the CPU does not foresee: asked for early, none is waited for.
+inline void fetch(const float* rows, int64_t stride, int64_t count, int64_t width) {
+  for (int64_t r = 0; r < count; ++r)
+    for (int64_t c = 0; c < width; c += kLineFloats) _mm_prefetch(rows + r * stride + c, _MM_HINT_T1);
+}
+
+struct Encoded {
+  float scale, norm;  // norm is not finite where a number is not
+  int32_t sum;        // of int8 codes
+};
+
+struct Int8 {
+  // q's codes go above zero by 128, since the instruction wants one side without sign.
+  static constexpr uint32_t kFlip = 0x80808080;
+
+  static __m512i dot(__m512i sum, __m512i q, __m512i k) { return _mm512_dpbusd_epi32(sum, q, k); }
+  static __m512i start(const Head& head, int64_t t) { return _mm512_set1_epi32(head.start[t]); }
+  static Vec logit(__m512i sum, const Head& head, int64_t t) {
+    return _mm512_mul_ps(_mm512_cvtepi32_ps(sum), splat(head.scale[t]));
+  }
+
+  // codes: zeros when it is called; so they stay where all of x is too small for a scale, or not finite.
+  static Encoded encode(const float* x, int64_t n, uint8_t* codes) {
+    __m512i top = _mm512_setzero_si512(), sum = top;  // by bits, infinity and NaN are above all numbers
+    for (int64_t i = 0; i < n; i += kLanes)
+      top = _mm512_max_epu32(top, _mm512_castps_si512(_mm512_abs_ps(load(x + i, lanes(n - i)))));
+    const float peak = _mm_cvtss_f32(_mm_castsi128_ps(_mm_cvtsi32_si128(_mm512_reduce_max_epu32(top))));
+    const float scale = peak / kInt8Peak;
+    if (!std::isfinite(peak)) return {0, NAN, 0};
+    if (scale < kTiny) return {0, 0, 0};
+    const Vec inverse_scale = splat(1 / scale);
+    Vec squares = _mm512_setzero_ps();
+    for (int64_t i = 0; i < n; i += kLanes) {
+      const Vec level = _mm512_mul_ps(load(x + i, lanes(n - i)), inverse_scale);
+      const __m512i code = _mm512_cvtps_epi32(level);
+      _mm512_mask_cvtepi32_storeu_epi8(codes + i, lanes(n - i), code);
+      sum = _mm512_add_epi32(sum, code);
+      squares = _mm512_fmadd_ps(level, level, squares);
+    }
+    return {scale, std::sqrt(_mm512_reduce_add_ps(squares)) * scale, _mm512_reduce_add_epi32(sum)};
+  }
+};
+
+struct Bf16 {
+  static constexpr uint32_t kFlip = 0;
+
+  static __m512i dot(__m512i sum, __m512i q, __m512i k) {
+    return _mm512_castps_si512(_mm512_dpbf16_ps(_mm512_castsi512_ps(sum), (__m512bh)q, (__m512bh)k));
+  }
+  static __m512i start(const Head&, int64_t) { return _mm512_setzero_si512(); }
+  static Vec logit(__m512i sum, const Head&, int64_t) { return _mm512_castsi512_ps(sum); }
+
+  static Encoded encode(const float* x, int64_t n, uint8_t* codes) {
+    Vec squares = _mm512_setzero_ps();
+    for (int64_t i = 0; i < n; i += kLanes) {
+      const Vec part = load(x + i, lanes(n - i));
+      _mm256_mask_storeu_epi16(codes + 2 * i, lanes(n - i), (__m256i)_mm512_cvtneps_pbh(part));
+      squares = _mm512_fmadd_ps(part, part, squares);
+    }
+    return {1, std::sqrt(_mm512_reduce_add_ps(squares)), 0};
+  }
+};
+
+}  // namespace attention
+
+#endif
