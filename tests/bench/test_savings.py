@@ -69,9 +69,21 @@ def test_seconds_are_those_of_the_passes_that_are_made(tmp_path, capsys):
     (tmp_path / "fp32.json").write_text(json.dumps({"parts": parts}))
     assert savings.main(["--rows", NAME, "--parts", str(tmp_path / "fp32.json")]) == 0
     long, row = capsys.readouterr().out.splitlines()[-2:]
-    assert long == f"| {LONG} | 100 | 0 | 100 | 203.0 | 1.00 x |"
+    assert long == f"| {LONG} | 100 | 0 | 100 | 203.0 | 1.00 x |"  # itself, where no peer was measured
     # Steps 0, 2, 4, 6, 8 are whole; of steps 0 to 5 there is a second pass.
     assert row == f"| {NAME} | 8 | 8 | 8 | 27.0 | {203 / 27:.2f} x |"
+
+
+def test_a_peer_that_was_measured_is_what_others_are_held_against():
+    passes = {LONG: {WHOLE: 100, BETWEEN: 0, BRANCH: 100}}
+    with_peer, ours = ({name: {"median": value} for name, value in one.items()} for one in (
+        PARTS | {savings.PEER: 16.0}, {name: value / 2 for name, value in PARTS.items()},
+    ))  # fmt: skip
+    first, *_, row = savings.seconds_table(
+        passes, {"a": {"parts": with_peer}, "b": {"parts": ours}}
+    ).splitlines()
+    assert first == "diffusers, ddim 50: 803.8 s"  # 50 steps, and what ours needs once
+    assert row.endswith(f" | 603.8 | {803.75 / 603.75:.2f} x | 301.9 | {803.75 / 301.875:.2f} x |")
 
 
 def test_other_settings_are_other_pictures(tmp_path):
