@@ -31,8 +31,8 @@ class TinyScenes(Dataset):
 
     latents: np.ndarray | None = None  # [n c h w] of the first n scenes of stream "base"
 
-    def __init__(self, stage: str, seed: int, hand_drawn: float = HAND_DRAWN) -> None:
-        self.stage, self.seed, self.hand_drawn = stage, seed, hand_drawn
+    def __init__(self, stage: str, seed: int) -> None:
+        self.stage, self.seed = stage, seed
         self.stream = STREAMS.get(stage, SCENES)
 
     def __getitem__(self, index: int) -> dict[str, Tensor | str]:
@@ -50,7 +50,7 @@ class TinyScenes(Dataset):
 
     def _scene(self, index: int) -> Scene:
         rng = np.random.default_rng([self.seed, self.stream, index])
-        return random_scene(rng, hand_drawn=self.hand_drawn, widths=WIDTHS)
+        return random_scene(rng, hand_drawn=HAND_DRAWN, widths=WIDTHS)
 
     def _hint(self, scene: Scene, index: int) -> Tensor:
         """The outline, with another pen each time the scene comes round."""

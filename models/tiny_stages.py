@@ -14,12 +14,11 @@ from tqdm import tqdm
 
 from cldm.cldm import ControlLDM
 from ldm.modules.unet import UNetModel
-from models.tiny_data import HAND_DRAWN, SIDE, TinyScenes
+from models.tiny_data import SIDE, TinyScenes
 
 KL_WEIGHT = 1e-4  # per latent number against the mean absolute error: latents stay near unit scale and smooth
 LATENT_ERROR = 0.1  # of a latent's standard deviation: about what a diffusion model leaves
 DROP_PROMPT = 0.1  # share of empty prompts: guidance needs a model that knows them (Ho & Salimans 2022)
-MOSTLY_EXACT = 0.1  # share of wobbled scenes for what is to learn shapes by name
 START_LOGVAR = -6.0  # little noise at first: latents must carry something before they can be made robust
 ENCODE_BATCH = 50
 WHITEN_SCENES = 500  # enough for means and deviations of a few numbers
@@ -29,7 +28,7 @@ WHITEN_SCENES = 500  # enough for means and deviations of a few numbers
 class Stage:
     """One part of the training. `prepare` runs before its first step, `finish` on its averaged weights.
 
-    needs: the stages whose weights this one builds on. hand_drawn: share of wobbled scenes.
+    needs: the stages whose weights this one builds on.
     """
 
     name: str
@@ -41,7 +40,6 @@ class Stage:
     prepare: Callable[[ControlLDM, argparse.Namespace], None]
     finish: Callable[[ControlLDM, argparse.Namespace], None]
     needs: tuple[str, ...] = ()
-    hand_drawn: float = HAND_DRAWN
 
 
 def _nothing(model: ControlLDM, args: argparse.Namespace) -> None:
@@ -103,9 +101,9 @@ def whiten(model: ControlLDM, args: argparse.Namespace) -> None:
 
 
 @torch.no_grad()
-def encode_scenes(model: ControlLDM, seed: int, count: int, hand_drawn: float = HAND_DRAWN) -> Tensor:
+def encode_scenes(model: ControlLDM, seed: int, count: int) -> Tensor:
     """Latents [count, c, h, w] of the first `count` training scenes, on the CPU."""
-    data, vae = TinyScenes("whole", seed, hand_drawn), model.first_stage_model.eval()
+    data, vae = TinyScenes("whole", seed), model.first_stage_model.eval()
     latents = []
     for start in tqdm(range(0, count, ENCODE_BATCH), desc="latents", mininterval=20):
         pixels = torch.stack([data[i]["target"] for i in range(start, min(count, start + ENCODE_BATCH))])
@@ -113,12 +111,10 @@ def encode_scenes(model: ControlLDM, seed: int, count: int, hand_drawn: float = 
     return torch.cat(latents)
 
 
-def _cache_latents(
-    model: ControlLDM, args: argparse.Namespace, name: str = "latents", hand_drawn: float = HAND_DRAWN
-) -> None:
-    file = args.out / f"{name}-{args.cache}-{SIDE}.npy"
+def _cache_latents(model: ControlLDM, args: argparse.Namespace) -> None:
+    file = args.out / f"latents-{args.cache}-{SIDE}.npy"
     if not file.exists():
-        np.save(file, encode_scenes(model, args.seed, args.cache, hand_drawn).numpy().astype(np.float16))
+        np.save(file, encode_scenes(model, args.seed, args.cache).numpy().astype(np.float16))
     TinyScenes.latents = np.load(file)
 
 
@@ -169,10 +165,6 @@ class BaseParts(nn.Module):
         self.text = model.cond_stage_model.requires_grad_(True)
 
 
-def _unet(model: ControlLDM) -> nn.Module:
-    return model.model.diffusion_model.requires_grad_(True)
-
-
 def _drop(prompts: list[str], dropped: Tensor) -> list[str]:
     return ["" if drop else prompt for prompt, drop in zip(prompts, dropped, strict=True)]
 
@@ -200,12 +192,6 @@ def base_loss(model: ControlLDM, batch: dict, noise: torch.Generator) -> Tensor:
     x, t, v = _noised(model, batch, noise)
     # The plain U-Net's forward: the controlled one keeps gradients out of the encoder, which learns here.
     return F.mse_loss(UNetModel.forward(model.model.diffusion_model, x, t, _text(model, batch, noise)), v)
-
-
-def _start_unet(model: ControlLDM, args: argparse.Namespace) -> None:
-    """Fix the text encoder: it has learned the prompts, and takes a quarter of a step to train."""
-    _cache_latents(model, args, "exact-latents", MOSTLY_EXACT)
-    model.cond_stage_model.requires_grad_(False)
 
 
 def _start_branch(model: ControlLDM, args: argparse.Namespace) -> None:
@@ -237,9 +223,6 @@ STAGES = {
     "decoder": Stage("decoder", 2500, 8, 1e-3, DecoderParts, decoder_loss, _nothing, _nothing, ("vae",)),
     "text": Stage("text", 2000, 64, 2e-3, _text_encoder, text_loss, _nothing, _nothing),
     "base": Stage("base", 10_200, 16, 1e-3, BaseParts, base_loss, _cache_latents, _nothing, ("vae", "text")),
-    "unet": Stage(
-        "unet", 16_000, 16, 1e-3, _unet, base_loss, _start_unet, _nothing, ("vae", "base"), MOSTLY_EXACT
-    ),
     "control": Stage(
         "control", 5400, 16, 1e-3, _branch, control_loss, _start_branch, _nothing, ("vae", "base")
     ),

@@ -110,7 +110,7 @@ def train(stage: Stage, model: nn.Module, args: argparse.Namespace, steps: int) 
     run = Run(stage, model, args.out / f"{stage.name}.pt")
     if run.step < steps:
         stage.prepare(model, args)
-        data = TinyScenes(stage.name, args.seed, stage.hand_drawn)
+        data = TinyScenes(stage.name, args.seed)
         order = range(run.step * stage.batch, steps * stage.batch)
         loader = DataLoader(data, batch_size=stage.batch, sampler=order, num_workers=args.workers)
         _loop(run, stage, model, loader, (args, steps))
