@@ -26,7 +26,7 @@ extern "C" {
 // codes [rows, width], scale [rows] -> out [rows, width].
 void fw_decode_int8(const int8_t* codes, const float* scale, int64_t rows, int64_t width, int64_t threads,
                     float* out) {
-#pragma omp parallel for num_threads(useful_threads(rows* width, threads)) schedule(static)
+#pragma omp parallel for num_threads(useful_threads(rows * width, threads)) schedule(static)
   for (int64_t row = 0; row < rows; ++row) {
     const Vec step = splat(scale[row]);
     for (int64_t i = row * width; i < (row + 1) * width; i += kLanes) {
@@ -41,7 +41,7 @@ void fw_decode_int8(const int8_t* codes, const float* scale, int64_t rows, int64
 // group.
 void fw_decode_int4(const uint8_t* packed, const uint16_t* scale, int64_t rows, int64_t groups, int64_t group,
                     int64_t width, int64_t threads, float* out) {
-#pragma omp parallel for num_threads(useful_threads(rows* width, threads)) schedule(static)
+#pragma omp parallel for num_threads(useful_threads(rows * width, threads)) schedule(static)
   for (int64_t row = 0; row < rows; ++row) {
     for (int64_t part = 0; part < groups; ++part) {
       const uint8_t* from = packed + (row * groups + part) * (group / 2);

@@ -168,19 +168,25 @@ Range settle_group(const Image& in, const GroupNorm& norm, int64_t part, float* 
   return range;
 }
 
+// By value throughout: bytes may alias anything, so what lies in memory would be read again after each store.
 template <bool kSilu, typename Out, typename Finish>
-void apply_group_norm(const Image& in, const float* coefficients, int threads, Out* out,
-                      const Finish& finish) {
+inline void norm_line(const float* x, const float* middle, int64_t channels, Out* out, Finish finish) {
+  const float *factor = middle + channels, *offset = factor + channels;
+  for (int64_t c = 0; c < channels; c += kLanes) {
+    const __mmask16 mask = lanes(channels - c);
+    const Vec away = _mm512_sub_ps(load(x + c, mask), load(middle + c, mask));
+    const Vec y = _mm512_fmadd_ps(away, load(factor + c, mask), load(offset + c, mask));
+    store(out + c, mask, finish(kSilu ? silu(y) : y));
+  }
+}
+
+template <bool kSilu, typename Out, typename Finish>
+void apply_group_norm(const Image& in, const float* coefficients, int threads, Out* out, Finish finish) {
 #pragma omp parallel for num_threads(threads) schedule(static)
   for (int64_t line = 0; line < in.batch * in.rows; ++line) {
     const float* middle = coefficients + line / in.rows * 3 * in.channels;
     const int64_t start = line * in.channels;
-    for (int64_t c = 0; c < in.channels; c += kLanes) {
-      const __mmask16 mask = lanes(in.channels - c);
-      Vec y = _mm512_sub_ps(load(in.x + start + c, mask), load(middle + c, mask));
-      y = _mm512_fmadd_ps(y, load(middle + in.channels + c, mask), load(middle + 2 * in.channels + c, mask));
-      store(out + start + c, mask, finish(kSilu ? silu(y) : y));
-    }
+    norm_line<kSilu>(in.x + start, middle, in.channels, out + start, finish);
   }
 }
 
@@ -224,7 +230,7 @@ void fw_group_norm_bytes(const float* x, int64_t batch, int64_t rows, int64_t ch
                          int64_t threads, uint8_t* out) {
   const Image in{x, batch, rows, channels};
   const ToBytes to(scale, zero);
-  const auto finish = [&to](Vec y) { return to.fast(y); };
+  const auto finish = [to](Vec y) { return to.fast(y); };
   const int useful = useful_threads(batch * rows * channels, threads);
   if (with_silu)
     apply_group_norm<true>(in, coefficients, useful, out, finish);

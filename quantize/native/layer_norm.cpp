@@ -39,8 +39,9 @@ struct LayerNorm {
 };
 
 // Calls use(index of the first, mask, sixteen normed values) along a row.
+// By value: bytes may alias anything, so what lies in memory would be read again after each store.
 template <typename Use>
-inline void normed_row(const LayerNorm& norm, const float* x, const Use& use) {
+inline void normed_row(LayerNorm norm, const float* x, Use use) {
   const Moments of(x, norm.width, norm.eps);
   for (int64_t i = 0; i < norm.width; i += kLanes) {
     const __mmask16 mask = lanes(norm.width - i);
@@ -58,7 +59,7 @@ void fw_layer_norm_range(const float* x, int64_t rows, int64_t width, const floa
                          float eps, int64_t threads, float* range) {
   const LayerNorm norm{weight, bias, width, eps};
   Range all;
-#pragma omp parallel for num_threads(useful_threads(rows* width, threads)) reduction(join : all) \
+#pragma omp parallel for num_threads(useful_threads(rows * width, threads)) reduction(join : all) \
     schedule(static)
   for (int64_t row = 0; row < rows; ++row) {
     Extremes seen;
@@ -72,11 +73,11 @@ void fw_layer_norm_bytes(const float* x, int64_t rows, int64_t width, const floa
                          float eps, float scale, int64_t zero, int64_t threads, uint8_t* out) {
   const LayerNorm norm{weight, bias, width, eps};
   const ToBytes to(scale, zero);
-#pragma omp parallel for num_threads(useful_threads(rows* width, threads)) schedule(static)
+#pragma omp parallel for num_threads(useful_threads(rows * width, threads)) schedule(static)
   for (int64_t row = 0; row < rows; ++row) {
     uint8_t* const line = out + row * width;
     normed_row(norm, x + row * width,
-               [&](int64_t i, __mmask16 mask, Vec y) { store(line + i, mask, to.fast(y)); });
+               [=](int64_t i, __mmask16 mask, Vec y) { store(line + i, mask, to.fast(y)); });
   }
 }
 

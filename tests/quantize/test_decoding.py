@@ -7,7 +7,12 @@ from hypothesis import strategies as st
 
 from quantize import native
 from quantize.arithmetic import dequantize_channels, dequantize_int4, quantize_int4, quantize_int8
+from quantize.backends import cpu, make_backend
+from quantize.backends.decoded import Decoded
 from quantize.decoding import decode_int4, decode_int8
+from quantize.layers import quantize_layer
+from quantize.spec import LayerSpec
+from tests.quantize.small_layers import LAYERS, layer_and_input
 
 shapes = st.one_of(
     st.tuples(st.integers(1, 9), st.integers(1, 150)),
@@ -53,3 +58,15 @@ def test_without_a_library_and_with_strides_the_formulas_compute(strided, monkey
     assert torch.equal(decode_int8(codes, scale, codes.shape), dequantize_channels(codes, scale))
     packed, scale = quantize_int4(weight((6, 8)), 32)
     assert torch.equal(decode_int4(packed, scale, (6, 8)), dequantize_int4(packed, scale, (6, 8)))
+
+
+@pytest.mark.skipif(not cpu.is_supported(), reason="the backend asks for VNNI")
+@pytest.mark.parametrize("scheme", ["int8_weight", "int4_group"])
+@pytest.mark.parametrize("name", LAYERS)
+def test_layers_on_the_cpu_decode_natively_and_answer_as_the_reference(name, scheme):
+    layer, x = layer_and_input(name)
+    assert isinstance(make_backend("cpu", LayerSpec.of(layer, scheme)), Decoded)
+    reference, other = quantize_layer(layer, scheme), quantize_layer(layer, scheme)
+    other.bind("cpu")
+    assert torch.equal(other(x), reference(x))
+    assert other.qweight is not None  # nothing is packed: the layer can still be saved
