@@ -1,12 +1,11 @@
 // softmax(q k^T / sqrt(d)) v on bytes and bfloat16, for x86 with AVX512-VNNI, -BF16 and -VBMI.
 //
-// Dao et al. 2022 (FlashAttention): a block of tokens at a time, so that no [n, m] matrix exists. Zhang et
-// al. 2024 (SageAttention): int8 logits, after the keys' mean is taken away, which softmax does not see.
-// Here the lanes of a vector are query rows; keys and values are broadcast. So nothing is summed across
-// lanes, and no width wants filling up.
+// Dao et al. 2022 (FlashAttention): a block of tokens at a time, no [n, m] matrix. Zhang et al. 2024
+// (SageAttention): int8 logits, of keys without their mean. The lanes of a vector are query rows; keys and
+// values are broadcast. So nothing is summed across lanes, and no width wants filling up.
 //
-// Weights are bfloat16 with its whole exponent. That makes a running maximum needless: where Cauchy and
-// Schwarz bound the logits of a block of rows by 2^kFreeRange their powers of two are taken as they are,
+// Weights are bfloat16 with its whole exponent, which makes a running maximum needless: where Cauchy and
+// Schwarz keep the exponents of a block of rows below kFreeRange its powers of two are taken as they are,
 // else the rows' maxima are sought first. The sum of the weights is one more column of values, all ones.
 // quantize/attention.py has the same arithmetic in plain torch.
 
@@ -164,8 +163,8 @@ void load_queries(const Call& call, const Head& head, const float* q, int64_t ro
   const float to_log2 = kLog2E / std::sqrt(static_cast<float>(call.width));
   float range = 0;
   for (int64_t r = 0; r < kRows; ++r) {
-    std::memset(codes, 0, head.row_bytes);
     Encoded made = {0, 0, 0};
+    std::memset(codes, 0, head.row_bytes);
     if (r < rows) made = Kind::encode(q + r * call.q_stride[2], call.width, codes);
     for (int64_t g = 0; g < head.row_bytes; g += kGroupBytes) {
       uint32_t group;
@@ -212,12 +211,11 @@ void attend_block(const Call& call, int64_t index, int64_t first) {
   const Head head(call, index);
   const float* q = row_of(call.q, call.q_stride, call.heads, index, first);
   const int64_t rows = std::min<int64_t>(kRows, call.queries - first);
-  const int64_t batch = index / call.heads, of_batch = index % call.heads;
   Queries queries;
   load_queries<Kind>(call, head, q, rows, queries);
   fetch(q + kRows * call.q_stride[2], call.q_stride[2], kRows, call.width);
-  attend_rows<Kind>(call, head, queries, rows,
-                    call.out + ((batch * call.queries + first) * call.heads + of_batch) * call.width);
+  const int64_t out = (index / call.heads * call.queries + first) * call.heads + index % call.heads;
+  attend_rows<Kind>(call, head, queries, rows, call.out + out * call.width);
 }
 
 }  // namespace

@@ -84,21 +84,19 @@ struct Int8 {
     return _mm512_mul_ps(_mm512_cvtepi32_ps(sum), splat(head.scale[t]));
   }
 
-  // codes: zeros when it is called; so they stay where all of x is too small for a scale, or not finite.
+  // codes: room for whole vectors; zeros behind the last number, and for numbers too small for a scale.
   static Encoded encode(const float* x, int64_t n, uint8_t* codes) {
     __m512i top = _mm512_setzero_si512(), sum = top;  // by bits, infinity and NaN are above all numbers
     for (int64_t i = 0; i < n; i += kLanes)
       top = _mm512_max_epu32(top, _mm512_castps_si512(_mm512_abs_ps(load(x + i, lanes(n - i)))));
     const float peak = _mm_cvtss_f32(_mm_castsi128_ps(_mm_cvtsi32_si128(_mm512_reduce_max_epu32(top))));
-    const float scale = peak / kInt8Peak;
-    if (!std::isfinite(peak)) return {0, NAN, 0};
-    if (scale < kTiny) return {0, 0, 0};
-    const Vec inverse_scale = splat(1 / scale);
+    const float scale = peak / kInt8Peak >= kTiny ? peak / kInt8Peak : 0;
+    const Vec inverse_scale = splat(scale > 0 ? 1 / scale : 0);  // NaN times any is NaN, and so is norm then
     Vec squares = _mm512_setzero_ps();
     for (int64_t i = 0; i < n; i += kLanes) {
       const Vec level = _mm512_mul_ps(load(x + i, lanes(n - i)), inverse_scale);
       const __m512i code = _mm512_cvtps_epi32(level);
-      _mm512_mask_cvtepi32_storeu_epi8(codes + i, lanes(n - i), code);
+      _mm_storeu_si128(reinterpret_cast<__m128i*>(codes + i), _mm512_cvtepi32_epi8(code));
       sum = _mm512_add_epi32(sum, code);
       squares = _mm512_fmadd_ps(level, level, squares);
     }
@@ -119,7 +117,7 @@ struct Bf16 {
     Vec squares = _mm512_setzero_ps();
     for (int64_t i = 0; i < n; i += kLanes) {
       const Vec part = load(x + i, lanes(n - i));
-      _mm256_mask_storeu_epi16(codes + 2 * i, lanes(n - i), (__m256i)_mm512_cvtneps_pbh(part));
+      _mm256_storeu_si256(reinterpret_cast<__m256i*>(codes + 2 * i), (__m256i)_mm512_cvtneps_pbh(part));
       squares = _mm512_fmadd_ps(part, part, squares);
     }
     return {1, std::sqrt(_mm512_reduce_add_ps(squares)), 0};

@@ -14,6 +14,7 @@ constexpr int kAhead = 16;  // rows: what is asked for now is there when its tur
 template <class Kind>
 void pack_keys(const Call& call, const float* k, const Head& head) {
   const int64_t stride = call.k_stride[2];
+  alignas(64) uint8_t codes[2 * kMaxWidth];
   float mean[kMaxWidth] = {}, row[kMaxWidth], longest = 0, spoilt = 0;
   for (int64_t t = 0; t < call.tokens; ++t) {
     fetch(k + (t + kAhead) * stride, 0, 1, call.width);
@@ -24,9 +25,8 @@ void pack_keys(const Call& call, const float* k, const Head& head) {
     const float* key = k + std::min(t, call.tokens - 1) * stride;
     fetch(key + kAhead * stride, 0, 1, call.width);
     for (int64_t c = 0; c < call.width; ++c) row[c] = key[c] - mean[c];
-    uint8_t* codes = head.codes + t * head.row_bytes;
-    std::memset(codes, 0, head.row_bytes);
     const Encoded made = Kind::encode(row, call.width, codes);
+    std::memcpy(head.codes + t * head.row_bytes, codes, head.row_bytes);
     head.scale[t] = made.scale;
     head.start[t] = -128 * made.sum;
     longest = std::max(longest, made.norm);
@@ -54,8 +54,8 @@ void pack_values(const Call& call, const float* v, const Head& head) {
     for (int64_t c = 0; c < head.columns; c += kLanes) {
       const Vec first = value_columns(call, v, t, c), second = value_columns(call, v, t + 1, c);
       const __m512i both = (__m512i)_mm512_cvtne2ps_pbh(second, first);
-      _mm512_mask_storeu_epi32(pairs + 2 * c, lanes(head.columns - c),
-                               _mm512_permutexvar_epi16(side_by_side, both));
+      store(reinterpret_cast<float*>(pairs + 2 * c), lanes(head.columns - c),
+            _mm512_castsi512_ps(_mm512_permutexvar_epi16(side_by_side, both)));
     }
   }
 }
