@@ -100,7 +100,19 @@ def folder_jobs(folder: Path, ask: Callable[[str], Request], prompt: str | None)
 
 
 def load_pipeline(source: Source) -> "Pipeline":
-    """The model that `source` names. Errors as `cldm.pipeline.Pipeline.from_files`."""
+    """The model that `source` names. Errors as `Pipeline.from_files` and `cldm.graphed.use_graphs`."""
+    from cldm.graphed import use_graphs
+
+    if source.cuda_graphs and source.save_memory:
+        raise ValueError("--save-memory moves the weights that --cuda-graphs has to find in place: give one")
+    pipeline = _pipeline(source)
+    if source.cuda_graphs:
+        model = pipeline.model
+        use_graphs([model.model.diffusion_model, model.control_model, *pipeline.branches.values()])
+    return pipeline
+
+
+def _pipeline(source: Source) -> "Pipeline":
     from cldm.pipeline import Pipeline
 
     try:

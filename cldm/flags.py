@@ -27,7 +27,7 @@ CONTROL_FLAGS = ("control", "strength", "start", "end", "branch")
 DETECTOR_FLAGS = ("low", "high", "invert", "threshold")
 SOURCE_FLAGS = (
     "image", "init", "mask", "config", "weights", "quantized", "branches", "loras", "device", "dtype",
-    "save_memory",
+    "save_memory", "cuda_graphs",
 )  # fmt: skip
 INVERT = {"auto": None, "yes": True, "no": False}
 OWN_BRANCH = "own"
@@ -111,6 +111,7 @@ def source_from_flags(args: Namespace) -> Source:
         device=args.device or "auto",
         dtype=args.dtype or "auto",
         save_memory=bool(args.save_memory),
+        cuda_graphs=bool(args.cuda_graphs),
     )
 
 

@@ -143,6 +143,9 @@ def _add_model(parser: argparse.ArgumentParser) -> None:
     add("--device", metavar="NAME", help="auto, cpu, cuda, cuda:1, mps (default: auto)")
     add("--dtype", choices=("auto", "fp32", "fp16", "bf16"), help="default: auto, fp16 on a card")
     add("--save-memory", action="store_true", default=None, help="slower, fits into less")
+    add(
+        "--cuda-graphs", action="store_true", default=None, help="on a card: record a step once and replay it"
+    )
 
 
 def _add_output(parser: argparse.ArgumentParser) -> None:

@@ -42,6 +42,7 @@ class Source:
     device: str = "auto"
     dtype: str = "auto"
     save_memory: bool = False
+    cuda_graphs: bool = False
     digests: Mapping[str, str] = field(default_factory=dict)
 
     def to_json(self) -> str:

@@ -6,8 +6,11 @@ import pytest
 import torch
 from torch import nn
 
+import generate
 from cldm import graphed
+from cldm.batch import load_pipeline
 from cldm.graphed import Graphed, use_graphs
+from cldm.outputs import Source
 from tests.small_models import build, relative_error
 
 
@@ -83,6 +86,16 @@ def test_a_network_on_the_cpu_is_refused_and_stays_as_it_was():
     with pytest.raises(ValueError, match="need a network on a CUDA card, this one is on cpu"):
         use_graphs([network])
     assert network._compiled_call_impl is None
+
+
+def test_the_flag_is_refused_where_it_cannot_be_had(capsys):
+    given = ["--image", "test_imgs/circle.png", "--prompt", "circle", "--cuda-graphs", "--save-memory"]
+    assert generate.main(given) == 2
+    assert capsys.readouterr().err == (
+        "--save-memory moves the weights that --cuda-graphs has to find in place: give one\n"
+    )
+    with pytest.raises(ValueError, match="this one is on cpu: leave them out"):
+        load_pipeline(Source(device="cpu", cuda_graphs=True))
 
 
 def test_calls_of_a_network_go_through_the_recording_with_their_hooks(monkeypatch):
