@@ -8,9 +8,11 @@ import torch
 from omegaconf import DictConfig
 
 from cldm.cldm import ControlLDM
+from cldm.engine import fuse
 from cldm.engine_cuda import fuse_on_card
 from cldm.model import create_meta_model
 from cldm.pruned import shrink_to_quantized
+from quantize.allocator import keep_freed_memory
 from quantize.loading import load_quantized
 
 
@@ -23,13 +25,18 @@ def load_quantized_model(
 ) -> ControlLDM:
     """The model of a yaml with the weights of a file of `python -m quantize`, ready to run on `device`.
 
-    They stay in their codes. dtype: of what is float. Errors as `cldm.model.create_model` and
-    `quantize.loading.load_quantized`.
+    They stay in their codes; what lies between them is joined (`cldm.engine`, `cldm.engine_cuda`). dtype: of
+    what is float. Errors as `cldm.model.create_model` and `quantize.loading.load_quantized`.
     """
+    kind = torch.device(device).type
+    if kind == "cpu":
+        keep_freed_memory()
     model = create_meta_model(config)
     shrink_to_quantized(model, path)
     load_quantized(model, path, device=device, dtype=dtype)
     model.eval()
-    if torch.device(device).type == "cuda":
+    if kind == "cpu":
+        fuse(model)
+    if kind == "cuda":
         fuse_on_card(model)
     return model

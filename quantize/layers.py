@@ -50,19 +50,32 @@ class QuantLayer(nn.Module):
         """How bytes for it are to be read, by calibration; None where the range is each input's own."""
         return self._inputs.affine(self._buffers)
 
+    def to_bytes(self, x: Tensor) -> Quantized:
+        """x as the bytes that the layer itself would make of it; errors as of `Inputs.quantize`."""
+        return self._inputs.quantize(x, self._buffers)
+
     def forward(self, x: Tensor | Quantized) -> Tensor:
         """[..., in] or [b, c, h, w] -> [..., out] or [b, out, h, w], in the dtype of x, float32 for bytes.
 
         Bytes are taken as they are: whoever made them asked `input_affine`.
         """
         out = self._compute(x, self._buffers, self.bias)
-        if self._compute.packed:
-            self.qweight = None  # the backend has them; both together would take twice the memory
+        self._let_go()
         return out
+
+    def prepare(self) -> None:
+        """Let a backend that has its own form of the weights make it now, and not at the first call."""
+        if pack := getattr(self._compute, "pack", None):
+            pack(self._buffers)
+            self._let_go()
 
     def extra_repr(self) -> str:
         """Scheme and shape."""
         return f"{self.spec.scheme}, weight {list(self.spec.shape)}, bias={self.spec.bias}"
+
+    def _let_go(self) -> None:
+        if self._compute.packed:
+            self.qweight = None  # the backend has them; both together would take twice the memory
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> QuantLayer:
         """As of any module, but codes and scales keep their dtype: `.half()` is about the float tensors."""

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import MutableMapping
 from typing import Protocol
 
 import torch
 from torch import Tensor
 
+from quantize import kernels
 from quantize.activations import Quantized
-from quantize.arithmetic import Affine, affine_of, quantize_uint8, range_of
+from quantize.arithmetic import Affine
 from quantize.spec import LayerSpec
 from quantize.timesteps import current_group
 
-Held = Mapping[str, Tensor | None]  # a layer's tensors by name
+Held = MutableMapping[str, Tensor | None]  # a layer's tensors by name
 
 
 class Backend(Protocol):
@@ -65,8 +66,7 @@ class Inputs:
         """
         if isinstance(x, Quantized):
             return x
-        affine = self.affine(held) or affine_of(*range_of(x), "a layer's input")
-        return Quantized(quantize_uint8(x, affine), affine)
+        return kernels.quantize(x, self.affine(held))
 
 
 def out_dtype(x: Tensor | Quantized) -> torch.dtype:

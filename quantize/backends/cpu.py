@@ -79,9 +79,9 @@ class OneDnn:
 
     def pack(self, held: Held) -> None:
         """Put the weights into oneDNN's own form, where that was not done before."""
-        if self._packed is not None:
-            return
         weight, scale, geo = held["qweight"], held["scale"], self.spec.geometry
+        if self._packed is not None or weight is None:  # another thread may be first
+            return
         self._zeros = torch.zeros(scale.shape, dtype=torch.int32)
         if self._linear:
             self._packed = torch.ops.onednn.qlinear_prepack(weight.flatten(1), None)

@@ -1,0 +1,219 @@
+"""The CPU engine: what lies between the int8 layers of a loaded model, in few walks over memory.
+
+Blocks of ldm and cldm get another class in place: children, names and numbers stay. Norms and gates hand
+bytes to the layers behind them, activations lie channels last throughout, so that positions are tokens as
+they are, and keys and values of the text are computed once a text and not at every step. The results are the
+layers' own, up to the rounding of float sums. For inference alone, on float32 activations.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from cldm.cldm import ControlledUnetModel, ControlNet
+from cldm.lite import Block
+from ldm.modules import vae
+from ldm.modules.attention import (
+    GEGLU,
+    BasicTransformerBlock,
+    CrossAttention,
+    FeedForward,
+    SpatialTransformer,
+)
+from ldm.modules.layers import ResBlock, Upsample
+from ldm.modules.unet import UNetModel
+from quantize.activations import Quantized
+from quantize.attention import attend_bf16, attend_int8
+from quantize.fused import feed_bytes, feed_silu, read_alike
+from quantize.kernels import geglu_quantize
+from quantize.layers import QuantLayer
+from quantize.model import quantized_layers
+
+TEXTS_KEPT = 2  # of a request: its prompt and its negative prompt, when they are computed apart
+
+
+class FusedResBlock(ResBlock):
+    """The time embedding is added inside the second norm."""
+
+    def _forward(self, x: Tensor, emb: Tensor) -> Tensor:
+        h = self.out_layers[0](self.in_layers(x), self.emb_layers(emb))
+        return self.skip_connection(x) + self.out_layers[-1](h)
+
+
+class FusedResnetBlock(vae.ResnetBlock):
+    """Each norm and the SiLU behind it are one."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[b, c, H, W] -> [b, out_channels, H, W]."""
+        h = self.conv2(self.norm2(self.conv1(self.norm1(x))))
+        return (self.nin_shortcut(x) if hasattr(self, "nin_shortcut") else x) + h
+
+
+class FusedAttention(CrossAttention):
+    """Attends on bytes, and keeps the keys and values of the last texts."""
+
+    # Of (text, how its bytes were read, keys and values); replaced as a whole, so that threads may share it.
+    kept: tuple[tuple[Tensor, tuple, tuple[Tensor, Tensor]], ...] = ()
+
+    def keys_and_values(self, context: Tensor | Quantized) -> tuple[Tensor, Tensor]:
+        """Of context [b, m, d]: [b, heads, m, d] each."""
+        if isinstance(context, Quantized):  # positions, new at every step
+            return super().keys_and_values(context)
+        kept, read = self.kept, tuple(_affine(layer) for layer in (self.to_k, self.to_v))
+        for text, read_then, made in kept:
+            if read == read_then and torch.equal(text, context):
+                return made
+        made = super().keys_and_values(context)
+        self.kept = ((context.clone(), read, made), *kept[: TEXTS_KEPT - 1])
+        return made
+
+    def attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """Without slices: no step of it holds all logits."""
+        # Models that ask for float32 here have logits of hundreds, of which bytes would miss whole units.
+        return attend_bf16(q, k, v) if self.upcast else attend_int8(q, k, v)
+
+
+class ByteGEGLU(GEGLU):
+    """Hands bytes to the layer in `feeds`."""
+
+    feeds: tuple[QuantLayer]
+
+    def forward(self, x: Tensor | Quantized) -> Quantized:
+        """[b, n, dim_in] -> bytes [b, n, dim_out]."""
+        return geglu_quantize(self.proj(x), self.feeds[0].input_affine())
+
+
+class ByteUpsample(Upsample):
+    """Repeats bytes, a quarter of what the numbers take."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[b, c, h, w] -> [b, c, 2h, 2w]."""
+        codes, affine = self.conv.to_bytes(x)
+        return self.conv(Quantized(F.interpolate(codes, scale_factor=2.0, mode="nearest"), affine))
+
+
+def fuse(model: nn.Module) -> None:
+    """Make `model`, loaded and on the CPU, an engine: its blocks compute the same with fewer walks.
+
+    What has no quantized layers, or ranges that do not allow it, stays as it is. Models whose float weights
+    are not float32 stay as a whole.
+    """
+    if any(one.is_floating_point() and one.dtype != torch.float32 for one in model.parameters()):
+        return
+    for module in list(model.modules()):
+        if rule := RULES.get(type(module)):
+            rule(module)
+
+
+def refuse_nan(network: nn.Module, args: tuple, kwargs: Mapping[str, Any]) -> None:
+    """Before a call of `network`: ValueError if a tensor that it is given holds NaN or infinity.
+
+    Bytes cannot carry them: layers with ranges from calibration would make numbers of them, unseen.
+    """
+    for given in (*args, *kwargs.values()):
+        for tensor in given if isinstance(given, list | tuple) else [given]:
+            # Sums keep what is not finite, and are quicker than a look at each number.
+            if isinstance(tensor, Tensor) and not torch.isfinite(tensor.sum()):
+                name = type(network).__name__
+                raise ValueError(f"{name} was given NaN or infinity: only numbers can be quantized")
+
+
+def _affine(layer: nn.Module) -> tuple | None:
+    return layer.input_affine() if isinstance(layer, QuantLayer) else None
+
+
+def _res_block(block: ResBlock) -> None:
+    pairs = (block.in_layers[0], block.in_layers[-1]), (block.out_layers[0], block.out_layers[-1])
+    if all(feed_silu(norm, conv) for norm, conv in pairs):
+        block.in_layers[1] = block.out_layers[1] = nn.Identity()
+        block.__class__ = FusedResBlock
+
+
+def _resnet_block(block: vae.ResnetBlock) -> None:
+    pairs = (block.norm1, block.conv1), (block.norm2, block.conv2)
+    if all(feed_silu(norm, conv) for norm, conv in pairs):
+        block.__class__ = FusedResnetBlock
+
+
+def _transformer(block: SpatialTransformer) -> None:
+    if not block.use_linear:  # else positions are turned into tokens between the two
+        feed_bytes(block.norm, block.proj_in)
+
+
+def _transformer_block(block: BasicTransformerBlock) -> None:
+    feed_bytes(block.norm1, block.attn1.to_q, block.attn1.to_k, block.attn1.to_v)
+    feed_bytes(block.norm2, block.attn2.to_q)
+    feed_bytes(block.norm3, block.ff.net[0].proj)
+
+
+def _attention(layer: CrossAttention) -> None:
+    layer.__class__ = FusedAttention
+
+
+def _feed_forward(layer: FeedForward) -> None:
+    gate, _, out = layer.net
+    if read_alike([out]):
+        gate.__class__, gate.feeds = ByteGEGLU, (out,)
+        layer.net[1] = nn.Identity()  # dropout, which takes no bytes
+
+
+def _upsample(layer: Upsample) -> None:
+    if read_alike([layer.conv]):
+        layer.__class__ = ByteUpsample
+
+
+def _network(network: nn.Module) -> None:
+    """The U-Net, or a branch with its shape."""
+    network.register_forward_pre_hook(refuse_nan, with_kwargs=True)
+    _prepare_at_first_call(network)
+    _channels_last(network)
+    if isinstance(network, UNetModel) and feed_silu(network.out[0], network.out[-1]):
+        network.out[1] = nn.Identity()
+
+
+def _prepare_at_first_call(network: nn.Module) -> None:
+    """Pack all weights for the backend side by side: layer by layer, most of a first step would be that."""
+
+    def prepare(_: nn.Module, _args: tuple) -> None:
+        waiting.remove()
+        layers = [layer for _, layer in quantized_layers(network)]
+        with ThreadPoolExecutor(torch.get_num_threads()) as pool:
+            list(pool.map(QuantLayer.prepare, layers))
+
+    waiting = network.register_forward_pre_hook(prepare)
+
+
+def _channels_last(network: nn.Module) -> None:
+    """Let float convolutions answer channels last, which what follows them keeps up."""
+    for layer in network.modules():
+        if isinstance(layer, nn.Conv2d):
+            layer.weight.data = layer.weight.contiguous(memory_format=torch.channels_last)
+
+
+def _coder(network: vae.Encoder | vae.Decoder) -> None:
+    _channels_last(network.conv_in)
+
+
+# What is done to the modules of a class; subclasses are others.
+RULES: Mapping[type, Callable[[Any], None]] = {
+    ResBlock: _res_block,
+    SpatialTransformer: _transformer,
+    BasicTransformerBlock: _transformer_block,
+    CrossAttention: _attention,
+    FeedForward: _feed_forward,
+    Upsample: _upsample,
+    Block: lambda block: feed_bytes(block.norm, block.mlp[0]),
+    UNetModel: _network,
+    ControlledUnetModel: _network,
+    ControlNet: _network,
+    vae.ResnetBlock: _resnet_block,
+    vae.AttnBlock: lambda block: feed_bytes(block.norm, block.q, block.k, block.v),
+    vae.Encoder: _coder,
+    vae.Decoder: _coder,
+}
