@@ -1,0 +1,63 @@
+"""The engine draws what the layers draw apart: the shipped tiny model, its inputs quantized as they come."""
+
+from pathlib import Path
+
+import pytest
+
+import quantize.__main__
+from cldm import quantized
+from cldm.engine import FusedResBlock
+from cldm.pipeline import Pipeline
+from cldm.request import ControlInput, Request
+from eval.paired import psnr
+from ldm.image import read_image
+
+ROOT = Path(__file__).parents[2]
+CONFIG, SKETCH = ROOT / "models" / "tiny.yaml", ROOT / "test_imgs" / "circle.png"
+PROMPT = "cyan circle with brown background"
+SAME_DB = 45  # bytes that round to the neighbour; quantizing at all leaves some 50 dB
+REQUESTS = {
+    "plain": Request(PROMPT, steps=4),
+    "guess mode": Request(PROMPT, steps=4, guess_mode=True),
+    "two controls, one only at first": Request(
+        PROMPT, steps=4, controls=(ControlInput("scribble"), ControlInput("scribble", strength=0.5, end=0.5))
+    ),
+    "two pictures": Request(PROMPT, steps=4, num_samples=2),
+}
+
+
+@pytest.fixture(scope="module")
+def pipelines(tmp_path_factory):
+    """The tiny model's int8 layers by themselves, and as an engine."""
+    out = tmp_path_factory.mktemp("int8") / "tiny.safetensors"
+    assert (
+        quantize.__main__.main([str(CONFIG), "--scheme", "int8_dynamic", "--decoder", "--out", str(out)]) == 0
+    )
+    fused = Pipeline.from_files(CONFIG, quantized=out, device="cpu")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(quantized, "fuse", lambda _: None)
+        plain = Pipeline.from_files(CONFIG, quantized=out, device="cpu")
+    return plain, fused
+
+
+def drawn(pipeline, request):
+    sketch = read_image(SKETCH)
+    return pipeline([sketch] * len(request.controls), request).images
+
+
+@pytest.mark.parametrize("name", REQUESTS)
+def test_a_picture_of_the_engine_is_that_of_its_layers(pipelines, name):
+    pictures = [drawn(pipeline, REQUESTS[name]) for pipeline in pipelines]
+    assert min(psnr(*pictures)) > SAME_DB
+
+
+def test_a_file_that_is_loaded_for_the_cpu_becomes_an_engine(pipelines):
+    found = [any(isinstance(m, FusedResBlock) for m in pipeline.model.modules()) for pipeline in pipelines]
+    assert found == [False, True]
+
+
+def test_saving_memory_changes_nothing(pipelines):
+    """Slices and tiles larger than the picture."""
+    plain, fused = pipelines
+    saving = Pipeline(fused.model, defaults=fused.defaults, save_memory=True)
+    assert min(psnr(drawn(plain, REQUESTS["plain"]), drawn(saving, REQUESTS["plain"]))) > SAME_DB
