@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from cldm import surgery
 from cldm.convert_source import Source, has_diffusers_names, left_out, open_as_it_is, open_original
@@ -16,9 +17,11 @@ from cldm.convert_target import Result, State, Target, check_file, check_folder,
 from cldm.diffusers_fit import WHOLE, check_parts, choose_config, read_params
 from cldm.diffusers_format import is_open_clip, scheduler_config
 from cldm.diffusers_pipeline import Write, write_part, write_pipeline
+from cldm.quantized_export import flattened, mark, metadata_of, open_quantized
 from ldm.diffusers_folder import CLASSES
 from ldm.diffusers_names import OPEN_CLIP, PARTS
 from ldm.stream import MIB, SAFETENSORS
+from quantize.loading import is_quantized_file
 
 IDLE_TEXT = "cond_stage_model.model.text_projection"
 IDLE_NOTE = "the last text block of SD 2.x, which never runs and diffusers does not keep, is all zeros"
@@ -95,10 +98,11 @@ def to_diffusers(
 ) -> Result:
     """Anything that loads as a folder of diffusers: one part, or a pipeline with its tokenizer and schedule.
 
-    config: the yaml of the model, None for the published one that fits.
+    config: the yaml of the model, None for the published one that fits. Of a quantized file the int8 matrices
+    become torchao's, in their codes; the rest is decoded.
     """
     check_folder(target, [source])
-    model = open_original(source, use_ema=use_ema)
+    model = _open(source, target, config, use_ema=use_ema)
     parts = _split(model)
     config = config or choose_config(source, parts, model.prediction)
     check_parts(source, parts, config)
@@ -108,20 +112,50 @@ def to_diffusers(
         raise ValueError(f"{source} says that it predicts {model.prediction}, but {config} means {predicts}")
     text = OPEN_CLIP if is_open_clip(params) else PARTS["text_encoder"]
     ways = PARTS | {"text_encoder": text}
-    theirs = {part: ways[part].to_diffusers(state) for part, state in parts.items()}
+    theirs = flattened({part: ways[part].to_diffusers(state) for part, state in parts.items()})
 
     def fill(folder: Path, states: Mapping[str, State], write: Write) -> None:
-        if len(states) > 1:
-            write_pipeline(folder, states, params, write)
-        for part in states if len(states) == 1 else ():
-            write_part(folder, part, states[part], params, write)
+        _fill(folder, states, params, write)
+
+    def about(state: State) -> dict[str, str]:
+        return replace(model, prediction=predicts).about(state) | metadata_of(state)
 
     notes = [f"the settings are those of {config}", *model.left_out]
     if "text_encoder" in parts and is_open_clip(params):
         notes.append("left out the last text block and the text projection, which never run")
+    notes += _notes(model, parts, theirs)
+    return _noted(write_folder(target, theirs, about, fill), *notes)
+
+
+def _open(source: Path, target: Target, config: Path | None, *, use_ema: bool) -> Source:
+    """What `to_diffusers` starts from; ValueError for what a quantized file cannot be asked for."""
+    if not (source.is_file() and is_quantized_file(source)):
+        return open_original(source, use_ema=use_ema)
+    if use_ema or target.dtype:
+        raise ValueError(
+            f"{source} is quantized: leave out --use-ema and --dtype, from_pretrained has torch_dtype= for it"
+        )
+    return open_quantized(source, config)
+
+
+def _fill(folder: Path, states: Mapping[str, State], params: Mapping[str, Any], write: Write) -> None:
+    """Write one part, or a pipeline of several."""
+    whole = len(states) > 1
+    if whole:
+        write_pipeline(folder, states, params, write)
+    for part, state in states.items():
+        if not whole:
+            write_part(folder, part, state, params, write)
+        mark(folder / part if whole else folder, state)
+
+
+def _notes(model: Source, parts: Mapping[str, State], theirs: Mapping[str, State]) -> list[str]:
+    notes = []
+    if any(map(metadata_of, theirs.values())):
+        notes.append("int8 matrices of U-Net and branch keep their codes, as torchao's; the rest is decoded")
     if rest := len(model.state) - sum(map(len, parts.values())):
         notes.append(f"left out {rest} tensors: schedule, which diffusers computes")
-    return _noted(write_folder(target, theirs, replace(model, prediction=predicts).about, fill), *notes)
+    return notes
 
 
 def _stripped(source: Path, *, use_ema: bool) -> tuple[Source, dict[str, State], list[str]]:
