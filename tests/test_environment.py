@@ -29,7 +29,7 @@ EXTRAS_OF = {
     "cldm": {"train"},
     "eval": {"eval"},
     "annotator": {"annotators"},
-    "tests": {"dev", "eval", "train"},
+    "tests": {"bench", "dev", "eval", "train"},
     "bench": {"bench", "dev"},
 }
 
