@@ -1,0 +1,65 @@
+"""bench.quantized_load measures in fresh processes, and its verdicts follow from what they say."""
+
+import json
+from pathlib import Path
+
+import pytest
+from safetensors.torch import load_file
+
+from bench import quantized_load
+from bench.quantized_load import bytes_of, plan_path, selection, table, verdicts
+from bench.step_files import Files
+
+TINY = Path(__file__).parents[2] / "models" / "tiny.yaml"
+PLAN = "int8_dynamic+compact+decoder"
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory):
+    files = Files(TINY, tmp_path_factory.mktemp("load"))
+    files.make_weights()
+    return files
+
+
+def test_a_plan_names_its_file_and_its_switches(files):
+    assert plan_path(files, PLAN).name == "tiny-int8_dynamic-compact-decoder.safetensors"
+    assert plan_path(files, "int8_dynamic") == files.quantized("int8_dynamic", 0)
+    assert selection(PLAN) == {"compact": True, "decoder": True}
+    assert selection("int4_group") == {}
+
+
+def test_making_and_loading_report_what_they_took(files):
+    made = quantized_load.make(files, PLAN)
+    sizes = [tensor.nbytes for tensor in load_file(files.weights).values()]
+    assert made["largest"] == max(sizes)
+    assert plan_path(files, PLAN).stat().st_size < sum(sizes) / 3
+    assert bytes_of(plan_path(files, PLAN), "control_model.") < bytes_of(plan_path(files, PLAN))
+    loaded = quantized_load.load(files, PLAN)
+    assert loaded["all"] >= loaded["peak"] >= 0
+    assert loaded["seconds"] > 0
+
+
+def row(path, plan, seconds, peak=0.0):
+    times = {"seconds": seconds, "peak": peak, "read": 0.1}
+    made = {"seconds": 1.0, "peak": 1e9, "largest": 1e8}
+    return {"plan": plan, "path": path, "make": plan and made, "cold": times, "warm": times}
+
+
+def test_verdicts_say_which_targets_are_missed(files):
+    quantized_load.make(files, PLAN)
+    path = plan_path(files, PLAN)
+    base = row(files.weights, None, 10.0)
+    good = verdicts([base, row(path, PLAN, 0.9, peak=1.2 * path.stat().st_size)])
+    assert [line.split(":")[0] for line in good] == ["kept"] * 5
+    bad = verdicts([base, row(path, PLAN, 1.1, peak=1.3 * path.stat().st_size)])
+    assert [line.split(":")[0] for line in bad] == ["kept", "kept", "MISSED", "MISSED", "kept"]
+    lines = table([base, row(path, PLAN, 0.5)]).splitlines()
+    assert {line.count("|") for line in lines} == {lines[0].count("|")}
+    assert "| 20.0 x |" in lines[-1]
+
+
+def test_a_task_answers_in_json_on_its_last_line(files, capsys):
+    quantized_load.make(files, PLAN)
+    options = ["--config", str(TINY), "--folder", str(files.folder), "--task", "load", PLAN]
+    assert quantized_load.main(options) == 0
+    assert json.loads(capsys.readouterr().out.splitlines()[-1]).keys() == {"seconds", "peak", "read", "all"}
