@@ -14,6 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from cldm.convert_shell import INTERRUPTED
+
 if TYPE_CHECKING:
     import numpy as np
 
@@ -132,7 +134,10 @@ def _quantize(task: Task, flags: Sequence[str], out: Path) -> None:
     import quantize.__main__
 
     target = [] if "--plan-out" in flags else ["--out", str(out)]
-    if code := quantize.__main__.main([str(task.config), *flags, *target]):
+    code = quantize.__main__.main([str(task.config), *flags, *target])
+    if code == INTERRUPTED:
+        raise KeyboardInterrupt
+    if code:
         raise ValueError(f"python -m quantize {' '.join(flags)} ended with code {code}")
 
 

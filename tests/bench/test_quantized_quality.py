@@ -42,6 +42,13 @@ def test_rows_are_measured_once_and_anew_when_the_weights_change(config, tmp_pat
     assert len(made) == 2
 
 
+def test_ctrl_c_while_a_file_is_made_stops_all(config, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(quantized_quality, "full_precision", lambda task: (ROW, []))
+    monkeypatch.setattr(quantize.__main__, "main", lambda argv: 130)
+    assert bench(config, tmp_path, "--rows", "int8_weight") == 130
+    assert capsys.readouterr().err == f"stopped; the rows that were finished are in {tmp_path}\n"
+
+
 def test_a_file_is_a_row_quantized_or_not(config, tmp_path, capsys):
     out = tmp_path / "q.safetensors"
     quantized = [str(config), "--scheme", "int8_weight", "--out", str(out)]
