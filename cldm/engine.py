@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from einops import rearrange
 from torch import Tensor, nn
 
 from cldm.cldm import ControlledUnetModel, ControlNet
@@ -39,11 +40,13 @@ TEXTS_KEPT = 2  # of a request: its prompt and its negative prompt, when they ar
 
 
 class FusedResBlock(ResBlock):
-    """The time embedding is added inside the second norm."""
+    """The time embedding is added inside the second norm, what goes around inside the last convolution."""
 
     def _forward(self, x: Tensor, emb: Tensor) -> Tensor:
         h = self.out_layers[0](self.in_layers(x), self.emb_layers(emb))
-        return self.skip_connection(x) + self.out_layers[-1](h)
+        if isinstance(self.skip_connection, nn.Identity):  # x may be a skip too, which later blocks read
+            return x + self.out_layers[-1](h)
+        return _add(self.out_layers[-1], h, self.skip_connection(x))
 
 
 class FusedResnetBlock(vae.ResnetBlock):
@@ -53,6 +56,29 @@ class FusedResnetBlock(vae.ResnetBlock):
         """[b, c, H, W] -> [b, out_channels, H, W]."""
         h = self.conv2(self.norm2(self.conv1(self.norm1(x))))
         return (self.nin_shortcut(x) if hasattr(self, "nin_shortcut") else x) + h
+
+
+class FusedTransformer(SpatialTransformer):
+    """Between 1x1 convolutions; its input is added inside the last of them."""
+
+    def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
+        """x: [b, c, h, w]; context: [b, m, d] -> [b, c, h, w]."""
+        tokens = rearrange(self.proj_in(self.norm(x)), "b c h w -> b (h w) c")
+        for block in self.transformer_blocks:
+            tokens = block(tokens, context)
+        h = rearrange(tokens, "b (h w) c -> b c h w", h=x.shape[-2])
+        return _add(self.proj_out, h, x)
+
+
+class FusedTransformerBlock(BasicTransformerBlock):
+    """Its input is added inside the last layer of each part."""
+
+    def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
+        """x: [b, n, c]; context: [b, m, d] -> [b, n, c]."""
+        x = _add(self.attn1.to_out[0], self.attn1.mix(self.norm1(x)), x)
+        x = _add(self.attn2.to_out[0], self.attn2.mix(self.norm2(x), context), x)
+        gate, _, out = self.ff.net
+        return _add(out, gate(self.norm3(x)), x)
 
 
 class FusedAttention(CrossAttention):
@@ -124,6 +150,11 @@ def refuse_nan(network: nn.Module, args: tuple, kwargs: Mapping[str, Any]) -> No
                 raise ValueError(f"{name} was given NaN or infinity: only numbers can be quantized")
 
 
+def _add(layer: nn.Module, x: Tensor | Quantized, onto: Tensor) -> Tensor:
+    """onto + layer(x); nobody may read `onto` any more."""
+    return layer(x, onto=onto) if isinstance(layer, QuantLayer) else onto + layer(x)
+
+
 def _affine(layer: nn.Module) -> tuple | None:
     return layer.input_affine() if isinstance(layer, QuantLayer) else None
 
@@ -142,14 +173,16 @@ def _resnet_block(block: vae.ResnetBlock) -> None:
 
 
 def _transformer(block: SpatialTransformer) -> None:
-    if not block.use_linear:  # else positions are turned into tokens between the two
+    if not block.use_linear:  # else positions are turned into tokens between the norm and the layer
         feed_bytes(block.norm, block.proj_in)
+        block.__class__ = FusedTransformer
 
 
 def _transformer_block(block: BasicTransformerBlock) -> None:
     feed_bytes(block.norm1, block.attn1.to_q, block.attn1.to_k, block.attn1.to_v)
     feed_bytes(block.norm2, block.attn2.to_q)
     feed_bytes(block.norm3, block.ff.net[0].proj)
+    block.__class__ = FusedTransformerBlock
 
 
 def _attention(layer: CrossAttention) -> None:
@@ -196,10 +229,6 @@ def _channels_last(network: nn.Module) -> None:
             layer.weight.data = layer.weight.contiguous(memory_format=torch.channels_last)
 
 
-def _coder(network: vae.Encoder | vae.Decoder) -> None:
-    _channels_last(network.conv_in)
-
-
 # What is done to the modules of a class; subclasses are others.
 RULES: Mapping[type, Callable[[Any], None]] = {
     ResBlock: _res_block,
@@ -214,6 +243,6 @@ RULES: Mapping[type, Callable[[Any], None]] = {
     ControlNet: _network,
     vae.ResnetBlock: _resnet_block,
     vae.AttnBlock: lambda block: feed_bytes(block.norm, block.q, block.k, block.v),
-    vae.Encoder: _coder,
-    vae.Decoder: _coder,
+    vae.Encoder: lambda network: _channels_last(network.conv_in),
+    vae.Decoder: lambda network: _channels_last(network.conv_in),
 }

@@ -54,12 +54,17 @@ class QuantLayer(nn.Module):
         """x as the bytes that the layer itself would make of it; errors as of `Inputs.quantize`."""
         return self._inputs.quantize(x, self._buffers)
 
-    def forward(self, x: Tensor | Quantized) -> Tensor:
+    def forward(self, x: Tensor | Quantized, onto: Tensor | None = None) -> Tensor:
         """[..., in] or [b, c, h, w] -> [..., out] or [b, out, h, w], in the dtype of x, float32 for bytes.
 
-        Bytes are taken as they are: whoever made them asked `input_affine`.
+        Bytes are taken as they are: whoever made them asked `input_affine`. onto: what the output is added
+        to, of its shape; its memory may be used up for the sum.
         """
-        out = self._compute(x, self._buffers, self.bias)
+        given, add = (x, self._buffers, self.bias), getattr(self._compute, "add", None)
+        if onto is None:
+            out = self._compute(*given)
+        else:
+            out = add(*given, onto) if add else onto + self._compute(*given)
         self._let_go()
         return out
 

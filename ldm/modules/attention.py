@@ -47,6 +47,10 @@ class CrossAttention(nn.Module):
 
     def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
         """x: [b, n, c]; context: [b, m, d] -> [b, n, c]."""
+        return self.to_out(self.mix(x, context))
+
+    def mix(self, x: Tensor, context: Tensor | None = None) -> Tensor:
+        """What the heads find, before it is projected: [b, n, heads * d]."""
         q = self.split(self.to_q(x))
         k, v = self.keys_and_values(x if context is None else context)
         if self.upcast and q.dtype != torch.float32:
@@ -55,7 +59,7 @@ class CrossAttention(nn.Module):
                 out = self.attend(q.float(), k.float(), v.float()).to(x.dtype)
         else:
             out = self.attend(q, k, v)
-        return self.to_out(rearrange(out, "b h n d -> b n (h d)"))
+        return rearrange(out, "b h n d -> b n (h d)")
 
     def split(self, projected: Tensor) -> Tensor:
         """[b, n, heads * d] -> [b, heads, n, d]."""

@@ -21,6 +21,9 @@ class Backend(Protocol):
     """Computes one layer.
 
     packed: whether it has the weights in a form of its own, so that the layer's may go.
+
+    It may have two methods more: `pack(held)` makes that form ahead of the first call; `add(x, held, bias,
+    onto)` gives the sum of `onto` and the output, in the memory of `onto` if it likes.
     """
 
     packed: bool

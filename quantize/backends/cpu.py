@@ -14,13 +14,13 @@ import torch
 from torch import Tensor
 
 from quantize.activations import Quantized
-from quantize.arithmetic import Affine
 from quantize.backends.base import Held, Inputs, out_dtype
 from quantize.spec import Geometry, LayerSpec
 
 log = logging.getLogger(__name__)
 
-FLOAT_OUT = (1.0, 0, torch.float32, "none", [], "")  # outputs are float32, and nothing is done to them
+FLOAT_OUT = (1.0, 0, torch.float32)
+NO_POST_OP = ("none", [], "")
 POINTWISE = Geometry(stride=(1, 1), padding=(0, 0), dilation=(1, 1), groups=1)
 OPERATORS = ("qlinear_prepack", "qlinear_pointwise", "qconv_prepack", "qconv2d_pointwise")
 
@@ -72,10 +72,13 @@ class OneDnn:
             weight = torch.empty(self.spec.shape, device="meta")
             shape = self.spec.apply(given.float().to("meta"), weight).shape
             return given.new_empty(shape, dtype=out_dtype(x))
-        self.pack(held)
-        codes, affine = self._inputs.quantize(x, held)
-        weight = (self._packed, held["scale"], self._zeros, None if bias is None else bias.float())
-        return self._multiply(codes, affine, weight).to(out_dtype(x))
+        return self._multiply(x, held, bias, None).to(out_dtype(x))
+
+    def add(self, x: Tensor | Quantized, held: Held, bias: Tensor | None, onto: Tensor) -> Tensor:
+        """See `Backend`: the sum is part of the multiplication, where `onto` lies as the output does."""
+        layout = torch.contiguous_format if self.spec.geometry is None else torch.channels_last
+        fits = onto.dtype == out_dtype(x) == torch.float32 and onto.is_contiguous(memory_format=layout)
+        return self._multiply(x, held, bias, onto) if fits and onto.numel() else onto + self(x, held, bias)
 
     def pack(self, held: Held) -> None:
         """Put the weights into oneDNN's own form, where that was not done before."""
@@ -89,15 +92,37 @@ class OneDnn:
             # Scale and zero point of the inputs only say that there are some; calls bring their own.
             self._packed = torch.ops.onednn.qconv_prepack(weight, scale, 1.0, 1, *_walk(geo), None)
 
-    def _multiply(self, codes: Tensor, affine: Affine, weight: tuple) -> Tensor:
+    def _multiply(
+        self, x: Tensor | Quantized, held: Held, bias: Tensor | None, onto: Tensor | None
+    ) -> Tensor:
+        self.pack(held)
+        codes, affine = self._inputs.quantize(x, held)
+        scales = (self._packed, held["scale"], self._zeros)
+        bias = None if bias is None else bias.float()
         if self.spec.geometry is None:
-            return torch.ops.onednn.qlinear_pointwise(codes, *affine, *weight, *FLOAT_OUT)
+            return _linear((codes, *affine, *scales), bias, onto)
         codes = codes.contiguous(memory_format=torch.channels_last)
         if not self._linear:
-            walk = _walk(self.spec.geometry)
-            return torch.ops.onednn.qconv2d_pointwise(codes, *affine, *weight, *walk, *FLOAT_OUT)
+            return _conv((codes, *affine, *scales), bias, _walk(self.spec.geometry), onto)
         positions = codes.permute(0, 2, 3, 1)  # [b, h, w, c]
-        return torch.ops.onednn.qlinear_pointwise(positions, *affine, *weight, *FLOAT_OUT).permute(0, 3, 1, 2)
+        onto = None if onto is None else onto.permute(0, 2, 3, 1)
+        return _linear((positions, *affine, *scales), bias, onto).permute(0, 3, 1, 2)
+
+
+def _linear(operands: tuple, bias: Tensor | None, onto: Tensor | None) -> Tensor:
+    if onto is None:
+        return torch.ops.onednn.qlinear_pointwise(*operands, bias, *FLOAT_OUT, *NO_POST_OP)
+    added = (1.0, 0, "add", 1.0)
+    return torch.ops.onednn.qlinear_pointwise.binary(*operands, onto, bias, *FLOAT_OUT, *added, *NO_POST_OP)
+
+
+def _conv(operands: tuple, bias: Tensor | None, walk: tuple, onto: Tensor | None) -> Tensor:
+    if onto is None:
+        return torch.ops.onednn.qconv2d_pointwise(*operands, bias, *walk, *FLOAT_OUT, *NO_POST_OP)
+    summed = (1.0, 0, "sum", 1.0)  # into the memory of `onto`: convolutions have no other way
+    return torch.ops.onednn.qconv2d_pointwise.binary(
+        *operands, onto, bias, *walk, *FLOAT_OUT, *summed, *NO_POST_OP
+    )
 
 
 def _walk(geo: Geometry) -> tuple:

@@ -40,6 +40,27 @@ def test_bytes_give_what_the_floats_give_that_they_were_made_of(name, scheme, ba
     assert torch.equal(out, layer(x))
 
 
+@pytest.mark.parametrize("backend", [name for name in BACKENDS if name != "cuda"])
+@pytest.mark.parametrize("scheme", ["int8_weight", *BYTES])
+@pytest.mark.parametrize("name", LAYERS)
+def test_an_output_is_added_to_what_is_there(name, scheme, backend):
+    layer, x = quantized_layer(name, scheme, backend)
+    out = layer(x)
+    total = torch.randn(out.shape, generator=torch.Generator().manual_seed(1))
+    laid_out = [total.clone()]
+    if out.ndim == 4:
+        laid_out.append(total.contiguous(memory_format=torch.channels_last).clone())
+    for onto in laid_out:
+        assert sqnr_db(total + out, layer(x, onto=onto)) > 130  # one rounding more or less
+    half = layer(x, onto=total.bfloat16())
+    assert sqnr_db(total + out, half) > 40
+
+
+def test_nothing_is_added_to_nothing():
+    layer, x = quantized_layer("conv 1x1, no bias", "int8_dynamic", "cpu")
+    assert layer(x[:0], onto=layer(x)[:0]).shape == layer(x)[:0].shape
+
+
 def test_only_int8_by_int8_takes_bytes():
     taken = {scheme: quantized_layer("linear", scheme)[0].takes_bytes for scheme in SCHEMES}
     assert [scheme for scheme, takes in taken.items() if takes] == BYTES
