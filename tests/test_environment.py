@@ -87,7 +87,19 @@ def files_of(part):
 
 @pytest.mark.parametrize(
     "part",
-    ["ldm", "cldm", "annotator", "eval", "models", "generate.py", "share.py", "bench", "test_imgs", "tests"]
+    [
+        "ldm",
+        "cldm",
+        "annotator",
+        "eval",
+        "quantize",
+        "models",
+        "generate.py",
+        "share.py",
+        "bench",
+        "test_imgs",
+        "tests",
+    ]
     + ["tool_convert.py", "tool_download_models.py"],
 )
 def test_what_is_imported_is_declared(part):
