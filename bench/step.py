@@ -5,9 +5,10 @@
     python -m bench.step --picture --only diffusers ours-int8-dynamic --rounds 1
 
 All have the same random weights and inputs. Each contender has a process of its own and computes when its
-turn comes, while the others stand still. The first run of each is not timed: it packs weights. With --json
-the rounds of several runs add up in one file. Peak memory is the process's resident set, pages of mapped
-files included. Weights and converted models stay in --folder, 14 GB for all contenders.
+turn comes, while the others stand still. The first run of each is not timed: it packs weights. Nor is the
+first of each turn (--settle): it finds cold caches, which steps of one picture do not. With --json the rounds
+of several runs add up in one file. Peak memory is the process's resident set, pages of mapped files included.
+Weights and converted models stay in --folder, 14 GB for all contenders.
 """
 
 from __future__ import annotations
@@ -54,7 +55,7 @@ def race(args: argparse.Namespace, setting: Setting, names: list[str], results: 
             if args.wait and not _told_to_go():
                 break
             for worker in racing:
-                results[worker.name]["runs"].append(worker.run())
+                results[worker.name]["runs"].append(worker.run(0 if setting.picture else args.settle))
             if args.json:
                 write_results(args.json, setting, results)
 
@@ -95,6 +96,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     add("--batch", type=int, default=2, help="latents a step, 2 for guidance (default: %(default)s)")
     add("--threads", type=int, default=2, help="of each contender (default: %(default)s)")
     add("--rounds", type=int, default=3, help="timed runs of each (default: %(default)s)")
+    add("--settle", type=int, default=1, help="untimed runs before each timed one (default: %(default)s)")
     add("--picture", action="store_true", help="whole pictures: text, steps with guidance, decoding")
     add("--steps", type=int, default=20, help="of DDIM, with --picture (default: %(default)s)")
     add("--json", type=Path, metavar="FILE", help="keeps the rounds of several runs")

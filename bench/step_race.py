@@ -34,16 +34,20 @@ class Worker:
             stdin=subprocess.PIPE, stdout=subprocess.PIPE,
         )  # fmt: skip
         self.loading = self._answer()
+        self._process.send_signal(signal.SIGSTOP)
 
-    def run(self) -> dict[str, Any]:
-        """Seconds, CPU-seconds and peak bytes of one run. RuntimeError with its last words if it died."""
+    def run(self, settle: int = 0) -> dict[str, Any]:
+        """Seconds, CPU-seconds and peak bytes of one run. RuntimeError with its last words if it died.
+
+        settle: untimed runs before it. Whoever stood still finds other processes' data in the caches; within
+        a picture one step follows the other.
+        """
         self._process.send_signal(signal.SIGCONT)
-        try:
-            self._process.stdin.write(f"{GO}\n")
-            self._process.stdin.flush()
-        except BrokenPipeError:
-            self._died()
-        return self._answer()
+        for _ in range(settle):
+            self._ask()
+        measured = self._ask()
+        self._process.send_signal(signal.SIGSTOP)
+        return measured
 
     def close(self) -> None:
         """End it."""
@@ -51,11 +55,18 @@ class Worker:
         self._process.communicate()
         self._log.close()
 
+    def _ask(self) -> dict[str, Any]:
+        try:
+            self._process.stdin.write(f"{GO}\n")
+            self._process.stdin.flush()
+        except BrokenPipeError:
+            self._died()
+        return self._answer()
+
     def _answer(self) -> dict[str, Any]:
         line = self._process.stdout.readline()
         if not line:
             self._died()
-        self._process.send_signal(signal.SIGSTOP)
         return json.loads(line)
 
     def _died(self) -> None:
