@@ -65,8 +65,8 @@ class Request:
 
     These save time and change the picture (docs/speed.md); as they are they do nothing. guidance_start,
     guidance_end: the part of the steps that are guided; the others leave out the pass without the prompt.
-    reuse_every: only every so manieth step computes the whole U-Net and the branches, those between use its
-    deep features again, cut at `reuse_cut` (cldm.reuse.CUTS). control_every: the same of the branches alone.
+    reuse_every: one step in so many computes the whole U-Net and the branches, those between use its deep
+    features again, cut at `reuse_cut` (ldm.modules.kept.CUTS). control_every: the same of the branches alone.
     """
 
     prompt: str
