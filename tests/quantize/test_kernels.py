@@ -91,7 +91,9 @@ def test_bytes_and_extremes_are_those_of_the_formulas(x, affine):
     assert torch.equal(got.codes, quantize_uint8(x, got.affine))
     assert affine is None or got.affine == affine
     if x.is_contiguous(memory_format=torch.preserve_format if x.ndim != 4 else torch.channels_last):
-        assert got.codes.stride() == x.stride()
+        # An axis of one element may have any stride.
+        walked = [axis for axis, length in enumerate(x.shape) if length > 1]
+        assert [got.codes.stride(axis) for axis in walked] == [x.stride(axis) for axis in walked]
 
 
 @pytest.mark.parametrize("format", [torch.contiguous_format, torch.channels_last])
