@@ -23,16 +23,21 @@ SCENES, HINTS, PATCHES_AT = 2, 3, 4  # further streams: of base and control, of 
 HAND_DRAWN = 0.5  # half of the scenes are wobbled: people's outlines are
 BINARY_HINTS = 0.5  # annotators give black and white, renderings have soft edges: the branch sees both
 BINARY_THRESHOLD = 64
+POSE_SHIFT, POSE_RADIUS = 0.06, (0.28, 0.38)  # of the side
+POSE_TILT = np.pi / 36
 WIDTHS = (1.0, 24.0)  # of lines, pixels at 512
 
 
 class TinyScenes(Dataset):
-    """Scenes as tensors: target [3 H W] in [-1, 1]; with latents, hint [3 H W] in [0, 1] and prompt too."""
+    """Scenes as tensors: target [3 H W] in [-1, 1]; with latents, hint [3 H W] in [0, 1] and prompt too.
+
+    posed: share of scenes whose shape stands exact and upright in the middle.
+    """
 
     latents: np.ndarray | None = None  # [n c h w] of the first n scenes of stream "base"
 
-    def __init__(self, stage: str, seed: int) -> None:
-        self.stage, self.seed = stage, seed
+    def __init__(self, stage: str, seed: int, posed: float = 0.0) -> None:
+        self.stage, self.seed, self.posed = stage, seed, posed
         self.stream = STREAMS.get(stage, SCENES)
 
     def __getitem__(self, index: int) -> dict[str, Tensor | str]:
@@ -50,7 +55,8 @@ class TinyScenes(Dataset):
 
     def _scene(self, index: int) -> Scene:
         rng = np.random.default_rng([self.seed, self.stream, index])
-        return random_scene(rng, hand_drawn=HAND_DRAWN, widths=WIDTHS)
+        scene = random_scene(rng, hand_drawn=HAND_DRAWN, widths=WIDTHS)
+        return _posed(scene, rng) if rng.random() < self.posed else scene
 
     def _hint(self, scene: Scene, index: int) -> Tensor:
         """The outline, with another pen each time the scene comes round."""
@@ -60,6 +66,13 @@ class TinyScenes(Dataset):
         if rng.random() < BINARY_HINTS:
             source = cv2.threshold(source, BINARY_THRESHOLD, 255, cv2.THRESH_BINARY)[1]
         return to_tensor(source)
+
+
+def _posed(scene: Scene, rng: np.random.Generator) -> Scene:
+    """The same shape and colours, drawn exactly, upright, large and near the middle."""
+    centre = tuple((0.5 + rng.uniform(-POSE_SHIFT, POSE_SHIFT, size=2)).tolist())
+    tilt = rng.uniform(-POSE_TILT, POSE_TILT)
+    return replace(scene, centre=centre, radius=rng.uniform(*POSE_RADIUS), angle=tilt, wobble=0.0, gaps=())
 
 
 def facts(scene: Scene) -> Tensor:

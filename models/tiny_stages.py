@@ -6,29 +6,29 @@ import argparse
 from collections.abc import Callable
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from tqdm import tqdm
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from cldm.cldm import ControlLDM
 from ldm.modules.unet import UNetModel
-from models.tiny_data import SIDE, TinyScenes
+from models.tiny_latents import cache_latents, whiten
+from models.tiny_optimizers import MatrixSteps, adamw
 
 KL_WEIGHT = 1e-4  # per latent number against the mean absolute error: latents stay near unit scale and smooth
 LATENT_ERROR = 0.1  # of a latent's standard deviation: about what a diffusion model leaves
 DROP_PROMPT = 0.1  # share of empty prompts: guidance needs a model that knows them (Ho & Salimans 2022)
+POSED = 0.8  # share of upright shapes in the middle, from which the U-Net learns what a shape's name means
 START_LOGVAR = -6.0  # little noise at first: latents must carry something before they can be made robust
-ENCODE_BATCH = 50
-WHITEN_SCENES = 500  # enough for means and deviations of a few numbers
 
 
 @dataclass(frozen=True)
 class Stage:
     """One part of the training. `prepare` runs before its first step, `finish` on its averaged weights.
 
-    needs: the stages whose weights this one builds on.
+    needs: the stages whose weights this one builds on. posed: share of scenes in the middle.
+    optimizer: makes it for the trained parts and a learning rate.
     """
 
     name: str
@@ -40,6 +40,8 @@ class Stage:
     prepare: Callable[[ControlLDM, argparse.Namespace], None]
     finish: Callable[[ControlLDM, argparse.Namespace], None]
     needs: tuple[str, ...] = ()
+    posed: float = 0.0
+    optimizer: Callable[[nn.Module, float], torch.optim.Optimizer | MatrixSteps] = adamw
 
 
 def _nothing(model: ControlLDM, args: argparse.Namespace) -> None:
@@ -80,42 +82,6 @@ def vae_loss(model: ControlLDM, batch: dict, noise: torch.Generator) -> Tensor:
     error = _latent_error(posterior.mean, noise)
     pixels = vae.decode(posterior.sample(noise) + error)
     return F.l1_loss(pixels, target) + KL_WEIGHT * posterior.kl().mean() / posterior.mean[0].numel()
-
-
-@torch.no_grad()
-def whiten(model: ControlLDM, args: argparse.Namespace) -> None:
-    """Fold each latent channel's mean and deviation into the 1x1 convolutions around the latent.
-
-    Decoding is unchanged; latents leave with zero mean and unit variance, so that scale_factor is 1.
-    """
-    vae = model.first_stage_model.eval().requires_grad_(False)
-    latents = encode_scenes(model, args.seed, WHITEN_SCENES)
-    mean, std = latents.mean(dim=(0, 2, 3)).to(model.device), latents.std(dim=(0, 2, 3)).to(model.device)
-    channels = len(mean)
-    post, quant = vae.post_quant_conv, vae.quant_conv
-    post.bias += post.weight[:, :, 0, 0] @ mean
-    post.weight *= std[None, :, None, None]
-    quant.bias[:channels] = (quant.bias[:channels] - mean) / std
-    quant.weight[:channels] /= std[:, None, None, None]
-    quant.bias[channels:] -= 2 * std.log()  # the log-variance of a divided latent
-
-
-@torch.no_grad()
-def encode_scenes(model: ControlLDM, seed: int, count: int) -> Tensor:
-    """Latents [count, c, h, w] of the first `count` training scenes, on the CPU."""
-    data, vae = TinyScenes("whole", seed), model.first_stage_model.eval()
-    latents = []
-    for start in tqdm(range(0, count, ENCODE_BATCH), desc="latents", mininterval=20):
-        pixels = torch.stack([data[i]["target"] for i in range(start, min(count, start + ENCODE_BATCH))])
-        latents.append(vae.encode(pixels.to(model.device)).mode().cpu())
-    return torch.cat(latents)
-
-
-def _cache_latents(model: ControlLDM, args: argparse.Namespace) -> None:
-    file = args.out / f"latents-{args.cache}-{SIDE}.npy"
-    if not file.exists():
-        np.save(file, encode_scenes(model, args.seed, args.cache).numpy().astype(np.float16))
-    TinyScenes.latents = np.load(file)
 
 
 class DecoderParts(nn.Module):
@@ -165,6 +131,10 @@ class BaseParts(nn.Module):
         self.text = model.cond_stage_model.requires_grad_(True)
 
 
+def _unet(model: ControlLDM) -> nn.Module:
+    return model.model.diffusion_model.requires_grad_(True)
+
+
 def _drop(prompts: list[str], dropped: Tensor) -> list[str]:
     return ["" if drop else prompt for prompt, drop in zip(prompts, dropped, strict=True)]
 
@@ -174,14 +144,18 @@ def _text(model: ControlLDM, batch: dict, noise: torch.Generator) -> Tensor:
     return model.get_learned_conditioning(_drop(batch["prompt"], dropped))
 
 
-def _noised(model: ControlLDM, batch: dict, noise: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
-    """Noisy latents, timesteps, and the velocity to predict."""
+def _noised(
+    model: ControlLDM, batch: dict, noise: torch.Generator, *, late: bool = True
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Noisy latents, timesteps, and the velocity to predict.
+
+    late: draw a third of the timesteps above 900. Only there do colours depend on the prompt, below it the
+    noisy latent tells them.
+    """
     x0 = batch["latent"].to(model.device)
-    # One draw from each of b equal parts of [0, 1): less variance than b free ones. A third of the timesteps
-    # are then above 900: only there do pictures depend on the prompt, below it the noisy latent tells all.
-    b = len(x0)
+    b = len(x0)  # one draw from each of b equal parts of [0, 1): less variance than b free ones
     u = (torch.arange(b) + torch.rand(b, generator=noise)) / b
-    t = ((1 - (1 - u) ** 2) * model.num_timesteps).long()
+    t = ((1 - (1 - u) ** 2 if late else u) * model.num_timesteps).long()
     t = t.clamp(max=model.num_timesteps - 1).to(model.device)
     eps = torch.randn(x0.shape, generator=noise).to(model.device)
     return model.q_sample(x0, t, eps), t, model.get_v(x0, eps, t)
@@ -194,9 +168,27 @@ def base_loss(model: ControlLDM, batch: dict, noise: torch.Generator) -> Tensor:
     return F.mse_loss(UNetModel.forward(model.model.diffusion_model, x, t, _text(model, batch, noise)), v)
 
 
+def unet_loss(model: ControlLDM, batch: dict, noise: torch.Generator) -> Tensor:
+    """As `base_loss` with timesteps drawn evenly: shapes are decided at all of them, colours at the last.
+
+    In bfloat16, and attention as plain products: two thirds of the time on a CPU that multiplies it.
+    """
+    x, t, v = _noised(model, batch, noise, late=False)
+    text = _text(model, batch, noise)
+    with torch.autocast(model.device.type, torch.bfloat16), sdpa_kernel(SDPBackend.MATH):
+        answer = UNetModel.forward(model.model.diffusion_model, x, t, text)
+    return F.mse_loss(answer.float(), v)
+
+
+def _start_unet(model: ControlLDM, args: argparse.Namespace) -> None:
+    """Fix the text encoder: it has learned the prompts, and takes a quarter of a step to train."""
+    cache_latents(model, args, "posed-latents", POSED)
+    model.cond_stage_model.requires_grad_(False)
+
+
 def _start_branch(model: ControlLDM, args: argparse.Namespace) -> None:
     """Copy the U-Net's encoder into the branch, and freeze what the branch steers."""
-    _cache_latents(model, args)
+    cache_latents(model, args)
     model.requires_grad_(False)
     model.control_model.requires_grad_(True)
     if not (args.from_shipped or (args.out / "control.pt").exists()):
@@ -222,7 +214,10 @@ STAGES = {
     "vae": Stage("vae", 7000, 8, 2e-3, _vae, vae_loss, _start_vae, whiten),
     "decoder": Stage("decoder", 2500, 8, 1e-3, DecoderParts, decoder_loss, _nothing, _nothing, ("vae",)),
     "text": Stage("text", 2000, 64, 2e-3, _text_encoder, text_loss, _nothing, _nothing),
-    "base": Stage("base", 10_200, 16, 1e-3, BaseParts, base_loss, _cache_latents, _nothing, ("vae", "text")),
+    "base": Stage("base", 10_200, 16, 1e-3, BaseParts, base_loss, cache_latents, _nothing, ("vae", "text")),
+    "unet": Stage(
+        "unet", 5600, 32, 1e-3, _unet, unet_loss, _start_unet, _nothing, ("vae", "base"), POSED, MatrixSteps
+    ),
     "control": Stage(
         "control", 5400, 16, 1e-3, _branch, control_loss, _start_branch, _nothing, ("vae", "base")
     ),

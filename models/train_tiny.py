@@ -33,6 +33,7 @@ from cldm.training_model import load_for_training
 from ldm.util import pick_device
 from models.tiny_data import TinyScenes
 from models.tiny_export import export, keep_branch
+from models.tiny_optimizers import set_rate
 from models.tiny_stages import STAGES, Stage
 
 log = logging.getLogger(__name__)
@@ -59,9 +60,7 @@ class Run:
         self.stage, self.file = stage, file
         self.parts = stage.trained(model)
         self.step = 0
-        parameters = list(self.parts.parameters())
-        settings = {"betas": (0.9, 0.99), "weight_decay": 1e-4, "fused": True}  # fused: a third of the time
-        self.optimizer = torch.optim.AdamW(parameters, lr=stage.lr, **settings)
+        self.optimizer = stage.optimizer(self.parts, stage.lr)
         self.ema = {name: value.detach().clone() for name, value in self.parts.named_parameters()}
         if file.exists():
             self._load()
@@ -91,8 +90,7 @@ class Run:
             )
         loss.backward()
         nn.utils.clip_grad_norm_(self.parts.parameters(), MAX_GRAD_NORM)
-        for group in self.optimizer.param_groups:
-            group["lr"] = learning_rate(self.step, steps, peak or self.stage.lr)
+        set_rate(self.optimizer, learning_rate(self.step, steps, peak or self.stage.lr))
         self.optimizer.step()
         self.optimizer.zero_grad()
         self.step += 1
@@ -110,7 +108,7 @@ def train(stage: Stage, model: nn.Module, args: argparse.Namespace, steps: int) 
     run = Run(stage, model, args.out / f"{stage.name}.pt")
     if run.step < steps:
         stage.prepare(model, args)
-        data = TinyScenes(stage.name, args.seed)
+        data = TinyScenes(stage.name, args.seed, stage.posed)
         order = range(run.step * stage.batch, steps * stage.batch)
         loader = DataLoader(data, batch_size=stage.batch, sampler=order, num_workers=args.workers)
         _loop(run, stage, model, loader, (args, steps))

@@ -115,16 +115,45 @@ def test_no_training_scene_is_held_out(monkeypatch):
 def test_whitening_leaves_decoded_pictures_as_they_are(monkeypatch):
     from argparse import Namespace
 
-    from models import tiny_stages
+    from models import tiny_latents
 
     torch.manual_seed(0)
     model = create_model(train_tiny.CONFIG).requires_grad_(False)
-    monkeypatch.setattr(tiny_stages, "WHITEN_SCENES", 8)
+    monkeypatch.setattr(tiny_latents, "WHITEN_SCENES", 8)
     pixels = torch.rand(1, 3, SIDE, SIDE) * 2 - 1
     vae = model.first_stage_model
     before = vae.decode(vae.encode(pixels).mode())
-    tiny_stages.whiten(model, Namespace(seed=0))
+    tiny_latents.whiten(model, Namespace(seed=0))
     torch.testing.assert_close(vae.decode(vae.encode(pixels).mode()), before, rtol=1e-4, atol=1e-4)
-    latents = tiny_stages.encode_scenes(model, 0, 8)
+    latents = tiny_latents.encode_scenes(model, 0, 8)
     torch.testing.assert_close(latents.mean(dim=(0, 2, 3)), torch.zeros(4), rtol=0, atol=1e-3)
     torch.testing.assert_close(latents.std(dim=(0, 2, 3)), torch.ones(4), rtol=1e-3, atol=0)
+
+
+def test_posed_scenes_stand_exact_and_upright_in_the_middle():
+    posed, free = TinyScenes("unet", 0, 1.0), TinyScenes("unet", 0, 0.0)
+    for index in range(40):
+        scene, other = posed._scene(index), free._scene(index)
+        assert (scene.shape, scene.fill, scene.background) == (other.shape, other.fill, other.background)
+        assert scene.wobble == 0
+        assert abs(scene.angle) < 0.1
+        assert all(0.4 < place < 0.6 for place in scene.centre)
+
+
+def test_the_share_of_posed_scenes_is_the_one_asked_for():
+    data, free = TinyScenes("unet", 0, 0.8), TinyScenes("unet", 0)
+    moved = sum(data._scene(index) != free._scene(index) for index in range(300))
+    assert 0.7 < moved / 300 < 0.9
+
+
+def test_the_unet_stage_moves_the_unet_alone():
+    model = create_model(train_tiny.CONFIG).to(memory_format=torch.channels_last)
+    model.requires_grad_(False)
+    stage = STAGES["unet"]
+    stage.trained(model)
+    batch = {"latent": torch.randn(2, 4, 16, 16), "prompt": ["red circle with blue background", ""]}
+    loss = stage.loss(model, batch, torch.Generator().manual_seed(0))
+    assert loss.dtype == torch.float32
+    loss.backward()
+    changed = {name.split(".")[0] for name, value in model.named_parameters() if value.grad is not None}
+    assert changed == {"model"}
