@@ -48,7 +48,7 @@ class _Denoiser(nn.Module):
 
 
 def recover(model: ControlLDM, masked: Iterable[str], source: str, settings: Recovery) -> None:
-    """Train `model`, in float32, up to `settings.steps`; its averaged weights are left in it.
+    """Train `model`, whose weights are float32, up to `settings.steps`; its averaged weights are left in it.
 
     masked: layers whose zeros stay; source: tells the weights apart that checkpoints go on from. Raises
     ValueError for checkpoints of other weights, FloatingPointError where the loss is no number.
