@@ -171,7 +171,7 @@ def base_loss(model: ControlLDM, batch: dict, noise: torch.Generator) -> Tensor:
 
 @contextmanager
 def _bfloat16(model: ControlLDM) -> Iterator[None]:
-    """Two thirds of the time where the CPU multiplies bfloat16; attention is faster as plain products then."""
+    """Two thirds of the time where the CPU multiplies bfloat16; attention is faster as plain products."""
     with torch.autocast(model.device.type, torch.bfloat16), sdpa_kernel(SDPBackend.MATH):
         yield
 
