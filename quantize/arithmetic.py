@@ -83,7 +83,7 @@ def quantize_fp8(weight: Tensor) -> tuple[Tensor, Tensor]:
     """
 
     def rows(part: Tensor) -> tuple[Tensor, Tensor]:
-        step = _usable(part.abs().amax(dim=1) / FP8_PEAK)
+        step = _short(part.abs().amax(dim=1) / FP8_PEAK)
         return to_fp8(part, step[:, None]), step
 
     codes, scale = _by_rows(weight.flatten(1), rows, (FP8, torch.float32))
@@ -111,7 +111,6 @@ def quantize_int4(weight: Tensor, group: int, clip: str = "mse") -> tuple[Tensor
         flat = grouped.flatten(0, 1)
         peak = flat.gather(1, flat.abs().argmax(dim=1, keepdim=True))[:, 0]
         step = best_step(flat, _usable(peak / INT4_LOW), ratios, INT4_LOW, INT4_HIGH)
-        step = _usable(step.bfloat16().float())
         levels = to_levels(flat, step, INT4_LOW, INT4_HIGH).view(grouped.shape)
         return pack_int4(levels), step.bfloat16().view(grouped.shape[:2])
 
@@ -194,12 +193,15 @@ def to_levels(rows: Tensor, step: Tensor, low: int, high: int) -> Tensor:
 
 
 def best_step(rows: Tensor, step: Tensor, ratios: Sequence[float], low: int, high: int) -> Tensor:
-    """For each row [n, k] the one of `step` [n] times `ratios` that loses least, by squared error."""
+    """For each row [n, k] the one of `step` [n] times `ratios` that loses least, by squared error.
+
+    All of them are rounded to bfloat16, so that files may hold them as such and nothing is lost.
+    """
     if len(ratios) == 1:
-        return step * ratios[0]
-    best, least = step, torch.full_like(step, math.inf)
+        return _short(step * ratios[0])
+    best, least = _short(step), torch.full_like(step, math.inf)
     for ratio in ratios:
-        candidate = _usable(step * ratio)
+        candidate = _short(step * ratio)
         back = (rows / candidate[:, None]).round_().clamp_(low, high).mul_(candidate[:, None])
         loss = back.sub_(rows).square_().sum(dim=1)
         best = torch.where(loss < least, candidate, best)
@@ -209,6 +211,10 @@ def best_step(rows: Tensor, step: Tensor, ratios: Sequence[float], low: int, hig
 
 def _usable(step: Tensor) -> Tensor:
     return torch.where(step.abs() < TINY, torch.ones_like(step), step)
+
+
+def _short(step: Tensor) -> Tensor:
+    return _usable(step.bfloat16().float())
 
 
 def _ratios(clip: str, searched: Sequence[float]) -> Sequence[float]:

@@ -35,7 +35,7 @@ def _add_schemes(parser: argparse.ArgumentParser) -> None:
         help="for layers of these names; `float` for none",
     )
     add("--decoder", action="store_true", help="the autoencoder's decoder too")
-    add("--compact", action="store_true", help="int8 weights for what would stay float")
+    add("--compact", action="store_true", help="int8 weights for what would stay float, the rest by half")
     add("--plan", type=Path, metavar="JSON", help="schemes layer by layer, in place of the rules")
     add("--plan-out", type=Path, metavar="JSON", help="write the plan that was used")
 

@@ -17,8 +17,9 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from quantize.layers import QuantEmbedding
+from quantize.layout import STORED_NAMES
 from quantize.model import bind, check_schemes, with_empty_layers
-from quantize.storage import METADATA_KEY, STORED_NAMES, Content
+from quantize.storage import METADATA_KEY, Content
 from quantize.timesteps import argument, follow_timesteps
 
 MAPPED_BYTES = 1 << 16  # below, a mapping of whole pages costs more than a copy
@@ -61,10 +62,10 @@ def load_quantized(
 ) -> Content:
     """Give `model`, which may have no memory, the layers and numbers of a quantized file, ready to run.
 
-    backend: None for the best of the device. dtype: of what stayed float, None for as stored; codes, scales
-    and the model's constants keep theirs. The file must not be overwritten in place while the model lives.
-    Raises as `read_content`, and ValueError in one sentence where the file is for another model or the device
-    lacks something.
+    backend: None for the best of the device. dtype: of what stayed float, None for the model's own; codes,
+    scales and the model's constants keep theirs. The file must not be overwritten in place while the model
+    lives. Raises as `read_content`, and ValueError in one sentence where the file is for another model or
+    the device lacks something.
     """
     content = read_content(path)
     content.plan.check(model, str(path))
@@ -145,11 +146,11 @@ def _assign(model: nn.Module, tensors: Mapping[str, Tensor], dtype: torch.dtype 
     for name, tensor in tensors.items():
         owner, _, leaf = name.rpartition(".")
         module = modules[owner]
-        if leaf in module._parameters:
-            changed = tensor.to(dtype) if dtype and tensor.is_floating_point() else tensor
-            module._parameters[leaf] = nn.Parameter(changed, requires_grad=False)
+        if (own := module._parameters.get(leaf)) is not None:
+            wide = (dtype or own.dtype) if own.is_floating_point() else own.dtype
+            module._parameters[leaf] = nn.Parameter(tensor.to(wide), requires_grad=False)
         else:
-            module._buffers[leaf] = tensor
+            module._buffers[leaf] = tensor.to(module._buffers[leaf].dtype)
 
 
 def _submodule(model: nn.Module, name: str, path: str | Path) -> nn.Module:

@@ -64,10 +64,14 @@ class Rule:
 
 @dataclass(frozen=True)
 class Selection:
-    """Rules for a model, the first that fits wins; layers with fewer than `min_weights` stay float."""
+    """Rules for a model, the first that fits wins; layers with fewer than `min_weights` stay float.
+
+    narrow: as of the plan.
+    """
 
     rules: tuple[Rule, ...]
     min_weights: int = MIN_WEIGHTS
+    narrow: bool = False
 
     def scheme_of(self, name: str, layer: nn.Module) -> str | None:
         """The scheme of one layer, None where it stays as it is."""
@@ -84,27 +88,33 @@ def default_selection(
 
     What runs once a picture, or on the text, gets dynamic inputs in place of static ones.
     decoder: the autoencoder's decoder too, which is what loses first. compact: what would stay float gets
-    int8 weights. extra: rules that come before all these. Raises ValueError for an unknown scheme.
+    int8 weights, and the rest is stored narrow. extra: rules that come before all these. Raises ValueError
+    for an unknown scheme.
     """
     skipped = [*SKIPPED, *([] if decoder else [DECODER])]
     rest = COMPACT if compact else None
     text = Rule(TEXT, WEIGHTS_ONLY.get(scheme, scheme))
     positions, skips = Rule(POSITIONS, None), [Rule(pattern, rest) for pattern in skipped]
     once = [Rule(pattern, LOOKING.get(scheme, scheme)) for pattern in ONCE]
-    return Selection((*extra, positions, *skips, text, *once, Rule("*", scheme)))
+    return Selection((*extra, positions, *skips, text, *once, Rule("*", scheme)), narrow=compact)
 
 
 @dataclass(frozen=True)
 class Plan:
-    """layers: name -> scheme; fingerprint: of the model that it is for."""
+    """layers: name -> scheme; fingerprint: of the model that it is for.
+
+    narrow: whether scales and what stays float take two bytes in the file (`quantize.layout`).
+    """
 
     layers: Mapping[str, str]
     fingerprint: str
     about: Mapping[str, str] = field(default_factory=dict)
+    narrow: bool = False
 
     def to_json(self) -> str:
         """The plan as a text that people can read and change."""
         content = {"version": PLAN_VERSION, "fingerprint": self.fingerprint, "about": dict(self.about)}
+        content["narrow"] = self.narrow
         return json.dumps({**content, "layers": dict(self.layers)}, indent=1, ensure_ascii=False)
 
     @classmethod
@@ -124,7 +134,9 @@ class Plan:
             if not isinstance(scheme, str):
                 raise ValueError(f"{label}: the scheme of {name} must be a name, not {scheme}")
             get_scheme(scheme)
-        return cls(found["layers"], found["fingerprint"], found.get("about", {}))
+        if not isinstance(narrow := found.get("narrow", False), bool):
+            raise ValueError(f"{label}: narrow is true or false, not {narrow}")
+        return cls(found["layers"], found["fingerprint"], found.get("about", {}), narrow)
 
     def check(self, model: nn.Module, label: str = "the plan") -> None:
         """ValueError where the plan is for another model, or names what it has not or cannot quantize."""
@@ -150,7 +162,7 @@ def make_plan(model: nn.Module, selection: Selection, about: Mapping[str, str] |
     layers = {name: scheme for name, scheme in schemes.items() if scheme}
     if not layers:
         raise ValueError(f"{type(model).__name__} has no layer that the rules select: nothing to quantize")
-    return Plan(layers, fingerprint(model), about or {})
+    return Plan(layers, fingerprint(model), about or {}, selection.narrow)
 
 
 def fingerprint(model: nn.Module) -> str:

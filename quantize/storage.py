@@ -11,7 +11,6 @@ import hashlib
 import json
 import os
 import shutil
-import struct
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -22,19 +21,15 @@ from typing import BinaryIO
 import torch
 from torch import Tensor, nn
 
+from quantize.arithmetic import check_finite
+from quantize.layout import Spans, header_of, layout_of, parameters_of, specs_of
 from quantize.selection import Plan
 from quantize.spec import LayerSpec, Ranges, quantize_tensors
 from quantize.timesteps import TimestepGroups
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2  # 1 had no narrow files
 METADATA_KEY = "quantize"
 SUFFIX = ".safetensors"
-STORED_NAMES = {
-    torch.float64: "F64", torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16",
-    torch.float8_e4m3fn: "F8_E4M3", torch.int64: "I64", torch.int32: "I32", torch.int16: "I16",
-    torch.int8: "I8", torch.uint8: "U8", torch.bool: "BOOL",
-}  # fmt: skip
-HEADER_ALIGNMENT = 8
 HASH_PIECE = 1 << 22
 MIB = 2**20
 
@@ -110,13 +105,14 @@ def write_quantized(
     if path.suffix != SUFFIX:
         raise ValueError(f"{path}: quantized models are {SUFFIX} files, name it {path.stem}{SUFFIX}")
     content.plan.check(model)
-    specs = _specs(model, content.plan, ranges)
-    header, spans, size = _header(_layout(model, specs), content)
+    specs = specs_of(model, content.plan, ranges)
+    header, spans, size = _header(model, specs, content)
     _check_space(path, size)
     with _draft(path) as part, part.open("xb") as file:
         file.write(header)
         file.truncate(size)
-        for name, tensor in _quantized(tensors, specs, ranges, content.clip):
+        checked = _finite(tensors, parameters_of(model) - {f"{name}.weight" for name in specs})
+        for name, tensor in _quantized(checked, specs, ranges, content.clip):
             _write(file, name, tensor, spans)
             if on_bytes:
                 on_bytes(tensor.nbytes)
@@ -130,7 +126,7 @@ def write_quantized(
 
 def file_size(model: nn.Module, content: Content, ranges: Mapping[str, Ranges] | None = None) -> int:
     """Bytes that `write_quantized` would write."""
-    return _header(_layout(model, _specs(model, content.plan, ranges or {})), content)[-1]
+    return _header(model, specs_of(model, content.plan, ranges or {}), content)[-1]
 
 
 def hash_files(paths: Iterable[str | Path]) -> dict[str, str]:
@@ -144,50 +140,22 @@ def hash_files(paths: Iterable[str | Path]) -> dict[str, str]:
     return {file.name: _sha256(file) for file in files}
 
 
-def _specs(model: nn.Module, plan: Plan, ranges: Mapping[str, Ranges]) -> dict[str, LayerSpec]:
-    return {
-        name: LayerSpec.of(model.get_submodule(name), scheme, len(ranges.get(name, [()])))
-        for name, scheme in plan.layers.items()
-    }
-
-
-def _layout(model: nn.Module, specs: Mapping[str, LayerSpec]) -> dict[str, tuple[torch.dtype, list[int]]]:
-    layout = {}
-    for name, tensor in model.state_dict().items():
-        owner, _, leaf = name.rpartition(".")
-        if owner in specs and leaf == "weight":
-            shapes = specs[owner].shapes().items()
-            layout |= {f"{owner}.{part}": (dtype, list(shape)) for part, (shape, dtype) in shapes}
-        else:
-            layout[name] = (tensor.dtype, list(tensor.shape))
-    return layout
-
-
-Spans = dict[
-    str, tuple[int, torch.dtype, list[int]]
-]  # name of a tensor -> its place in the file, and what it is
-
-
-def _header(
-    layout: Mapping[str, tuple[torch.dtype, list[int]]], content: Content
-) -> tuple[bytes, Spans, int]:
-    """The file's first bytes, where each tensor goes, and the size of the file."""
+def _header(model: nn.Module, specs: Mapping[str, LayerSpec], content: Content) -> tuple[bytes, Spans, int]:
     metadata = {"format": "pt", METADATA_KEY: content.to_json()}
-    header: dict[str, object] = {"__metadata__": metadata}
-    places, offset = {}, 0
-    # The widest types first, so that every tensor begins at a multiple of its type's size.
-    for name, (dtype, shape) in sorted(layout.items(), key=lambda item: -item[1][0].itemsize):
-        if dtype not in STORED_NAMES:
-            raise ValueError(f"{name}: {dtype} is a type that {SUFFIX} cannot hold")
-        places[name] = offset
-        end = offset + torch.empty(shape, dtype=dtype, device="meta").nbytes
-        header[name] = {"dtype": STORED_NAMES[dtype], "shape": shape, "data_offsets": [offset, end]}
-        offset = end
-    text = json.dumps(header, ensure_ascii=False).encode()
-    text += b" " * (-len(text) % HEADER_ALIGNMENT)
-    start = struct.calcsize("<Q") + len(text)
-    spans = {name: (start + places[name], *layout[name]) for name in layout}
-    return struct.pack("<Q", len(text)) + text, spans, start + offset
+    return header_of(layout_of(model, specs, narrow=content.plan.narrow), metadata)
+
+
+def _finite(tensors: Iterable[tuple[str, Tensor]], names: set[str]) -> Iterator[tuple[str, Tensor]]:
+    """The tensors, those of `names` looked at: bytes of calibrated ranges would hide a NaN in a norm or bias.
+
+    Constants are none of them, as some may be infinite.
+    """
+    for name, tensor in tensors:
+        if name in names:
+            owner, _, leaf = name.rpartition(".")
+            check_finite(tensor, f"{owner}: a {leaf}")
+        yield name, tensor
+        del tensor
 
 
 def _quantized(
@@ -219,6 +187,9 @@ def _write(file: BinaryIO, name: str, tensor: Tensor, spans: Spans) -> None:
         raise ValueError(f"{name} has shape {list(tensor.shape)}, the model {shape}")
     file.seek(offset)
     values = tensor.detach().to("cpu", dtype).contiguous().reshape(-1)
+    if tensor.dtype != dtype and torch.isinf(values).any():
+        most = torch.finfo(dtype).max
+        raise ValueError(f"{name} goes beyond {most:.0f}, the most that two bytes hold: leave out --compact")
     file.write(values.view(torch.uint8).numpy().data)
 
 

@@ -136,8 +136,10 @@ def test_searching_the_step_never_loses(shape, seed):
 
 def test_channels_have_steps_of_their_own():
     weight = normal((4, 64))
-    louder = weight * torch.tensor([1.0, 1e3, 1e-3, 1e6])[:, None]
+    louder = weight * torch.tensor([1.0, 2**10, 2**-10, 2**20])[:, None]  # others round to other steps
     assert torch.equal(quantize_int8(louder)[0], quantize_int8(weight)[0])
+    loudness = torch.tensor([1.0, 1e3, 1e-3, 1e6])[:, None]
+    assert sqnr_db(weight, int8_back(weight * loudness) / loudness) > sqnr_db(weight, int8_back(weight)) - 0.1
 
 
 def test_int4_uses_all_levels_whatever_the_sign_of_the_peak():

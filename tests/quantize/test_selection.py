@@ -89,7 +89,9 @@ def test_the_decoder_has_a_switch(model):
 
 
 def test_compact_plans_leave_no_weights_float_but_positions(model):
-    layers = make_plan(model, default_selection("int8_static", compact=True)).layers
+    plan = make_plan(model, default_selection("int8_static", compact=True))
+    layers = plan.layers
+    assert Plan.from_json(plan.to_json()).narrow
     kept = [
         n for n, m in model.named_modules() if hasattr(m, "weight") and m.weight.ndim > 1 and n not in layers
     ]
@@ -153,6 +155,7 @@ def test_the_fingerprint_is_of_names_and_shapes_alone():
         ({"layers": {"mix": ["int8_weight"]}}, "the scheme of mix must be a name"),
         ({"layers": ["mix"]}, "must be an object"),
         ({"version": 99}, "has version 99, this program reads 1"),
+        ({"narrow": 1}, "narrow is true or false, not 1"),
     ],
 )
 def test_a_plan_that_does_not_fit_is_refused(tmp_path, change, words):
