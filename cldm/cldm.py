@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from cldm.log_images import SampleSettings, log_images
 from ldm.models.diffusion.ddpm import LatentDiffusion
 from ldm.modules.kept import KeptFeatures
-from ldm.modules.layers import zero_module
+from ldm.modules.layers import repeat_rows, rows_before_text, zero_module
 from ldm.modules.unet import Encoder, TimestepEmbedSequential, UNetConfig, UNetModel
 from ldm.util import instantiate_from_config
 
@@ -56,13 +56,15 @@ class ControlNet(Encoder):
         x: [b, c, h, w]; hint: [b, 3, 8h, 8w] in [0, 1], or its features when `encoded`; timesteps: [b];
         context: [b, n, d].
         """
-        h, features, text = self.cast(x, hint if encoded else self.encode_hint(hint), context)
+        rows = rows_before_text(context, x, timesteps, hint)
+        features = hint[:rows] if encoded else self.encode_hint(hint[:rows])
+        h, features, text = self.cast(x[:rows], features, context)
         emb, residuals = self.embed(timesteps), []
         for index, (block, zero_conv) in enumerate(zip(self.input_blocks, self.zero_convs, strict=True)):
             h = block(h, emb, text)
             if index == 0:
                 h = h + features
-            residuals.append(zero_conv(h, emb))
+            residuals.append(repeat_rows(zero_conv(h, emb), x))
         h = self.middle_block(h, emb, text)
         return [*residuals, self.middle_block_out(h, emb)]
 
@@ -87,30 +89,16 @@ class ControlledUnetModel(UNetModel):
         if kept is not None and kept.deep is not None:
             added = None if only_mid_control else control
             return self._resumed(x, timesteps, context, added, kept, within=within)
-        if within:
-            return self._steered_within(x, timesteps, context, control, kept)
-        h, text = self.cast(x, context)
-        with torch.set_grad_enabled(self.encoder_learns and torch.is_grad_enabled()):
+        residuals = [] if control is None else list(self.cast(*control))
+        inside = residuals[:-1] if within else []
+        h, text = self.cast(x[: rows_before_text(context, x, timesteps, *inside)], context)
+        with torch.set_grad_enabled((within or self.encoder_learns) and torch.is_grad_enabled()):
             emb = self.embed(timesteps)
-            h, skips = self.encode(h, emb, text)
-        if control is not None:
-            *for_skips, for_middle = self.cast(*control)
-            h = h + for_middle
-            if not only_mid_control:
-                skips = [skip + residual for skip, residual in zip(skips, for_skips, strict=True)]
-        return self.decode(h, skips, emb, text, kept).to(x.dtype)
-
-    def _steered_within(
-        self, x: Tensor, timesteps: Tensor, context: Tensor | None, control: Sequence[Tensor],
-        kept: KeptFeatures | None,
-    ) -> Tensor:  # fmt: skip
-        h, text = self.cast(x, context)
-        *for_blocks, for_middle = self.cast(*control)
-        emb, skips = self.embed(timesteps), []
-        for block, residual in zip(self.input_blocks, for_blocks, strict=True):
-            h = block(h, emb, text) + residual
-            skips.append(h)
-        h = self.middle_block(h, emb, text) + for_middle
+            h, skips = self.encode(h, emb, text, inside)
+        if residuals:
+            h = h + residuals[-1]
+            if not (only_mid_control or within):
+                skips = [skip + residual for skip, residual in zip(skips, residuals[:-1], strict=True)]
         return self.decode(h, skips, emb, text, kept).to(x.dtype)
 
     def _resumed(

@@ -27,7 +27,7 @@ from ldm.modules.attention import (
     FeedForward,
     SpatialTransformer,
 )
-from ldm.modules.layers import ResBlock, Upsample
+from ldm.modules.layers import ResBlock, Upsample, repeat_rows
 from ldm.modules.unet import UNetModel
 from quantize.activations import Quantized
 from quantize.attention import attend_bf16, attend_int8
@@ -67,7 +67,7 @@ class FusedTransformer(SpatialTransformer):
         for block in self.transformer_blocks:
             tokens = block(tokens, context)
         h = rearrange(tokens, "b (h w) c -> b c h w", h=x.shape[-2])
-        return _add(self.proj_out, h, x)
+        return _add(self.proj_out, h, repeat_rows(x, h))
 
 
 class FusedTransformerBlock(BasicTransformerBlock):
@@ -75,7 +75,7 @@ class FusedTransformerBlock(BasicTransformerBlock):
 
     def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
         """x: [b, n, c]; context: [b, m, d] -> [b, n, c]."""
-        x = _add(self.attn1.to_out[0], self.attn1.mix(self.norm1(x)), x)
+        x = repeat_rows(_add(self.attn1.to_out[0], self.attn1.mix(self.norm1(x)), x), context)
         x = _add(self.attn2.to_out[0], self.attn2.mix(self.norm2(x), context), x)
         gate, _, out = self.ff.net
         return _add(out, gate(self.norm3(x)), x)

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
-from ldm.modules.layers import recompute, zero_module
+from ldm.modules.layers import recompute, repeat_rows, zero_module
 
 TRANSFORMER_NORM_EPS = 1e-6  # the published transformers and VAE; ResBlocks keep torch's 1e-5
 
@@ -128,8 +128,8 @@ class BasicTransformerBlock(nn.Module):
         self.norm1, self.norm2, self.norm3 = nn.LayerNorm(dim), nn.LayerNorm(dim), nn.LayerNorm(dim)
 
     def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
-        """x: [b, n, c]; context: [b, m, d] -> [b, n, c]."""
-        x = x + self.attn1(self.norm1(x))
+        """x: [b, n, c], or rows that several texts share; context: [b, m, d] -> [b, n, c]."""
+        x = repeat_rows(x + self.attn1(self.norm1(x)), context)
         x = x + self.attn2(self.norm2(x), context)
         return x + self.ff(self.norm3(x))
 
@@ -158,7 +158,7 @@ class SpatialTransformer(nn.Module):
         self.proj_out = zero_module(out)
 
     def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
-        """x: [b, c, h, w]; context: [b, m, d] -> [b, c, h, w]."""
+        """x: [b, c, h, w], or rows that several texts share; context: [b, m, d] -> [b, c, h, w]."""
         height, width = x.shape[-2:]
         h = self.norm(x)
         if not self.use_linear:
@@ -171,4 +171,4 @@ class SpatialTransformer(nn.Module):
         if self.use_linear:
             h = self.proj_out(h)
         h = rearrange(h, "b (h w) c -> b c h w", h=height, w=width)
-        return x + (h if self.use_linear else self.proj_out(h))
+        return repeat_rows(x, h) + (h if self.use_linear else self.proj_out(h))

@@ -41,6 +41,28 @@ def recompute(enabled: bool, function: Callable[..., Tensor], *inputs: Tensor | 
     return function(*inputs)
 
 
+def rows_before_text(context: Tensor | None, *inputs: Tensor) -> int:
+    """How many rows of all `inputs` [b, ...] to compute until the text `context` [b, n, d] comes in.
+
+    Half of them where guidance gives the same rows twice, each time with another text; all b otherwise. All
+    too where gradients are wanted, which belong to every row, and on a card, which would be waited for.
+    """
+    rows = len(inputs[0])
+    half, odd = divmod(rows, 2)
+    if context is None or len(context) != rows or odd:
+        return rows
+    if torch.is_grad_enabled() or inputs[0].device.type != "cpu":
+        return rows
+    return half if all(torch.equal(one[:half], one[half:]) for one in inputs) else rows
+
+
+def repeat_rows(x: Tensor, like: Tensor | None) -> Tensor:
+    """x [a, ...], behind itself until it has the rows of `like` [b, ...], a multiple; x alone for None."""
+    if like is None or len(x) >= len(like):
+        return x
+    return torch.cat([x] * (len(like) // len(x)))  # unlike Tensor.repeat it keeps channels last
+
+
 class TimestepBlock(nn.Module):
     """A block whose forward takes the time embedding beside its input."""
 

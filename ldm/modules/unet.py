@@ -8,7 +8,7 @@ floating dtype: the networks cast them to their weights', and the U-Net casts it
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -17,7 +17,16 @@ from torch import Tensor, nn
 
 from ldm.modules.attention import SpatialTransformer
 from ldm.modules.kept import KeptFeatures
-from ldm.modules.layers import Downsample, ResBlock, TimestepBlock, Upsample, timestep_embedding, zero_module
+from ldm.modules.layers import (
+    Downsample,
+    ResBlock,
+    TimestepBlock,
+    Upsample,
+    repeat_rows,
+    rows_before_text,
+    timestep_embedding,
+    zero_module,
+)
 from ldm.util import known_params
 
 TIME_EMBED_MULT = 4  # the time embedding is four times as wide as the first feature map
@@ -83,10 +92,10 @@ class TimestepEmbedSequential(nn.Sequential):
     """A sequence that hands the time embedding and the text to those children that take them."""
 
     def forward(self, x: Tensor, emb: Tensor, context: Tensor | None = None) -> Tensor:
-        """x: [b, c, h, w]; emb: [b, e]; context: [b, n, d]."""
+        """x: [b, c, h, w], or as many first rows as all are made of; emb: [b, e]; context: [b, n, d]."""
         for layer in self:
             if isinstance(layer, TimestepBlock):
-                x = layer(x, emb)
+                x = layer(x, emb[: len(x)])
             elif isinstance(layer, SpatialTransformer):
                 x = layer(x, context)
             else:
@@ -168,13 +177,18 @@ class Encoder(nn.Module):
         """`inputs` in the dtype of the weights."""
         return (None if given is None else given.to(self.dtype) for given in inputs)
 
-    def encode(self, x: Tensor, emb: Tensor, context: Tensor | None) -> tuple[Tensor, list[Tensor]]:
-        """What the middle block puts out, and the skips of all input blocks."""
-        skips = []
-        for block in self.input_blocks:
+    def encode(self, x: Tensor, emb: Tensor, context: Tensor | None,
+               residuals: Sequence[Tensor] = ()) -> tuple[Tensor, list[Tensor]]:  # fmt: skip
+        """What the middle block puts out, and the skips of all input blocks, for each row of `emb` [b, e].
+
+        x: [b, c, h, w], or the first `rows_before_text` of it. residuals: to add behind each input block.
+        """
+        skips, added = [], residuals or [None] * len(self.input_blocks)
+        for block, residual in zip(self.input_blocks, added, strict=True):
             x = block(x, emb, context)
+            x = x if residual is None else x + residual[: len(x)]
             skips.append(x)
-        return self.middle_block(x, emb, context), skips
+        return self.middle_block(x, emb, context), [repeat_rows(skip, emb) for skip in skips]
 
 
 class UNetModel(Encoder):
@@ -216,7 +230,7 @@ class UNetModel(Encoder):
 
     def forward(self, x: Tensor, timesteps: Tensor, context: Tensor | None = None) -> Tensor:
         """x: [b, c, h, w] latents; timesteps: [b]; context: [b, n, d] text -> [b, out_channels, h, w]."""
-        h, text = self.cast(x, context)
+        h, text = self.cast(x[: rows_before_text(context, x, timesteps)], context)
         emb = self.embed(timesteps)
         h, skips = self.encode(h, emb, text)
         return self.decode(h, skips, emb, text).to(x.dtype)

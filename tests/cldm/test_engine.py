@@ -117,6 +117,23 @@ def test_the_engine_is_no_farther_from_the_float_model_than_its_layers(pair, siz
         assert sqnr_db(truth, other) > sqnr_db(truth, one) - 2
 
 
+@pytest.mark.parametrize("batch", [1, 2])
+def test_a_guided_batch_is_computed_once_until_its_texts_come_in(pair, batch):
+    _, fused = both(pair)
+    x, t, text, hint = (torch.cat([one, one]) for one in inputs(batch))
+    text[batch:] += 1
+    block = fused.get_submodule("model.diffusion_model.input_blocks.1.1.transformer_blocks.0")
+    rows = []
+    block.attn1.to_out[0].register_forward_pre_hook(lambda _, args: rows.append(len(args[0])))
+    cond = {"c_crossattn": [text], "c_concat": [hint]}
+    with torch.no_grad():
+        shared = fused.apply_model(x, t, cond)
+    with torch.enable_grad():  # where nothing may be shared
+        apart = fused.apply_model(x, t, cond)
+    assert rows == [batch, 2 * batch]
+    assert torch.equal(shared, apart)
+
+
 def test_without_native_kernels_it_computes_the_same(pair, monkeypatch):
     _, fused = both(pair)
     with_kernels = step(fused, *inputs())

@@ -6,7 +6,15 @@ import pytest
 import torch
 from torch import nn
 
-from ldm.modules.layers import Downsample, ResBlock, Upsample, timestep_embedding, zero_module
+from ldm.modules.layers import (
+    Downsample,
+    ResBlock,
+    Upsample,
+    repeat_rows,
+    rows_before_text,
+    timestep_embedding,
+    zero_module,
+)
 from ldm.modules.unet import UNetConfig, UNetModel
 from tests.small_models import SD15, SD21, randomize, relative_error
 
@@ -70,6 +78,54 @@ def test_downsampling_halves_and_upsampling_repeats():
     nn.init.dirac_(up.conv.weight)
     nn.init.zeros_(up.conv.bias)
     assert torch.equal(up(x), x.repeat_interleave(2, dim=2).repeat_interleave(2, dim=3))
+
+
+@torch.no_grad()
+def test_rows_given_twice_are_computed_once_until_the_text_comes_in():
+    x, t, text = (
+        torch.randn(2, 4, 3, 3).repeat(2, 1, 1, 1),
+        torch.tensor([3, 741]).repeat(2),
+        torch.randn(4, 7, 8),
+    )
+    assert rows_before_text(text, x, t) == 2
+    assert rows_before_text(text[:3], x[:3], t[:3]) == 3
+    for other in (x + torch.tensor([0.0, 0, 0, 1])[:, None, None, None], x * float("nan")):
+        assert rows_before_text(text, other, t) == rows_before_text(text, x, t, other) == 4
+    assert rows_before_text(text, x, torch.tensor([3, 741, 3, 740])) == 4
+
+
+@torch.no_grad()
+def test_rows_are_shared_neither_without_texts_of_their_own_nor_on_a_card_nor_with_gradients():
+    x, text = torch.ones(2, 4), torch.randn(2, 7, 8)
+    assert rows_before_text(text, x) == 1
+    assert rows_before_text(None, x) == rows_before_text(text[:1], x) == 2
+    assert rows_before_text(text.to("meta"), x.to("meta")) == 2  # holds no numbers: was not asked for any
+    with torch.enable_grad():
+        assert rows_before_text(text, x) == 2
+
+
+def test_repeated_rows_keep_their_order_and_lie_as_before():
+    x = torch.randn(2, 3, 4, 5).contiguous(memory_format=torch.channels_last)
+    repeated = repeat_rows(x, torch.empty(6, 1))
+    assert torch.equal(repeated, torch.cat([x, x, x]))
+    assert repeated.is_contiguous(memory_format=torch.channels_last)
+    assert all(repeat_rows(x, like) is x for like in (None, x, x[:1]))
+
+
+@FAMILIES
+@torch.no_grad()
+def test_a_guided_batch_gets_what_its_halves_get_apart(params, inputs):
+    x, t, text = inputs
+    model, (given, seen) = unet(params), (torch.cat([x, x]), torch.cat([t, t]))
+    for name in ("0.0", "1.0", "1.1.transformer_blocks.0.attn1", "1.1.transformer_blocks.0.attn2", "2.0"):
+        block = model.input_blocks.get_submodule(name)
+        block.register_forward_pre_hook(lambda _, args, name=name: rows.update({name: len(args[0])}))
+    rows: dict[str, int] = {}
+    texts = torch.cat([text, text.flip(0)])
+    guided = model(given, seen, texts)
+    assert list(rows.values()) == [2, 2, 2, 4, 4]
+    apart = torch.cat([model(x, t, one) for one in texts.chunk(2)])
+    assert relative_error(guided, apart) < FP32
 
 
 @FAMILIES
