@@ -2,12 +2,15 @@
 
     python -m bench.quantized_error
     python -m bench.quantized_error --schemes int8_dynamic int8_static --size 256 --json outputs/error.json
+    python -m bench.quantized_error --schemes int8_dynamic --rule "*.skip_connection=int8_weight"
 
 Random weights say nothing of pictures: they are a hard case for the arithmetic, since no part of the network
-has learned to put up with noise. Errors are relative to the float model, |a - b| / |b|: of one step, the
-median over four timesteps, and of the latents after DDIM steps without guidance from the same noise. Small
-pictures make it affordable: channels and layers are those of the full size. fp8 is computed by the reference,
-everything else as `load_quantized_model` has it. With --json, rows that are in the file are kept.
+has learned to put up with noise. Of their two kinds (`bench.step_weights`) Gaussian ones, whose activations
+keep their size and which need wider steps, are the harder. Errors are relative to the float model,
+|a - b| / |b|: of one step, the median over four timesteps, and of the latents after DDIM steps without
+guidance from the same noise. Small pictures make it affordable: channels and layers are those of the full
+size. fp8 is computed by the reference, everything else as `load_quantized_model` has it. With --json, rows
+that are in the file are kept.
 """
 
 from __future__ import annotations
@@ -23,7 +26,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from bench.step_files import Files, Inputs
+from bench.step_files import Files, Inputs, parse_rules
+from bench.step_weights import WEIGHTS
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -82,18 +86,23 @@ def apart(args: argparse.Namespace, scheme: str, path: Path) -> None:
         "--folder",
         args.folder,
     ]
-    command += ["--size", args.size, "--steps", args.steps, "--task", scheme, path]
+    command += ["--size", args.size, "--steps", args.steps, "--weights", args.weights]
+    command += ["--pictures", args.pictures, *(f"--rule={rule}" for rule in args.rule)]
+    command += ["--task", scheme, path]
     subprocess.run(list(map(str, command)), cwd=ROOT, check=True)
 
 
 def run(args: argparse.Namespace) -> dict[str, dict[str, float]]:
-    """Rows by scheme."""
-    about = {name: getattr(args, name) for name in ("size", "steps")} | {"config": args.config.name}
-    rows = _kept(args.json, about)
-    files = Files(args.config, args.folder)
+    """Rows by their labels."""
+    about = {name: getattr(args, name) for name in ("size", "steps", "weights")} | {
+        "config": args.config.name
+    }
+    rows, labels = _kept(args.json, about), {scheme: _label(args, scheme) for scheme in args.schemes}
     with tempfile.TemporaryDirectory() as folder:
         base = Path(folder, "base.pt")
-        for scheme in (one for one in args.schemes if one not in rows):
+        for scheme, label in labels.items():
+            if label in rows:
+                continue
             if not base.is_file():
                 apart(args, FLOAT, base)
             apart(args, scheme, got := Path(folder, "scheme.pt"))
@@ -102,12 +111,12 @@ def run(args: argparse.Namespace) -> dict[str, dict[str, float]]:
                 what: [_error(*pair) for pair in zip(expected[what], found[what], strict=True)]
                 for what in found
             }
-            size = files.quantized(scheme, args.size).stat().st_size / MIB
-            rows[scheme] = {"step": median(errors["single"]), "walk": errors["walk"][0], "mib": size}
+            size = files_of(args).quantized(scheme, args.size).stat().st_size / MIB
+            rows[label] = {"step": median(errors["single"]), "walk": errors["walk"][0], "mib": size}
             if args.json:
                 args.json.parent.mkdir(parents=True, exist_ok=True)
                 args.json.write_text(json.dumps({"about": about, "rows": rows}, indent=1) + "\n")
-    return {scheme: rows[scheme] for scheme in args.schemes}
+    return {label: rows[label] for label in labels.values()}
 
 
 def table(rows: dict[str, dict[str, float]], steps: int) -> str:
@@ -116,6 +125,16 @@ def table(rows: dict[str, dict[str, float]], steps: int) -> str:
     for scheme, row in rows.items():
         lines.append(f"| {scheme} | {row['mib']:.1f} | {100 * row['step']:.2f} | {100 * row['walk']:.2f} |")
     return "\n".join(lines)
+
+
+def files_of(args: argparse.Namespace) -> Files:
+    """The files that the command line asks for."""
+    return Files(args.config, args.folder, args.weights, tuple(args.rule), args.pictures)
+
+
+def _label(args: argparse.Namespace, scheme: str) -> str:
+    seen = [f"{args.pictures} pictures"] if scheme == "int8_static" and args.pictures != 1 else []
+    return ", ".join([scheme, *seen, *args.rule])
 
 
 def _kept(path: Path | None, about: dict[str, Any]) -> dict[str, dict[str, float]]:
@@ -142,6 +161,9 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     add("--schemes", nargs="+", choices=SCHEMES, default=SCHEMES, help="rows of the table (default: all)")
     add("--config", type=Path, default=ROOT / "models/cldm_v15.yaml", help="yaml of the model")
     add("--folder", type=Path, default=ROOT / "outputs/bench", help="of the files (default: %(default)s)")
+    add("--weights", choices=WEIGHTS, default="gaussian", help="how they are drawn (default: %(default)s)")
+    add("--rule", action="append", default=[], metavar="PATTERN=SCHEME", help="before those of the schemes")
+    add("--pictures", type=int, default=1, help="for static ranges, random (default: %(default)s)")
     add("--size", type=int, default=128, help="side of the picture, pixels (default: %(default)s)")
     add("--steps", type=int, default=20, help="of DDIM (default: %(default)s)")
     add("--json", type=Path, metavar="FILE", help="keeps the rows of several runs")
@@ -154,15 +176,16 @@ def main(argv: list[str] | None = None) -> int:
     args = parse_args(argv)
     if args.task:
         scheme, path = args.task
-        model = load(Files(args.config, args.folder), scheme, args.size)
+        model = load(files_of(args), scheme, args.size)
         torch.save(outputs(model, args.size, args.steps), path)
         return 0
     try:
+        parse_rules(args.rule)
         rows = run(args)
     except (ValueError, OSError) as error:
         sys.stderr.write(f"{error}\n")
         return 2
-    print(f"{args.config.name}, {args.size} pixels, random weights")
+    print(f"{args.config.name}, {args.size} pixels, {args.weights} random weights")
     print(table(rows, args.steps))
     return 0
 

@@ -2,13 +2,15 @@
 
     python -m bench.step --only diffusers ours-int8-dynamic
     python -m bench.step --rounds 3 --json outputs/step.json --peer-python peers/bin/python
+    python -m bench.step --only ours-fp32 ours-int8-dynamic-ruled --rule "*.skip_connection=int8_weight"
     python -m bench.step --picture --only diffusers ours-int8-dynamic --rounds 1
 
-All have the same random weights and inputs. Each contender has a process of its own and computes when its
-turn comes, while the others stand still. The first run of each is not timed: it packs weights. Nor is the
-first of each turn (--settle): it finds cold caches, which steps of one picture do not. With --json the rounds
-of several runs add up in one file. Peak memory is the process's resident set, pages of mapped files included.
-Weights and converted models stay in --folder, 14 GB for all contenders.
+All have the same inputs and the same random weights, of one of two kinds (`bench.step_weights`). Each
+contender has a process of its own and computes when its turn comes, while the others stand still. The first
+run of each is not timed: it packs weights. Nor is the first of each turn (--settle): it finds cold caches,
+which steps of one picture do not. With --json the rounds of several runs add up in one file. Peak memory is
+the process's resident set, pages of mapped files included. Weights and converted models stay in --folder,
+14 GB for all contenders and one kind of weights.
 """
 
 from __future__ import annotations
@@ -23,6 +25,7 @@ from tqdm import tqdm
 
 from bench.step_contenders import CPU
 from bench.step_cuda import CUDA
+from bench.step_files import parse_rules
 from bench.step_race import prepare, workers
 from bench.step_results import (
     Results,
@@ -34,6 +37,7 @@ from bench.step_results import (
     write_results,
 )
 from bench.step_setting import Setting, missing
+from bench.step_weights import WEIGHTS
 from bench.step_worker import contenders_on
 
 ROOT = Path(__file__).parents[1]
@@ -70,7 +74,11 @@ def chosen(args: argparse.Namespace, setting: Setting) -> list[str]:
         raise ValueError(f"unknown contender {min(unknown)!r}: use some of {', '.join(known)}")
     names = []
     for name in (name for name in known if not args.only or name in args.only):
+        if known[name].ruled and not (setting.rules or args.only):
+            continue
         reason = None if args.peer_python else missing(known[name])
+        if known[name].ruled and not setting.rules:
+            reason = "there is no --rule"
         if setting.picture and known[name].picture is None:
             reason = "it has no whole pipeline here"
         if reason:
@@ -92,6 +100,8 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     add("--only", nargs="+", metavar="NAME", help=f"{listed} (default: all)")
     add("--config", type=Path, default=ROOT / "models/cldm_v15.yaml", help="yaml of the model")
     add("--folder", type=Path, default=ROOT / "outputs/bench", help="of the files (default: %(default)s)")
+    add("--weights", choices=WEIGHTS, default="gaussian", help="how they are drawn (default: %(default)s)")
+    add("--rule", action="append", default=[], metavar="PATTERN=SCHEME", help="of the contenders `...-ruled`")
     add("--size", type=int, default=512, help="side of the picture, pixels (default: %(default)s)")
     add("--batch", type=int, default=2, help="latents a step, 2 for guidance (default: %(default)s)")
     add("--threads", type=int, default=2, help="of each contender (default: %(default)s)")
@@ -122,8 +132,9 @@ def _run(args: argparse.Namespace) -> int:
             f"{args.rounds} rounds, {args.threads} threads, batch {args.batch}, {args.steps} steps, "
             f"{args.size} pixels: give 1 or more, and pixels in steps of {MULTIPLE}"
         )
-    names = ("config", "folder", "size", "batch", "threads", "device", "picture", "steps")
-    setting = Setting(**{name: getattr(args, name) for name in names})
+    parse_rules(args.rule)
+    names = ("config", "folder", "size", "batch", "threads", "device", "picture", "steps", "weights")
+    setting = Setting(**{name: getattr(args, name) for name in names}, rules=tuple(args.rule))
     if not setting.picture:
         setting = replace(setting, steps=1)
     if setting.device == "cuda" and not _has_card():
@@ -133,7 +144,7 @@ def _run(args: argparse.Namespace) -> int:
     race(args, setting, contenders, results)
     rows = in_order(results, contenders_on(setting.device))
     where = f"{setting.device}, {args.threads} threads"
-    print(f"{args.config.name}, {args.size} pixels, batch {args.batch}, {where}")
+    print(f"{args.config.name}, {args.weights} weights, {args.size} pixels, batch {args.batch}, {where}")
     print(picture_table(rows, args.steps) if setting.picture else step_table(rows))
     return 0
 

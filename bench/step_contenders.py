@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from bench.step_files import Inputs
+from bench.step_files import Files, Inputs
 from bench.step_setting import Contender, Run, Setting
 
 if TYPE_CHECKING:
@@ -55,7 +56,7 @@ def _prepare_openvino(setting: Setting) -> None:
     convert(setting.files, setting.size, setting.batch)
 
 
-def our_model(setting: Setting, scheme: str | None) -> ControlLDM:
+def our_model(setting: Setting, files: Files, scheme: str | None) -> ControlLDM:
     """The float model, or the one of a quantized file, as `Pipeline.from_files` loads them."""
     import torch
 
@@ -65,28 +66,33 @@ def our_model(setting: Setting, scheme: str | None) -> ControlLDM:
 
     options = {"device": setting.device, "dtype": pick_dtype("auto", torch.device(setting.device))}
     if scheme is None:
-        return load_model(setting.config, setting.files.weights, **options)
-    return load_quantized_model(setting.config, setting.files.quantized(scheme, setting.size), **options)
+        return load_model(setting.config, files.weights, **options)
+    return load_quantized_model(setting.config, files.quantized(scheme, setting.size), **options)
 
 
-def ours(scheme: str | None = None) -> Contender:
-    """This project, with float weights or those of a scheme."""
+def ours(scheme: str | None = None, *, ruled: bool = False) -> Contender:
+    """This project, with float weights or those of a scheme. ruled: by the setting's rules before its own."""
+
+    def made(setting: Setting) -> Files:
+        return replace(setting.files, rules=setting.rules) if ruled else setting.files
 
     def files(setting: Setting) -> list[Path]:
-        made = setting.files
-        return [made.quantized(scheme, setting.size) if scheme else made.weights]
+        return [made(setting).quantized(scheme, setting.size) if scheme else setting.files.weights]
 
     def prepare(setting: Setting) -> None:
         setting.files.make_weights()
         if scheme:
-            setting.files.make_quantized(scheme, setting.size)
+            made(setting).make_quantized(scheme, setting.size)
+
+    def step(setting: Setting) -> Run:
+        return denoising(our_model(setting, made(setting), scheme), setting)
 
     def picture(setting: Setting) -> Run:
         from bench.step_picture import our_picture
 
-        return our_picture(our_model(setting, scheme), setting)
+        return our_picture(our_model(setting, made(setting), scheme), setting)
 
-    return Contender(lambda one: denoising(our_model(one, scheme), one), picture, files, prepare)
+    return Contender(step, picture, files, prepare, ruled=ruled)
 
 
 def denoising(model: ControlLDM, setting: Setting) -> Run:
@@ -128,4 +134,6 @@ CPU = {
     "ours-fp32": ours(),
     "ours-int8-dynamic": ours("int8_dynamic"),
     "ours-int8-static": ours("int8_static"),
+    "ours-int8-dynamic-ruled": ours("int8_dynamic", ruled=True),
+    "ours-int8-static-ruled": ours("int8_static", ruled=True),
 }

@@ -67,4 +67,6 @@ CUDA = {
     "ours-fp16": ours(),
     "ours-int8-dynamic": ours("int8_dynamic"),
     "ours-int8-static": ours("int8_static"),
+    "ours-int8-dynamic-ruled": ours("int8_dynamic", ruled=True),
+    "ours-int8-static-ruled": ours("int8_static", ruled=True),
 }

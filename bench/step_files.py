@@ -1,16 +1,15 @@
 """The files that the contenders of `bench.step` load: one set of random weights, whole and quantized.
 
-Every weight matrix keeps the variance of its input about, so that activations stay in range through the whole
-network; norms are near 1, biases small, and the zero convolutions of the branch are anything but zero. Files
-are made once and found again by their names. Nothing is in memory as a whole but what calibration runs.
+The weights are drawn by `bench.step_weights`. Files are made once and found again by their names. Nothing is
+in memory as a whole but what calibration runs.
 """
 
 from __future__ import annotations
 
-import math
-import zlib
-from collections.abc import Iterator
-from dataclasses import dataclass
+import hashlib
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -19,21 +18,23 @@ from safetensors import safe_open
 from torch import Tensor
 from tqdm import tqdm
 
+from bench.step_weights import WEIGHTS
+
 if TYPE_CHECKING:
     from cldm.cldm import ControlLDM
-    from quantize.selection import Plan
+    from quantize.selection import Plan, Rule
     from quantize.spec import Ranges
     from quantize.storage import Schedule
 
-SPREAD = 0.2  # of norms around 1 and of biases around 0: enough that none of them could be left out
 TOKENS = 77
 LATENT_FACTOR = 8
 TIMESTEP = 500
 GROUPS = 4  # of timesteps with input ranges of their own, as `python -m quantize` has by default
-PICTURES = 1  # watched for each group, the ranges of random inputs being much alike
 CALIBRATION_SEED = 1000  # others than those of the measured inputs
 # Schemes that differ in their inputs alone: looking for the same codes again would take minutes.
 SAME_CODES = {"int8_static": "int8_dynamic", "int8_weight": "int8_dynamic", "fp8_dynamic": "fp8_weight"}
+IN_SCALE, IN_ZERO = ".in_scale", ".in_zero"
+RULES_DIGITS = 8  # of a hash, in file names
 BYTES_A_WEIGHT = 4  # of float32 for each byte of int8
 TIMED = {"control_model": "timesteps", "model.diffusion_model": "timesteps"}
 
@@ -67,20 +68,36 @@ class Inputs:
 
 @dataclass(frozen=True)
 class Files:
-    """Weights of the model that the yaml `config` describes, in `folder`."""
+    """Weights of the model that the yaml `config` describes, in `folder`.
+
+    kind: of `step_weights.WEIGHTS`. rules: "PATTERN=SCHEME", before those that come with a scheme.
+    pictures: that static ranges are watched on, in each group of timesteps.
+    """
 
     config: Path
     folder: Path
+    kind: str = "gaussian"
+    rules: tuple[str, ...] = ()
+    pictures: int = 1
+
+    @property
+    def stem(self) -> str:
+        """What the names of all files made of these weights begin with."""
+        return self.config.stem if self.kind == "gaussian" else f"{self.config.stem}-{self.kind}"
 
     @property
     def weights(self) -> Path:
         """The float file, made by `make_weights`."""
-        return self.folder / f"{self.config.stem}-random.safetensors"
+        return self.folder / f"{self.stem}-random.safetensors"
 
     def quantized(self, scheme: str, size: int) -> Path:
         """The file of `scheme`; static ranges are those of pictures of `size` pixels."""
-        seen = f"-{size}" if scheme == "int8_static" else ""
-        return self.folder / f"{self.config.stem}-{scheme}{seen}.safetensors"
+        parts = [self.stem, scheme]
+        if scheme == "int8_static":
+            parts += [str(size), *([f"{self.pictures}pictures"] if self.pictures != 1 else [])]
+        if self.rules:
+            parts.append(hashlib.sha256("\n".join(self.rules).encode()).hexdigest()[:RULES_DIGITS])
+        return self.folder / f"{'-'.join(parts)}.safetensors"
 
     def make_weights(self) -> Path:
         """The float file, drawn tensor by tensor unless it is there."""
@@ -93,8 +110,11 @@ class Files:
         model = create_meta_model(self.config)
         state = dict(model.state_dict())
         for name, tensor in model.named_parameters():
-            meta = torch.empty(tensor.shape, device="meta")
-            state[name] = LazyTensor(meta, lambda n=name, s=tensor.shape: draw(n, s), frozenset(), 0)
+            meta, layer = (
+                torch.empty(tensor.shape, device="meta"),
+                model.get_submodule(name.rpartition(".")[0]),
+            )
+            state[name] = LazyTensor(meta, partial(WEIGHTS[self.kind], name, layer), frozenset(), 0)
         with _bar(self.weights, sum(tensor.nbytes for tensor in state.values())) as bar:
             return write_weights(self.weights, state, on_bytes=bar.update)
 
@@ -103,9 +123,10 @@ class Files:
 
         path: another one than `quantized` gives. selection: switches of `default_selection`. Static ranges
         are those of random pictures of `size` pixels, watched in each group of timesteps. Where another
-        scheme has the same codes, they are taken over from its file, which is made too.
+        file has the same codes, they are taken over from it, and it is made too. ValueError for a bad rule.
         """
         from cldm.model import create_meta_model
+        from quantize.calibrate import static_layers
         from quantize.selection import default_selection, make_plan
         from quantize.storage import Content, write_quantized
 
@@ -113,12 +134,14 @@ class Files:
         if path.is_file():
             return path
         model = create_meta_model(self.config)
-        plan = make_plan(model, default_selection(scheme, **selection))
-        if scheme in SAME_CODES and not selection:
-            return self._with_codes_of(SAME_CODES[scheme], plan, path, size)
+        plan = make_plan(model, default_selection(scheme, **selection, extra=parse_rules(self.rules)))
+        if not selection and (other := self._source(scheme, plan, model)):
+            return self._with_codes_of(other, plan, path, size)
+        ranges, schedule = self._ranges(plan, size) if static_layers(plan) else ({}, None)
         total = sum(tensor.nbytes for tensor in model.state_dict().values())
         with _bar(path, total // BYTES_A_WEIGHT) as bar:
-            return write_quantized(path, model, self.tensors(), Content(plan), on_bytes=bar.update)
+            content = Content(plan, schedule)
+            return write_quantized(path, model, self.tensors(), content, ranges, on_bytes=bar.update)
 
     def tensors(self) -> Iterator[tuple[str, Tensor]]:
         """The float file's tensors, each mapped anew so that its pages go with it."""
@@ -130,24 +153,39 @@ class Files:
             yield name, tensor
             del tensor
 
-    def _with_codes_of(self, scheme: str, plan: Plan, path: Path, size: int) -> Path:
-        """The file of `scheme` with another plan, and the ranges of that plan's static inputs."""
+    def _source(self, scheme: str, plan: Plan, model: ControlLDM) -> tuple[Files, str] | None:
+        """Whose file holds the codes of `plan`: the one without rules, or that of a scheme like it."""
+        from quantize.selection import default_selection, make_plan
+
+        other = scheme if self.rules else SAME_CODES.get(scheme)
+        if other is None or _codes(make_plan(model, default_selection(other))) != _codes(plan):
+            return None
+        return replace(self, rules=()), other
+
+    def _with_codes_of(self, source: tuple[Files, str], plan: Plan, path: Path, size: int) -> Path:
+        """The file of `plan` with the codes, and as far as they go the ranges, of another one's file."""
         from ldm.stream import write_weights
         from quantize.arithmetic import affine_of
         from quantize.calibrate import static_layers
         from quantize.loading import read_content
         from quantize.storage import METADATA_KEY, Content
 
-        other = self.make_quantized(scheme, size)
-        assert read_content(other).plan.layers.keys() == plan.layers.keys()
-        ranges, schedule = self._ranges(plan, size) if static_layers(plan) else ({}, None)
+        files, scheme = source
+        other, static = files.make_quantized(scheme, size), set(static_layers(plan))
         with safe_open(other, framework="pt") as file:
             state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  a file, not a dict
+        ranged = {name.removesuffix(IN_SCALE) for name in state if name.endswith(IN_SCALE)}
+        for name in ranged - static:
+            del state[f"{name}{IN_SCALE}"], state[f"{name}{IN_ZERO}"]
+        ranges, schedule = (
+            ({}, read_content(other).schedule) if static <= ranged else self._ranges(plan, size)
+        )
         for name, ends in ranges.items():
             affines = [affine_of(low, high) for low, high in ends]
-            state[f"{name}.in_scale"] = torch.tensor([one.scale for one in affines])
-            state[f"{name}.in_zero"] = torch.tensor([one.zero for one in affines], dtype=torch.int32)
-        return write_weights(path, state, metadata={METADATA_KEY: Content(plan, schedule).to_json()})
+            state[f"{name}{IN_SCALE}"] = torch.tensor([one.scale for one in affines])
+            state[f"{name}{IN_ZERO}"] = torch.tensor([one.zero for one in affines], dtype=torch.int32)
+        content = Content(plan, schedule if static else None)
+        return write_weights(path, state, metadata={METADATA_KEY: content.to_json()})
 
     def _ranges(self, plan: Plan, size: int) -> tuple[dict[str, Ranges], Schedule]:
         from cldm.model import load_model
@@ -160,7 +198,9 @@ class Files:
         for name, of in TIMED.items():
             network = model.get_submodule(name)
             follow_timesteps(network, groups, argument(network, of))
-        calls = [(seed, t) for seed in range(PICTURES) for t in _middles(groups.edges, model.num_timesteps)]
+        calls = [
+            (seed, t) for seed in range(self.pictures) for t in _middles(groups.edges, model.num_timesteps)
+        ]
         with torch.inference_mode(), watch(model, plan, groups.count) as calibration:
             for seed, t in tqdm(calls, desc="calibration", disable=None):
                 one = Inputs.random(model, size, 1, seed=CALIBRATION_SEED + seed, t=t)
@@ -168,13 +208,20 @@ class Files:
         return calibration.all_ranges(plan), Schedule(groups, TIMED)
 
 
-def draw(name: str, shape: torch.Size) -> Tensor:
-    """The random float32 weight called `name`; the same name and shape give the same numbers."""
-    noise = torch.Generator().manual_seed(zlib.crc32(name.encode()))
-    drawn = torch.randn(shape, generator=noise)
-    if len(shape) > 1:
-        return drawn.div_(math.sqrt(math.prod(shape[1:])))
-    return drawn.mul_(SPREAD).add_(1.0 if name.endswith("weight") else 0.0)
+def parse_rules(texts: Iterable[str]) -> tuple[Rule, ...]:
+    """Rules from texts such as "*.skip_connection=int8_weight"; `float` leaves layers alone."""
+    from quantize.selection import Rule
+
+    pairs = [text.rpartition("=") for text in texts]
+    if any(not pattern for pattern, _, _ in pairs):
+        raise ValueError(f"--rule {' '.join(texts)}: give PATTERN=SCHEME, such as '*.proj_in=int8_weight'")
+    return tuple(Rule(pattern, None if scheme == "float" else scheme) for pattern, _, scheme in pairs)
+
+
+def _codes(plan: Plan) -> dict[str, str]:
+    from quantize.schemes import get_scheme
+
+    return {name: get_scheme(scheme).codes for name, scheme in plan.layers.items()}
 
 
 def _middles(edges: tuple[float, ...], total: int) -> list[int]:

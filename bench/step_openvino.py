@@ -65,7 +65,7 @@ class _Unet(nn.Module):
 
 def ir_path(files: Files, part: str, kind: str, size: int, batch: int) -> Path:
     """Where the model of `part` in the form `kind` is kept."""
-    return files.folder / f"openvino-{files.config.stem}-{size}x{batch}" / f"{part}-{kind}.xml"
+    return files.folder / f"openvino-{files.stem}-{size}x{batch}" / f"{part}-{kind}.xml"
 
 
 def convert(files: Files, size: int, batch: int) -> None:

@@ -47,8 +47,9 @@ def write_results(path: Path, setting: Setting, results: Results) -> None:
 
 def about(setting: Setting) -> dict[str, Any]:
     """What results must share to be one table."""
-    kept = ("size", "batch", "threads", "device", "picture", "steps")
-    return {"config": setting.config.name} | {name: getattr(setting, name) for name in kept}
+    kept = ("size", "batch", "threads", "device", "picture", "steps", "weights")
+    shared = {"config": setting.config.name, "rules": list(setting.rules)}
+    return shared | {name: getattr(setting, name) for name in kept}
 
 
 def compare(outputs: Mapping[str, Path], results: Results) -> list[str]:

@@ -23,6 +23,7 @@ class Setting:
     """What is measured. size: pixels of a side; batch: latents a step, 2 is one picture with guidance.
 
     picture: whether whole pictures of `steps` steps are made, one at a time, in place of single steps.
+    weights: of `bench.step_weights.WEIGHTS`. rules: of the contenders that have some.
     """
 
     config: Path
@@ -33,11 +34,13 @@ class Setting:
     device: str = "cpu"
     picture: bool = False
     steps: int = 20
+    weights: str = "gaussian"
+    rules: tuple[str, ...] = ()
 
     @property
     def files(self) -> Files:
         """The weights."""
-        return Files(self.config, self.folder)
+        return Files(self.config, self.folder, self.weights)
 
 
 @dataclass(frozen=True)
@@ -45,7 +48,7 @@ class Contender:
     """step, picture: load what computes one; picture is None where it cannot.
 
     files: what it loads; prepare: makes those that are not there. needs: packages beyond the project's own.
-    environment: of its process.
+    environment: of its process. ruled: whether the setting's rules are what it is about.
     """
 
     step: Callable[[Setting], Run]
@@ -54,6 +57,7 @@ class Contender:
     prepare: Callable[[Setting], object] = lambda setting: setting.files.make_weights()
     needs: tuple[str, ...] = ()
     environment: Mapping[str, str] = field(default_factory=dict)
+    ruled: bool = False
 
     def load(self, setting: Setting) -> Run:
         """What `setting` asks for, ready to run."""

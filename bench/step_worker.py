@@ -43,7 +43,8 @@ def encode_setting(setting: Setting) -> str:
 def decode_setting(text: str) -> Setting:
     """What `encode_setting` wrote."""
     found = json.loads(text)
-    return Setting(**{**found, "config": Path(found["config"]), "folder": Path(found["folder"])})
+    paths = {name: Path(found[name]) for name in ("config", "folder")}
+    return Setting(**{**found, **paths, "rules": tuple(found["rules"])})
 
 
 def measured(run: Callable[[], Any], device: str = "cpu") -> tuple[Any, dict[str, float]]:

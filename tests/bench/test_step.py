@@ -1,18 +1,24 @@
 """bench.step: all contenders compute the same on the same weights, and its records add up."""
 
 import json
+import zlib
 from dataclasses import replace
+from fnmatch import fnmatchcase
 from pathlib import Path
 
 import pytest
 import torch
 from omegaconf import OmegaConf
+from safetensors.torch import load_file
+from torch import nn
 
 from bench import step, step_results
 from bench.step_contenders import CPU
-from bench.step_files import draw
+from bench.step_files import parse_rules
+from bench.step_openvino import ir_path
 from bench.step_results import EQUAL, compare, read_results, step_table, write_results
 from bench.step_setting import Setting, missing
+from bench.step_weights import WEIGHTS
 from bench.step_worker import decode_setting, encode_setting
 from quantize.loading import read_content
 from tests.small_models import relative_error, settings
@@ -69,17 +75,83 @@ def test_both_pipelines_make_the_same_picture(setting):
     assert (ours.int() - theirs.int()).abs().max() <= LEVEL
 
 
-def test_a_drawn_weight_depends_on_its_name_and_keeps_the_variance():
-    first, again = (draw("a.weight", torch.Size([64, 256])) for _ in range(2))
-    assert torch.equal(first, again)
-    assert not torch.equal(first, draw("b.weight", torch.Size([64, 256])))
-    assert (first @ torch.randn(256, 500)).std() == pytest.approx(1, rel=0.1)
-    assert draw("norm.weight", torch.Size([500])).mean() == pytest.approx(1, abs=0.05)
-    assert draw("norm.bias", torch.Size([500])).mean() == pytest.approx(0, abs=0.05)
+def drawn(kind, name, layer):
+    return WEIGHTS[kind](name, layer.to("meta"))
+
+
+@pytest.mark.parametrize("kind", WEIGHTS)
+def test_a_drawn_weight_depends_on_its_name_and_is_never_zero(kind):
+    layers = {"linear": nn.Linear(8, 4), "conv": nn.Conv2d(8, 4, 3), "table": nn.Embedding(8, 4)}
+    for layer in layers.values():
+        first, again, other = (drawn(kind, name, layer) for name in ("a.weight", "a.weight", "b.weight"))
+        assert torch.equal(first, again)
+        assert not torch.equal(first, other)
+        assert first.shape == layer.weight.shape
+        assert first.count_nonzero() == first.numel()
+
+
+def test_gaussian_weights_keep_the_variance_and_norms_are_near_one():
+    linear, norm = nn.Linear(256, 64), nn.GroupNorm(5, 500)
+    assert (drawn("gaussian", "a.weight", linear) @ torch.randn(256, 500)).std() == pytest.approx(1, rel=0.1)
+    assert drawn("gaussian", "norm.weight", norm).mean() == pytest.approx(1, abs=0.05)
+    assert drawn("gaussian", "norm.bias", norm).mean() == pytest.approx(0, abs=0.05)
+
+
+def test_default_weights_are_those_of_a_fresh_layer_and_leave_other_generators_alone():
+    layer = nn.Conv2d(16, 8, 3)
+    torch.manual_seed(0)
+    following = torch.rand(3)
+    torch.manual_seed(0)
+    weight, bias = (drawn("default", f"a.{what}", layer) for what in ("weight", "bias"))
+    assert torch.equal(torch.rand(3), following)
+    torch.manual_seed(zlib.crc32(b"a"))
+    fresh = nn.Conv2d(16, 8, 3)
+    assert torch.equal(weight, fresh.weight)
+    assert torch.equal(bias, fresh.bias)
+    assert torch.equal(drawn("default", "n.weight", nn.LayerNorm(8)), torch.ones(8))
+
+
+def test_files_of_other_weights_rules_and_pictures_have_other_names(setting):
+    files = setting.files
+    others = [replace(files, kind="default"), replace(files, rules=("*=float",)), replace(files, pictures=2)]
+    names = {one.quantized("int8_static", 64) for one in (files, *others)}
+    assert len(names) == len(others) + 1
+    assert files.weights != others[0].weights
+    assert ir_path(files, "unet", "int8", 64, 2) != ir_path(others[0], "unet", "int8", 64, 2)
+
+
+@pytest.mark.parametrize("rule", ["*.skip_connection=int8_weight", "*.proj_in=float"])
+def test_a_ruled_contender_has_its_rules_and_the_codes_and_ranges_of_the_plain_one(rule, setting):
+    ruled = replace(setting, rules=(rule,))
+    contender, pattern = CPU["ours-int8-static-ruled"], rule.partition("=")[0]
+    contender.prepare(ruled)
+    (path,) = contender.files(ruled)
+    plain = setting.files.quantized("int8_static", setting.size)
+    layers, before = read_content(path).plan.layers, read_content(plain).plan.layers
+    changed = {name for name in before if layers.get(name, "float") != before[name]}
+    assert changed == {name for name in before if fnmatchcase(name, pattern)} != set()
+    assert {layers.get(name, "float") for name in changed} == {rule.partition("=")[2]}
+    tensors, old = load_file(path), load_file(plain)
+    assert not any(f"{name}.in_scale" in tensors for name in changed)
+    assert all(torch.equal(tensors[name], old[name]) for name in old if name in tensors)
+    assert (
+        EQUAL
+        < relative_error(CPU["ours-int8-static-ruled"].load(ruled)()[0], computed("ours-fp32", setting)[0])
+        < INT8
+    )
+
+
+def test_contenders_with_rules_take_part_where_there_are_some(setting):
+    plain, args = step.chosen(step.parse_args([]), setting), step.parse_args(["--rule", "*=float"])
+    assert not any(name.endswith("ruled") for name in plain)
+    assert "ours-int8-static-ruled" in step.chosen(args, replace(setting, rules=("*=float",)))
+    with pytest.raises(ValueError, match="give PATTERN=SCHEME"):
+        parse_rules(["int8_weight"])
 
 
 def test_a_setting_survives_the_command_line(setting):
-    assert decode_setting(encode_setting(setting)) == setting
+    for one in (setting, replace(setting, weights="default", rules=("*.a=float", "*=int8_weight"))):
+        assert decode_setting(encode_setting(one)) == one
 
 
 def row(*walls):
@@ -98,8 +170,9 @@ def test_results_are_found_again_and_those_of_another_setting_refused(setting, t
     assert read_results(path, setting) == {}
     write_results(path, setting, {"a": row(1.0)})
     assert read_results(path, setting) == {"a": row(1.0)}
-    with pytest.raises(ValueError, match="was measured at .*'size': 64.*: name another file"):
-        read_results(path, replace(setting, size=128))
+    for other in ({"size": 128}, {"weights": "default"}, {"rules": ("*=float",)}):
+        with pytest.raises(ValueError, match="was measured at .*'size': 64.*: name another file"):
+            read_results(path, replace(setting, **other))
     path.write_text("[]")
     with pytest.raises(ValueError, match="holds no results of this bench"):
         read_results(path, setting)
@@ -133,6 +206,9 @@ def test_peers_that_are_not_installed_are_left_out_with_a_way_to_have_them(monke
         (["--only", "nobody"], "unknown contender 'nobody': use some of diffusers,"),
         (["--size", "100"], "pixels in steps of 64"),
         (["--rounds", "0"], "give 1 or more"),
+        (["--rule", "int8_weight"], "give PATTERN=SCHEME"),
+        (["--rule", "*=int9"], "unknown scheme 'int9'"),
+        (["--only", "ours-int8-static-ruled"], "no contender is left to measure"),
         (["--device", "mps"], "device 'mps': use cpu or cuda"),
         (["--picture", "--only", "openvino-int8"], "no contender is left to measure"),
     ],
