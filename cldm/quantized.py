@@ -13,7 +13,8 @@ from cldm.engine_cuda import fuse_on_card
 from cldm.model import create_meta_model
 from cldm.pruned import shrink_to_quantized
 from quantize.allocator import keep_freed_memory
-from quantize.loading import load_quantized
+from quantize.loading import load_quantized, read_content
+from quantize.selection import fingerprint
 
 
 def load_quantized_model(
@@ -32,7 +33,8 @@ def load_quantized_model(
     if kind == "cpu":
         keep_freed_memory()
     model = create_meta_model(config)
-    shrink_to_quantized(model, path)
+    if read_content(path).plan.fingerprint != fingerprint(model):
+        shrink_to_quantized(model, path)
     load_quantized(model, path, device=device, dtype=dtype)
     model.eval()
     if kind == "cpu":

@@ -7,8 +7,9 @@ and fp8 are bfloat16, exact too, since `quantize.arithmetic` rounds them before 
 from __future__ import annotations
 
 import json
+import math
 import struct
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import nn
@@ -57,6 +58,11 @@ def layout_of(model: nn.Module, specs: Mapping[str, LayerSpec], *, narrow: bool)
     return layout
 
 
+def nbytes(dtype: torch.dtype, shape: Sequence[int]) -> int:
+    """Of a tensor that need not be there."""
+    return dtype.itemsize * math.prod(shape)
+
+
 def header_of(layout: Layout, metadata: Mapping[str, str]) -> tuple[bytes, Spans, int]:
     """The file's first bytes, where each tensor goes, and the size of the file.
 
@@ -69,7 +75,7 @@ def header_of(layout: Layout, metadata: Mapping[str, str]) -> tuple[bytes, Spans
         if dtype not in STORED_NAMES:
             raise ValueError(f"{name}: {dtype} is a type that safetensors cannot hold")
         places[name] = offset
-        end = offset + torch.empty(shape, dtype=dtype, device="meta").nbytes
+        end = offset + nbytes(dtype, shape)
         header[name] = {"dtype": STORED_NAMES[dtype], "shape": shape, "data_offsets": [offset, end]}
         offset = end
     text = json.dumps(header, ensure_ascii=False).encode()

@@ -7,11 +7,13 @@ that packs a layer's codes into its own form does not end up with both.
 from __future__ import annotations
 
 import json
+import mmap
+import os
 import struct
 from collections.abc import Mapping
 from pathlib import Path
+from typing import BinaryIO
 
-import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
@@ -78,7 +80,8 @@ def load_quantized(
     with_empty_layers(model, content.plan, counts)
     _check_fit(model, tensors, path)
     _assign(model, tensors, dtype)
-    model.to(device)
+    if torch.device(device).type != "cpu":  # where all of it has been read to
+        model.to(device)
     bind(model, backend)
     if content.schedule:
         for name, argument_name in content.schedule.modules.items():
@@ -104,20 +107,21 @@ def _read_tensors(path: Path) -> dict[str, Tensor]:
         length = struct.unpack("<Q", file.read(LENGTH_BYTES))[0]
         header = json.loads(file.read(length))
         header.pop("__metadata__", None)
-        tensors = {}
+        whole, tensors = _map(file, 0, file.seek(0, os.SEEK_END)), {}
         for name, entry in header.items():
-            if entry["dtype"] not in DTYPES:
+            if (dtype := DTYPES.get(entry["dtype"])) is None:
                 raise ValueError(f"{path} holds {name} in {entry['dtype']}, which this program never writes")
             start, end = (LENGTH_BYTES + length + offset for offset in entry["data_offsets"])
-            if end - start >= MAPPED_BYTES:
-                # Copy on write: torch wants memory that may be written to.
-                raw = np.memmap(path, np.uint8, mode="c", offset=start, shape=(end - start,))
-            else:
-                file.seek(start)
-                raw = np.frombuffer(bytearray(file.read(end - start)), np.uint8)
-            values = torch.from_numpy(raw).view(DTYPES[entry["dtype"]])
-            tensors[name] = values.view(entry["shape"])
+            values = _map(file, start, end) if end - start >= MAPPED_BYTES else whole[start:end].clone()
+            tensors[name] = values.view(dtype).view(entry["shape"])
     return tensors
+
+
+def _map(file: BinaryIO, start: int, end: int) -> Tensor:
+    """Bytes of a file, to be read as they are used. Copy on write: torch wants memory that may be written."""
+    before = start % mmap.ALLOCATIONGRANULARITY
+    pages = mmap.mmap(file.fileno(), end - start + before, access=mmap.ACCESS_COPY, offset=start - before)
+    return torch.frombuffer(pages, dtype=torch.uint8, offset=before)
 
 
 def _check_fit(model: nn.Module, tensors: Mapping[str, Tensor], path: str | Path) -> None:

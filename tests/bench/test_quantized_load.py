@@ -6,9 +6,10 @@ from pathlib import Path
 import pytest
 from safetensors.torch import load_file
 
-from bench import quantized_load
+from bench import quantized_load, quantized_sizes
 from bench.quantized_load import bytes_of, plan_path, selection, table, verdicts
 from bench.step_files import Files
+from cldm.model import create_meta_model
 
 TINY = Path(__file__).parents[2] / "models" / "tiny.yaml"
 PLAN = "int8_dynamic+compact+decoder"
@@ -37,6 +38,16 @@ def test_making_and_loading_report_what_they_took(files):
     loaded = quantized_load.load(files, PLAN)
     assert loaded["all"] >= loaded["peak"] >= 0
     assert loaded["seconds"] > 0
+
+
+def test_bytes_are_known_before_a_file_is_made(files):
+    quantized_load.make(files, PLAN)
+    path, model = plan_path(files, PLAN), create_meta_model(TINY)
+    found = quantized_sizes.sizes(model, "int8_dynamic", ("compact", "decoder"))
+    assert found == (path.stat().st_size, bytes_of(path, "control_model."))
+    lines = quantized_sizes.table(model, ["int8_dynamic", "int4_group"]).splitlines()
+    assert {line.count("|") for line in lines} == {6}
+    assert f"{found[0] / 2**20:.1f} | {found[1] / 1e6:.1f}" in lines[-1]
 
 
 def row(path, plan, seconds, peak=0.0):
