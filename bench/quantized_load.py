@@ -6,7 +6,8 @@
 Weights are random: sizes, memory and time do not depend on them. Each measurement has a process of its own;
 memory is what its resident set reaches above the same process with everything imported, pages of mapped files
 included. "Cold" is after the kernel was asked to forget the file, "warm" right after it was read. Loading
-maps the file; "read" is the time that summing up every number takes after that. Files stay in --folder.
+maps the file; "read" is the time that summing up every number takes after that. Each of --rounds takes every
+file once; seconds are medians over them. Files stay in --folder.
 """
 
 from __future__ import annotations
@@ -14,10 +15,11 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -139,31 +141,35 @@ def both(files: Files, path: Path, plan: str | None) -> dict[str, dict[str, floa
     return {"cold": cold, "warm": apart(files, "load", plan)}
 
 
-def run(files: Files, plans: list[str]) -> list[dict[str, Any]]:
-    """Make what is missing and measure it; a row for the .ckpt, then for each plan."""
+def run(files: Files, plans: list[str], rounds: int) -> list[dict[str, Any]]:
+    """Make what is missing and measure it in turns; a row for the .ckpt, then for each plan."""
     if not ckpt_path(files).is_file():
         to_ckpt(files.make_weights(), ckpt_path(files))
-    rows = [{"plan": None, "path": ckpt_path(files), **both(files, ckpt_path(files), None)}]
+    rows: list[dict[str, Any]] = [{"plan": None, "path": ckpt_path(files)}]
     for plan in plans:
-        record = plan_path(files, plan).with_suffix(".json")  # how it was made, as the file is kept too
-        if not (plan_path(files, plan).is_file() and record.is_file()):
-            made = apart(files, "make", plan)
-            record.write_text(json.dumps(made))
-        path = plan_path(files, plan)
-        rows.append(
-            {"plan": plan, "path": path, "make": json.loads(record.read_text()), **both(files, path, plan)}
-        )
+        path, record = plan_path(files, plan), plan_path(files, plan).with_suffix(".json")
+        if not (path.is_file() and record.is_file()):  # how it was made is kept with it
+            record.write_text(json.dumps(apart(files, "make", plan)))
+        rows.append({"plan": plan, "path": path, "make": json.loads(record.read_text())})
+    taken = [[both(files, row["path"], row["plan"]) for row in rows] for _ in range(rounds)]
+    for row, of_row in zip(rows, zip(*taken, strict=True), strict=True):
+        row |= {pages: medians([one[pages] for one in of_row]) for pages in ("cold", "warm")}
     return rows
+
+
+def medians(takes: Sequence[dict[str, float]]) -> dict[str, float]:
+    """Of each number over all takes."""
+    return {name: statistics.median(one[name] for one in takes) for name in takes[0]}
 
 
 def table(rows: list[dict[str, Any]]) -> str:
     """A row a file, with what was asked for."""
     lines = [
         "| file | MiB | control alone, MB | made in, s | peak of making, GB (largest layer + 1 GB) "
-        "| peak of loading / file | load cold, s | warm, s | torch.load takes | read cold, s | warm, s |",
-        "|---" * 11 + "|",
+        "| peak of loading / file | load cold, s | faster | warm, s | faster | read cold, s | warm, s |",
+        "|---" * 12 + "|",
     ]
-    base = rows[0]["warm"]["seconds"]
+    base = {pages: rows[0][pages]["seconds"] for pages in ("cold", "warm")}
     for row in rows:
         size, made, cold, warm = row["path"].stat().st_size, row.get("make"), row["cold"], row["warm"]
         control = f"{bytes_of(row['path'], CONTROL) / MB:.1f}" if made else ""
@@ -172,7 +178,8 @@ def table(rows: list[dict[str, Any]]) -> str:
             row["plan"] or "float32 .ckpt, torch.load", f"{size / MIB:.1f}", control,
             f"{made['seconds']:.0f}" if made else "", making,
             f"{max(cold['peak'], warm['peak']) / size:.2f}",
-            f"{cold['seconds']:.2f}", f"{warm['seconds']:.2f}", f"{base / warm['seconds']:.1f} x",
+            f"{cold['seconds']:.2f}", f"{base['cold'] / cold['seconds']:.1f} x",
+            f"{warm['seconds']:.2f}", f"{base['warm'] / warm['seconds']:.1f} x",
             f"{cold['read']:.2f}", f"{warm['read']:.2f}",
         ]  # fmt: skip
         lines.append(f"| {' | '.join(cells)} |")
@@ -184,13 +191,14 @@ def verdicts(rows: list[dict[str, Any]]) -> list[str]:
     base, *files = rows
     lines = []
     for row in files:
-        path, made, warm = row["path"], row["make"], row["warm"]
+        path, made, cold, warm = row["path"], row["make"], row["cold"], row["warm"]
         size, kind = path.stat().st_size, row["plan"][:4]
         checks = [
             ("MiB of file", size / MIB, TARGETS[kind]),
             ("peak of making, GB", made["peak"] / 1e9, (made["largest"] + OVER_LAYER) / 1e9),
-            ("peak of loading over the file", max(row["cold"]["peak"], warm["peak"]) / size, LOAD_RATIO),
-            ("load seconds", warm["seconds"], base["warm"]["seconds"] / SPEED_RATIO),
+            ("peak of loading over the file", max(cold["peak"], warm["peak"]) / size, LOAD_RATIO),
+            ("seconds of a cold load", cold["seconds"], base["cold"]["seconds"] / SPEED_RATIO),
+            ("seconds of a warm load", warm["seconds"], base["warm"]["seconds"] / SPEED_RATIO),
         ]
         if kind == "int8":
             checks.append(("control alone, MB", bytes_of(path, CONTROL) / MB, CONTROL_TARGET))
@@ -213,6 +221,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     add(
         "--plans", nargs="+", default=PLANS, metavar="SCHEME[+compact][+decoder]", help="default: %(default)s"
     )
+    add("--rounds", type=int, default=1, metavar="N", help="takes of each file (default: %(default)s)")
     add("--task", nargs="+", help=argparse.SUPPRESS)
     return parser.parse_args(argv)
 
@@ -226,7 +235,9 @@ def main(argv: list[str] | None = None) -> int:
         print(json.dumps(tasks[args.task[0]](files, args.task[1] if len(args.task) > 1 else None)))
         return 0
     try:
-        rows = run(files, list(args.plans))
+        if args.rounds < 1:
+            raise ValueError(f"--rounds {args.rounds}: give 1 or more")
+        rows = run(files, list(args.plans), args.rounds)
     except (ValueError, OSError) as error:
         sys.stderr.write(f"{error}\n")
         return 2

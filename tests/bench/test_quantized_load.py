@@ -61,12 +61,27 @@ def test_verdicts_say_which_targets_are_missed(files):
     path = plan_path(files, PLAN)
     base = row(files.weights, None, 10.0)
     good = verdicts([base, row(path, PLAN, 0.9, peak=1.2 * path.stat().st_size)])
-    assert [line.split(":")[0] for line in good] == ["kept"] * 5
+    assert [line.split(":")[0] for line in good] == ["kept"] * 6
     bad = verdicts([base, row(path, PLAN, 1.1, peak=1.3 * path.stat().st_size)])
-    assert [line.split(":")[0] for line in bad] == ["kept", "kept", "MISSED", "MISSED", "kept"]
+    assert [line.split(":")[0] for line in bad] == ["kept", "kept", "MISSED", "MISSED", "MISSED", "kept"]
     lines = table([base, row(path, PLAN, 0.5)]).splitlines()
     assert {line.count("|") for line in lines} == {lines[0].count("|")}
-    assert "| 20.0 x |" in lines[-1]
+    assert lines[-1].count("| 20.0 x |") == 2
+
+
+def test_rounds_take_turns_and_their_medians_count(files, monkeypatch):
+    quantized_load.make(files, PLAN)
+    seconds, order = iter((9.0, 9.0, 3.0, 1.0, 7.0, 5.0, 2.0, 4.0)), []
+
+    def apart(files, task, plan):
+        order.append((task, plan))
+        return {"seconds": 1.0, "peak": 0.0, "largest": 0.0} if task == "make" else {"seconds": next(seconds)}
+
+    monkeypatch.setattr(quantized_load, "apart", apart)
+    rows = quantized_load.run(files, [PLAN], 2)
+    assert [plan for task, plan in order if task == "load"] == [None, None, PLAN, PLAN] * 2
+    assert [row["cold"]["seconds"] for row in rows] == [8.0, 2.5]
+    assert [row["warm"]["seconds"] for row in rows] == [7.0, 2.5]
 
 
 def test_a_task_answers_in_json_on_its_last_line(files, capsys):
