@@ -112,7 +112,8 @@ class ByteGEGLU(GEGLU):
 
     def forward(self, x: Tensor | Quantized) -> Quantized:
         """[b, n, dim_in] -> bytes [b, n, dim_out]."""
-        return geglu_quantize(self.proj(x), self.feeds[0].input_affine())
+        affine, proj = self.feeds[0].input_affine(), self.proj
+        return proj.gated(x, affine) if isinstance(proj, QuantLayer) else geglu_quantize(proj(x), affine)
 
 
 class ByteUpsample(Upsample):

@@ -16,6 +16,7 @@ from quantize.activations import Quantized
 from quantize.arithmetic import Affine
 from quantize.backends import make_backend
 from quantize.backends.base import Inputs
+from quantize.kernels import geglu_quantize
 from quantize.spec import LayerSpec, Ranges, quantize_tensors
 
 
@@ -65,6 +66,15 @@ class QuantLayer(nn.Module):
             out = self._compute(*given)
         else:
             out = add(*given, onto) if add else onto + self._compute(*given)
+        self._let_go()
+        return out
+
+    def gated(self, x: Tensor | Quantized, affine: Affine | None) -> Quantized:
+        """What `geglu_quantize` makes of the output [..., out]: bytes [..., out / 2]."""
+        gate = getattr(self._compute, "gated", None)
+        if gate is None:
+            return geglu_quantize(self(x), affine)
+        out = gate(x, self._buffers, self.bias, affine)
         self._let_go()
         return out
 

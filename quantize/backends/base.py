@@ -22,8 +22,9 @@ class Backend(Protocol):
 
     packed: whether it has the weights in a form of its own, so that the layer's may go.
 
-    It may have two methods more: `pack(held)` makes that form ahead of the first call; `add(x, held, bias,
-    onto)` gives the sum of `onto` and the output, in the memory of `onto` if it likes.
+    It may have three methods more: `pack(held)` makes that form ahead of the first call; `add(x, held, bias,
+    onto)` gives the sum of `onto` and the output, in the memory of `onto` if it likes; `gated(x, held, bias,
+    affine)` gives what `geglu_quantize` makes of the output.
     """
 
     packed: bool

@@ -2,7 +2,8 @@
 
 Weights are packed into its own blocked layout at the first call and never leave int8. Inputs must be
 unsigned: on some CPUs the operator never returns from signed ones. Without VNNI the multiply-add saturates at
-16 bits, which would change results, so such CPUs are left to the reference.
+16 bits, which would change results, so such CPUs are left to the reference. Linear layers go to the native
+kernel (`cpu_linear`) where there is one.
 """
 
 from __future__ import annotations
@@ -14,7 +15,10 @@ import torch
 from torch import Tensor
 
 from quantize.activations import Quantized
+from quantize.arithmetic import Affine
 from quantize.backends.base import Held, Inputs, out_dtype
+from quantize.backends.cpu_linear import PackedLinear, pack_linear
+from quantize.kernels import geglu_quantize
 from quantize.spec import Geometry, LayerSpec
 
 log = logging.getLogger(__name__)
@@ -49,7 +53,7 @@ class OneDnn:
     def __init__(self, spec: LayerSpec) -> None:
         self.spec = spec
         self._inputs = Inputs(spec)
-        self._packed: Tensor | None = None
+        self._packed: Tensor | PackedLinear | None = None
         self._zeros: Tensor | None = None
         geo = spec.geometry
         # A convolution that looks at one position is a Linear layer over them: up to four times as fast.
@@ -80,6 +84,17 @@ class OneDnn:
         fits = onto.dtype == out_dtype(x) == torch.float32 and onto.is_contiguous(memory_format=layout)
         return self._multiply(x, held, bias, onto) if fits and onto.numel() else onto + self(x, held, bias)
 
+    def gated(
+        self, x: Tensor | Quantized, held: Held, bias: Tensor | None, affine: Affine | None
+    ) -> Quantized:
+        """See `Backend`: where the range is known, the numbers between are never in memory."""
+        self.pack(held)
+        packed, given = self._packed, x.codes if isinstance(x, Quantized) else x
+        known = affine is not None and given.numel() and out_dtype(x) == torch.float32
+        if not (known and isinstance(packed, PackedLinear) and packed.gates):
+            return geglu_quantize(self(x, held, bias), affine)
+        return packed.gated(self._inputs.quantize(x, held), held["scale"], bias, affine)
+
     def pack(self, held: Held) -> None:
         """Put the weights into oneDNN's own form, where that was not done before."""
         weight, scale, geo = held["qweight"], held["scale"], self.spec.geometry
@@ -87,7 +102,8 @@ class OneDnn:
             return
         self._zeros = torch.zeros(scale.shape, dtype=torch.int32)
         if self._linear:
-            self._packed = torch.ops.onednn.qlinear_prepack(weight.flatten(1), None)
+            flat = weight.flatten(1)
+            self._packed = pack_linear(flat) or torch.ops.onednn.qlinear_prepack(flat, None)
         else:
             # Scale and zero point of the inputs only say that there are some; calls bring their own.
             self._packed = torch.ops.onednn.qconv_prepack(weight, scale, 1.0, 1, *_walk(geo), None)
@@ -97,19 +113,25 @@ class OneDnn:
     ) -> Tensor:
         self.pack(held)
         codes, affine = self._inputs.quantize(x, held)
-        scales = (self._packed, held["scale"], self._zeros)
-        bias = None if bias is None else bias.float()
         if self.spec.geometry is None:
-            return _linear((codes, *affine, *scales), bias, onto)
+            return self._multiply_rows(Quantized(codes, affine), held, bias, onto)
         codes = codes.contiguous(memory_format=torch.channels_last)
         if not self._linear:
+            scales = (self._packed, held["scale"], self._zeros)
             return _conv((codes, *affine, *scales), bias, _walk(self.spec.geometry), onto)
-        positions = codes.permute(0, 2, 3, 1)  # [b, h, w, c]
+        positions = Quantized(codes.permute(0, 2, 3, 1), affine)  # [b, h, w, c]
         onto = None if onto is None else onto.permute(0, 2, 3, 1)
-        return _linear((positions, *affine, *scales), bias, onto).permute(0, 3, 1, 2)
+        return self._multiply_rows(positions, held, bias, onto).permute(0, 3, 1, 2)
+
+    def _multiply_rows(self, x: Quantized, held: Held, bias: Tensor | None, onto: Tensor | None) -> Tensor:
+        packed, scale = self._packed, held["scale"]
+        if isinstance(packed, PackedLinear):
+            return packed.multiply(x, scale, bias, onto)
+        return _linear((x.codes, *x.affine, packed, scale, self._zeros), bias, onto)
 
 
 def _linear(operands: tuple, bias: Tensor | None, onto: Tensor | None) -> Tensor:
+    bias = None if bias is None else bias.float()
     if onto is None:
         return torch.ops.onednn.qlinear_pointwise(*operands, bias, *FLOAT_OUT, *NO_POST_OP)
     added = (1.0, 0, "add", 1.0)
@@ -117,6 +139,7 @@ def _linear(operands: tuple, bias: Tensor | None, onto: Tensor | None) -> Tensor
 
 
 def _conv(operands: tuple, bias: Tensor | None, walk: tuple, onto: Tensor | None) -> Tensor:
+    bias = None if bias is None else bias.float()
     if onto is None:
         return torch.ops.onednn.qconv2d_pointwise(*operands, bias, *walk, *FLOAT_OUT, *NO_POST_OP)
     summed = (1.0, 0, "sum", 1.0)  # into the memory of `onto`: convolutions have no other way

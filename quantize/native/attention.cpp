@@ -10,6 +10,7 @@
 // quantize/attention.py has the same arithmetic in plain torch.
 
 #include "attention.h"
+#include "attention_rows.h"
 
 #ifdef FW_ATTENTION
 
@@ -159,24 +160,19 @@ void lower_to_maximum(const Head& head, Queries& queries) {
 
 template <class Kind>
 void load_queries(const Call& call, const Head& head, const float* q, int64_t rows, Queries& queries) {
-  alignas(64) uint8_t codes[2 * kMaxWidth];
+  alignas(64) float columns[kMaxWidth * kLanes];
   const float to_log2 = kLog2E / std::sqrt(static_cast<float>(call.width));
   float range = 0;
-  for (int64_t r = 0; r < kRows; ++r) {
-    Encoded made = {0, 0, 0};
-    std::memset(codes, 0, head.row_bytes);
-    if (r < rows) made = Kind::encode(q + r * call.q_stride[2], call.width, codes);
-    for (int64_t g = 0; g < head.row_bytes; g += kGroupBytes) {
-      uint32_t group;
-      std::memcpy(&group, codes + g, 4);
-      group ^= Kind::kFlip;
-      std::memcpy(queries.lanes + g * kRows + r * kGroupBytes, &group, 4);
-    }
-    const float bound = made.norm * *head.norm * to_log2;
-    queries.factor[r] = made.scale * to_log2 * kSteps;
-    queries.offset[r] = kToBits + kOne;
-    queries.spoilt[r] = bound < kMaxRange ? 0 : NAN;
-    if (bound < kMaxRange) range = std::max(range, bound);
+  for (int64_t r = 0; r < kRows; r += kLanes) {
+    turn_rows(q + r * call.q_stride[2], call.q_stride[2], rows - r, call.width, columns);
+    uint8_t* lanes = queries.lanes + r * kGroupBytes;
+    const Lanes made = Kind::encode_lanes(columns, call.width, lanes, kRows * kGroupBytes);
+    const Vec bound = _mm512_mul_ps(_mm512_mul_ps(made.norm, splat(*head.norm)), splat(to_log2));
+    const __mmask16 fits = _mm512_cmp_ps_mask(bound, splat(kMaxRange), _CMP_LT_OQ);
+    _mm512_store_ps(queries.factor + r, _mm512_mul_ps(made.scale, splat(to_log2 * kSteps)));
+    _mm512_store_ps(queries.offset + r, splat(kToBits + kOne));
+    _mm512_store_ps(queries.spoilt + r, _mm512_mask_mov_ps(splat(NAN), fits, _mm512_setzero_ps()));
+    range = std::max(range, _mm512_mask_reduce_max_ps(fits, bound));
   }
   if (range > kFreeRange) lower_to_maximum<Kind>(head, queries);
 }
@@ -199,10 +195,10 @@ void attend_rows(const Call& call, const Head& head, const Queries& queries, int
       c += width;
     }
   }
-  for (int64_t r = 0; r < rows; ++r) {
-    const float share = 1 / sums[call.width * kRows + r] + queries.spoilt[r];
-    for (int64_t c = 0; c < call.width; ++c)
-      out[r * stride + c] = sums[c * kRows + r] * share;
+  for (int64_t r = 0; r < rows; r += kLanes) {
+    const Vec total = _mm512_load_ps(sums + call.width * kRows + r);
+    const Vec share = _mm512_add_ps(_mm512_div_ps(splat(1), total), _mm512_load_ps(queries.spoilt + r));
+    turn_columns(sums + r, kRows, share, rows - r, call.width, out + r * stride, stride);
   }
 }
 

@@ -74,6 +74,10 @@ struct Encoded {
   int32_t sum;        // of int8 codes
 };
 
+struct Lanes {  // of sixteen rows
+  Vec scale, norm;
+};
+
 struct Int8 {
   // q's codes go above zero by 128, since the instruction wants one side without sign.
   static constexpr uint32_t kFlip = 0x80808080;
@@ -102,6 +106,30 @@ struct Int8 {
     }
     return {scale, std::sqrt(_mm512_reduce_add_ps(squares)) * scale, _mm512_reduce_add_epi32(sum)};
   }
+
+  // The same of sixteen rows that are given as columns [n up to a group, 16]. A group's codes, flipped, lie
+  // `apart` bytes behind those of the group before.
+  static Lanes encode_lanes(const float* columns, int64_t n, uint8_t* lanes, int64_t apart) {
+    __m512i top = _mm512_setzero_si512();
+    for (int64_t c = 0; c < n; ++c)
+      top = _mm512_max_epu32(top, _mm512_castps_si512(_mm512_abs_ps(_mm512_load_ps(columns + c * kLanes))));
+    const Vec step = _mm512_div_ps(_mm512_castsi512_ps(top), splat(kInt8Peak));
+    const __mmask16 normal = _mm512_cmp_ps_mask(step, splat(kTiny), _CMP_GE_OQ);
+    const Vec scale = _mm512_maskz_mov_ps(normal, step);
+    const Vec inverse_scale = _mm512_maskz_div_ps(normal, splat(1), step);
+    Vec squares = _mm512_setzero_ps();
+    for (int64_t c = 0; c < n; c += kGroupBytes, lanes += apart) {
+      __m512i group = _mm512_setzero_si512();
+      for (int64_t i = 0; i < kGroupBytes; ++i) {
+        const Vec level = _mm512_mul_ps(_mm512_load_ps(columns + (c + i) * kLanes), inverse_scale);
+        const __m512i code = _mm512_and_si512(_mm512_cvtps_epi32(level), _mm512_set1_epi32(0xff));
+        group = _mm512_or_si512(group, _mm512_slli_epi32(code, 8 * i));
+        squares = _mm512_fmadd_ps(level, level, squares);
+      }
+      _mm512_store_si512(lanes, _mm512_xor_si512(group, _mm512_set1_epi32(kFlip)));
+    }
+    return {scale, _mm512_mul_ps(_mm512_sqrt_ps(squares), scale)};
+  }
 };
 
 struct Bf16 {
@@ -121,6 +149,21 @@ struct Bf16 {
       squares = _mm512_fmadd_ps(part, part, squares);
     }
     return {1, std::sqrt(_mm512_reduce_add_ps(squares)), 0};
+  }
+
+  static Lanes encode_lanes(const float* columns, int64_t n, uint8_t* lanes, int64_t apart) {
+    const auto code = [&](int64_t c) {
+      return _mm512_cvtepu16_epi32((__m256i)_mm512_cvtneps_pbh(_mm512_load_ps(columns + c * kLanes)));
+    };
+    Vec squares = _mm512_setzero_ps();
+    for (int64_t c = 0; c < n; c += 2, lanes += apart) {
+      _mm512_store_si512(lanes, _mm512_or_si512(code(c), _mm512_slli_epi32(code(c + 1), 16)));
+      for (int64_t i = c; i < c + 2; ++i) {
+        const Vec part = _mm512_load_ps(columns + i * kLanes);
+        squares = _mm512_fmadd_ps(part, part, squares);
+      }
+    }
+    return {splat(1), _mm512_sqrt_ps(squares)};
   }
 };
 

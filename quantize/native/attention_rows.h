@@ -1,0 +1,67 @@
+// Rows of numbers to lanes of vectors and back, sixteen at a time.
+
+#pragma once
+
+#include "vector.h"
+
+namespace attention {
+
+// Sixteen vectors of sixteen numbers, rows for columns: pairs, then fours, then the fours of all rows.
+inline void turn(Vec (&m)[kLanes]) {
+  __m512d t[kLanes];
+#pragma GCC unroll 8
+  for (int i = 0; i < 16; i += 2) {
+    t[i] = _mm512_castps_pd(_mm512_unpacklo_ps(m[i], m[i + 1]));
+    t[i + 1] = _mm512_castps_pd(_mm512_unpackhi_ps(m[i], m[i + 1]));
+  }
+#pragma GCC unroll 4
+  for (int i = 0; i < 16; i += 4)
+#pragma GCC unroll 2
+    for (int j = 0; j < 2; ++j) {
+      m[i + 2 * j] = _mm512_castpd_ps(_mm512_unpacklo_pd(t[i + j], t[i + 2 + j]));
+      m[i + 2 * j + 1] = _mm512_castpd_ps(_mm512_unpackhi_pd(t[i + j], t[i + 2 + j]));
+    }
+#pragma GCC unroll 4
+  for (int j = 0; j < 4; ++j) {
+    const Vec even[2] = {_mm512_shuffle_f32x4(m[j], m[4 + j], 0x88),
+                         _mm512_shuffle_f32x4(m[8 + j], m[12 + j], 0x88)};
+    const Vec odd[2] = {_mm512_shuffle_f32x4(m[j], m[4 + j], 0xdd),
+                        _mm512_shuffle_f32x4(m[8 + j], m[12 + j], 0xdd)};
+    m[j] = _mm512_shuffle_f32x4(even[0], even[1], 0x88);
+    m[4 + j] = _mm512_shuffle_f32x4(odd[0], odd[1], 0x88);
+    m[8 + j] = _mm512_shuffle_f32x4(even[0], even[1], 0xdd);
+    m[12 + j] = _mm512_shuffle_f32x4(odd[0], odd[1], 0xdd);
+  }
+}
+
+// Rows of `width` numbers -> columns [width up to sixteen, 16]; zeros for rows that are not there.
+inline void turn_rows(const float* rows, int64_t stride, int64_t count, int64_t width, float* columns) {
+  for (int64_t c = 0; c < width; c += kLanes, columns += kLanes * kLanes) {
+    Vec m[kLanes];
+#pragma GCC unroll 16
+    for (int r = 0; r < kLanes; ++r)
+      m[r] = r < count ? load(rows + r * stride + c, lanes(width - c)) : _mm512_setzero_ps();
+    turn(m);
+#pragma GCC unroll 16
+    for (int i = 0; i < kLanes; ++i) _mm512_store_ps(columns + i * kLanes, m[i]);
+  }
+}
+
+// Columns [width, 16] that lie `apart`, times `factor` -> rows of `width` numbers.
+inline void turn_columns(const float* columns, int64_t apart, Vec factor, int64_t count, int64_t width,
+                         float* rows, int64_t stride) {
+  for (int64_t c = 0; c < width; c += kLanes) {
+    Vec m[kLanes];
+#pragma GCC unroll 16
+    for (int i = 0; i < kLanes; ++i)
+      m[i] = c + i < width ? _mm512_mul_ps(_mm512_load_ps(columns + (c + i) * apart), factor)
+                           : _mm512_setzero_ps();
+    turn(m);
+    const int64_t last = std::min(count, kLanes);
+#pragma GCC unroll 16
+    for (int r = 0; r < kLanes; ++r)
+      if (r < last) store(rows + r * stride + c, lanes(width - c), m[r]);
+  }
+}
+
+}  // namespace attention
