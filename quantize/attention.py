@@ -26,7 +26,7 @@ from quantize.arithmetic import INT8_PEAK, TINY
 
 log = logging.getLogger(__name__)
 
-TILE = 8  # the kernel takes that many tokens at a time
+TILE = 16  # tokens that lie together as the kernel keeps them
 GROUP_BYTES = 4  # of a row of codes in one instruction
 STEPS = 128  # between two powers of two: bfloat16 has seven bits of fraction
 ONE = 127 * STEPS  # the bits of 1 in bfloat16

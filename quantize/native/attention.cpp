@@ -18,7 +18,7 @@ namespace attention {
 namespace {
 
 constexpr int kRows = 32;     // queries of a block: two vectors, so that each broadcast is used twice
-constexpr int kBlock = 64;    // tokens between two visits of the sums: their weights stay in L1
+constexpr int kBlock = 128;   // tokens between two visits of the sums: their weights stay in L1
 constexpr int kColumns = 14;  // of values at a time: 28 sums in registers
 constexpr int kChunk = 4;     // blocks that a thread takes at a time
 constexpr int kSteps = 128;   // between two powers of two: bfloat16 has seven bits of fraction
@@ -49,7 +49,7 @@ inline void score(const Head& head, const Queries& queries, int64_t t, Vec (&x)[
   __m512i sum[kTile][2];
 #pragma GCC unroll 8
   for (int i = 0; i < kTile; ++i) sum[i][0] = sum[i][1] = Kind::start(head, t + i);
-  const uint8_t* keys = head.codes + t * head.row_bytes;
+  const uint8_t* keys = head.key(t);
   int64_t g = 0;
   do {  // not `for`: the compiler would keep a copy of all sums for a row of no bytes
     const __m512i low = _mm512_load_si512(queries.lanes + g * kRows);
@@ -57,7 +57,7 @@ inline void score(const Head& head, const Queries& queries, int64_t t, Vec (&x)[
 #pragma GCC unroll 8
     for (int i = 0; i < kTile; ++i) {
       int32_t group;
-      std::memcpy(&group, keys + i * head.row_bytes + g, 4);
+      std::memcpy(&group, keys + g * kLanes + i * kGroupBytes, kGroupBytes);
       const __m512i key = _mm512_set1_epi32(group);
       sum[i][0] = Kind::dot(sum[i][0], low, key);
       sum[i][1] = Kind::dot(sum[i][1], high, key);
@@ -165,8 +165,8 @@ void load_queries(const Call& call, const Head& head, const float* q, int64_t ro
   float range = 0;
   for (int64_t r = 0; r < kRows; r += kLanes) {
     turn_rows(q + r * call.q_stride[2], call.q_stride[2], rows - r, call.width, columns);
-    uint8_t* lanes = queries.lanes + r * kGroupBytes;
-    const Lanes made = Kind::encode_lanes(columns, call.width, lanes, kRows * kGroupBytes);
+    uint8_t* codes = queries.lanes + r * kGroupBytes;
+    const Lanes made = Kind::encode(columns, call.width, Kind::kFlip, codes, kRows * kGroupBytes);
     const Vec bound = _mm512_mul_ps(_mm512_mul_ps(made.norm, splat(*head.norm)), splat(to_log2));
     const __mmask16 fits = _mm512_cmp_ps_mask(bound, splat(kMaxRange), _CMP_LT_OQ);
     _mm512_store_ps(queries.factor + r, _mm512_mul_ps(made.scale, splat(to_log2 * kSteps)));

@@ -17,17 +17,18 @@ namespace attention {
 
 constexpr int kTile = 8;         // tokens whose logits are in registers at a time
 constexpr int kGroupBytes = 4;   // of a row that one instruction multiplies: four int8 or two bfloat16
+constexpr int kGroupApart = 64;  // of sixteen keys, whose first groups lie together, then their second ones
 constexpr int kMaxWidth = 512;   // of a head: what a block of rows needs is on the stack
 constexpr int kLineFloats = 16;  // of a cache line
 constexpr float kInt8Peak = 127;
 constexpr float kTiny = 1.17549435e-38f;  // the least normal number
 
-// Laid out by quantize/attention.py. `tokens up`: to a multiple of kTile. Strides: of batch, head and row, in
-// numbers.
+// Laid out by quantize/attention.py. `tokens up`: to a multiple of kLanes. Strides: of batch, head and row,
+// in numbers.
 struct Call {
   const float *q, *k, *v;
   float* out;        // [batch, queries, heads, width]
-  uint8_t* codes;    // [batch * heads, tokens up, row_bytes]
+  uint8_t* codes;    // [batch * heads, tokens up / 16, row_bytes / 4, 16, 4]
   uint16_t* values;  // [batch * heads, tokens up / 2, width + 1, 2], bfloat16
   float* scale;      // [batch * heads, tokens up]
   int32_t* start;    // [batch * heads, tokens up]
@@ -38,7 +39,7 @@ struct Call {
 
 // A head's part of what `pack` makes.
 struct Head {
-  uint8_t* codes;    // [tokens, row_bytes], of keys without their mean
+  uint8_t* codes;    // [tokens / 16, row_bytes / 4, 16, 4], of keys without their mean
   uint16_t* values;  // [tokens / 2, columns, 2], bfloat16: two tokens side by side; the last column is ones
   float* scale;      // [tokens], of int8 codes
   int32_t* start;    // [tokens], -128 times the sum of the int8 codes: undoes `Int8::kFlip`
@@ -49,11 +50,17 @@ struct Head {
       : tokens((call.tokens + kTile - 1) / kTile * kTile),
         columns(call.width + 1),
         row_bytes(call.row_bytes) {
-    codes = call.codes + index * tokens * row_bytes;
-    values = call.values + index * tokens * columns;
-    scale = call.scale + index * tokens;
-    start = call.start + index * tokens;
+    const int64_t before = index * ((call.tokens + kLanes - 1) / kLanes * kLanes);
+    codes = call.codes + before * row_bytes;
+    values = call.values + before * columns;
+    scale = call.scale + before;
+    start = call.start + before;
     norm = call.norm + index;
+  }
+
+  // The first group of token t: of the next token's it is kGroupBytes further on, its next one kGroupApart.
+  const uint8_t* key(int64_t t) const {
+    return codes + t / kLanes * kLanes * row_bytes + t % kLanes * kGroupBytes;
   }
 };
 
@@ -69,13 +76,10 @@ inline void fetch(const float* rows, int64_t stride, int64_t count, int64_t widt
     for (int64_t c = 0; c < width; c += kLineFloats) _mm_prefetch(rows + r * stride + c, _MM_HINT_T1);
 }
 
-struct Encoded {
-  float scale, norm;  // norm is not finite where a number is not
-  int32_t sum;        // of int8 codes
-};
-
-struct Lanes {  // of sixteen rows
+// How sixteen rows were coded. norm: their length, not finite where a number is not.
+struct Lanes {
   Vec scale, norm;
+  __m512i sum;  // of int8 codes
 };
 
 struct Int8 {
@@ -88,47 +92,30 @@ struct Int8 {
     return _mm512_mul_ps(_mm512_cvtepi32_ps(sum), splat(head.scale[t]));
   }
 
-  // codes: room for whole vectors; zeros behind the last number, and for numbers too small for a scale.
-  static Encoded encode(const float* x, int64_t n, uint8_t* codes) {
+  // Sixteen rows, given as columns [n up to a group, 16]. A group's codes lie `apart` bytes behind those of
+  // the group before. Zeros for numbers too small for a scale.
+  static Lanes encode(const float* columns, int64_t n, uint32_t flip, uint8_t* codes, int64_t apart) {
     __m512i top = _mm512_setzero_si512(), sum = top;  // by bits, infinity and NaN are above all numbers
-    for (int64_t i = 0; i < n; i += kLanes)
-      top = _mm512_max_epu32(top, _mm512_castps_si512(_mm512_abs_ps(load(x + i, lanes(n - i)))));
-    const float peak = _mm_cvtss_f32(_mm_castsi128_ps(_mm_cvtsi32_si128(_mm512_reduce_max_epu32(top))));
-    const float scale = peak / kInt8Peak >= kTiny ? peak / kInt8Peak : 0;
-    const Vec inverse_scale = splat(scale > 0 ? 1 / scale : 0);  // NaN times any is NaN, and so is norm then
-    Vec squares = _mm512_setzero_ps();
-    for (int64_t i = 0; i < n; i += kLanes) {
-      const Vec level = _mm512_mul_ps(load(x + i, lanes(n - i)), inverse_scale);
-      const __m512i code = _mm512_cvtps_epi32(level);
-      _mm_storeu_si128(reinterpret_cast<__m128i*>(codes + i), _mm512_cvtepi32_epi8(code));
-      sum = _mm512_add_epi32(sum, code);
-      squares = _mm512_fmadd_ps(level, level, squares);
-    }
-    return {scale, std::sqrt(_mm512_reduce_add_ps(squares)) * scale, _mm512_reduce_add_epi32(sum)};
-  }
-
-  // The same of sixteen rows that are given as columns [n up to a group, 16]. A group's codes, flipped, lie
-  // `apart` bytes behind those of the group before.
-  static Lanes encode_lanes(const float* columns, int64_t n, uint8_t* lanes, int64_t apart) {
-    __m512i top = _mm512_setzero_si512();
     for (int64_t c = 0; c < n; ++c)
       top = _mm512_max_epu32(top, _mm512_castps_si512(_mm512_abs_ps(_mm512_load_ps(columns + c * kLanes))));
     const Vec step = _mm512_div_ps(_mm512_castsi512_ps(top), splat(kInt8Peak));
     const __mmask16 normal = _mm512_cmp_ps_mask(step, splat(kTiny), _CMP_GE_OQ);
     const Vec scale = _mm512_maskz_mov_ps(normal, step);
-    const Vec inverse_scale = _mm512_maskz_div_ps(normal, splat(1), step);
+    const Vec inverse_scale = _mm512_maskz_div_ps(normal, splat(1), step);  // NaN times any is NaN
     Vec squares = _mm512_setzero_ps();
-    for (int64_t c = 0; c < n; c += kGroupBytes, lanes += apart) {
-      __m512i group = _mm512_setzero_si512();
+    for (int64_t c = 0; c < n; c += kGroupBytes, codes += apart) {
+      __m512i group = _mm512_set1_epi32(flip);
       for (int64_t i = 0; i < kGroupBytes; ++i) {
         const Vec level = _mm512_mul_ps(_mm512_load_ps(columns + (c + i) * kLanes), inverse_scale);
-        const __m512i code = _mm512_and_si512(_mm512_cvtps_epi32(level), _mm512_set1_epi32(0xff));
-        group = _mm512_or_si512(group, _mm512_slli_epi32(code, 8 * i));
+        const __m512i code = _mm512_cvtps_epi32(level);
+        const __m512i byte = _mm512_and_si512(code, _mm512_set1_epi32(0xff));
+        group = _mm512_xor_si512(group, _mm512_slli_epi32(byte, 8 * i));
+        sum = _mm512_add_epi32(sum, code);
         squares = _mm512_fmadd_ps(level, level, squares);
       }
-      _mm512_store_si512(lanes, _mm512_xor_si512(group, _mm512_set1_epi32(kFlip)));
+      _mm512_storeu_si512(codes, group);
     }
-    return {scale, _mm512_mul_ps(_mm512_sqrt_ps(squares), scale)};
+    return {scale, _mm512_mul_ps(_mm512_sqrt_ps(squares), scale), sum};
   }
 };
 
@@ -141,29 +128,19 @@ struct Bf16 {
   static __m512i start(const Head&, int64_t) { return _mm512_setzero_si512(); }
   static Vec logit(__m512i sum, const Head&, int64_t) { return _mm512_castsi512_ps(sum); }
 
-  static Encoded encode(const float* x, int64_t n, uint8_t* codes) {
-    Vec squares = _mm512_setzero_ps();
-    for (int64_t i = 0; i < n; i += kLanes) {
-      const Vec part = load(x + i, lanes(n - i));
-      _mm256_storeu_si256(reinterpret_cast<__m256i*>(codes + 2 * i), (__m256i)_mm512_cvtneps_pbh(part));
-      squares = _mm512_fmadd_ps(part, part, squares);
-    }
-    return {1, std::sqrt(_mm512_reduce_add_ps(squares)), 0};
-  }
-
-  static Lanes encode_lanes(const float* columns, int64_t n, uint8_t* lanes, int64_t apart) {
+  static Lanes encode(const float* columns, int64_t n, uint32_t, uint8_t* codes, int64_t apart) {
     const auto code = [&](int64_t c) {
       return _mm512_cvtepu16_epi32((__m256i)_mm512_cvtneps_pbh(_mm512_load_ps(columns + c * kLanes)));
     };
     Vec squares = _mm512_setzero_ps();
-    for (int64_t c = 0; c < n; c += 2, lanes += apart) {
-      _mm512_store_si512(lanes, _mm512_or_si512(code(c), _mm512_slli_epi32(code(c + 1), 16)));
+    for (int64_t c = 0; c < n; c += 2, codes += apart) {
+      _mm512_storeu_si512(codes, _mm512_or_si512(code(c), _mm512_slli_epi32(code(c + 1), 16)));
       for (int64_t i = c; i < c + 2; ++i) {
         const Vec part = _mm512_load_ps(columns + i * kLanes);
         squares = _mm512_fmadd_ps(part, part, squares);
       }
     }
-    return {splat(1), _mm512_sqrt_ps(squares)};
+    return {splat(1), _mm512_sqrt_ps(squares), _mm512_setzero_si512()};
   }
 };
 

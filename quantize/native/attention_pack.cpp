@@ -1,6 +1,7 @@
 // Keys to codes and values to pairs of bfloat16, once a head, before the attention kernel walks over them.
 
 #include "attention.h"
+#include "attention_rows.h"
 
 #ifdef FW_ATTENTION
 
@@ -9,31 +10,44 @@ namespace {
 
 constexpr int kAhead = 16;  // rows: what is asked for now is there when its turn comes
 
-// Mean of the keys away, then codes. The tokens that fill up the last tile get the last one's key, so that no
-// maximum rises; their values are zeros.
+// mean[width]: of the keys over the tokens.
+void mean_key(const Call& call, const float* k, float* mean) {
+  const int64_t stride = call.k_stride[2];
+  std::fill(mean, mean + call.width, 0.0f);
+  for (int64_t t = 0; t < call.tokens; ++t) {
+    fetch(k + (t + kAhead) * stride, 0, 1, call.width);
+    for (int64_t c = 0; c < call.width; c += kLanes) {
+      const __mmask16 mask = lanes(call.width - c);
+      store(mean + c, mask, _mm512_add_ps(load(mean + c, mask), load(k + t * stride + c, mask)));
+    }
+  }
+  for (int64_t c = 0; c < call.width; ++c) mean[c] /= static_cast<float>(call.tokens);
+}
+
+// Mean of the keys away, then codes. The tokens that fill up the last sixteen get the last one's key, so that
+// no maximum rises; their values are zeros.
 template <class Kind>
 void pack_keys(const Call& call, const float* k, const Head& head) {
   const int64_t stride = call.k_stride[2];
-  alignas(64) uint8_t codes[2 * kMaxWidth];
-  float mean[kMaxWidth] = {}, row[kMaxWidth], longest = 0, spoilt = 0;
-  for (int64_t t = 0; t < call.tokens; ++t) {
-    fetch(k + (t + kAhead) * stride, 0, 1, call.width);
-    for (int64_t c = 0; c < call.width; ++c) mean[c] += k[t * stride + c];
-  }
-  for (int64_t c = 0; c < call.width; ++c) mean[c] /= static_cast<float>(call.tokens);
-  for (int64_t t = 0; t < head.tokens; ++t) {
-    const float* key = k + std::min(t, call.tokens - 1) * stride;
-    fetch(key + kAhead * stride, 0, 1, call.width);
-    for (int64_t c = 0; c < call.width; ++c) row[c] = key[c] - mean[c];
-    const Encoded made = Kind::encode(row, call.width, codes);
-    std::memcpy(head.codes + t * head.row_bytes, codes, head.row_bytes);
-    head.scale[t] = made.scale;
-    head.start[t] = -128 * made.sum;
-    longest = std::max(longest, made.norm);
+  alignas(64) float columns[kMaxWidth * kLanes], mean[kMaxWidth];
+  mean_key(call, k, mean);
+  Vec longest = _mm512_setzero_ps(), spoilt = longest;
+  for (int64_t t = 0; t < call.tokens; t += kLanes) {
+    fetch(k + (t + kAhead) * stride, stride, kLanes, call.width);
+    turn_rows(k + t * stride, stride, call.tokens - t, call.width, columns);
+    for (int64_t c = 0; c < call.width; ++c) {
+      const Vec column = _mm512_load_ps(columns + c * kLanes);
+      _mm512_store_ps(columns + c * kLanes, _mm512_sub_ps(column, splat(mean[c])));
+    }
+    const Lanes made = Kind::encode(columns, call.width, 0, head.codes + t * head.row_bytes, kGroupApart);
+    _mm512_storeu_ps(head.scale + t, made.scale);
+    _mm512_storeu_si512(head.start + t, _mm512_mullo_epi32(made.sum, _mm512_set1_epi32(-128)));
+    longest = _mm512_max_ps(longest, made.norm);
     // NaN too where a product with a query's codes would leave float32.
-    spoilt += made.norm * static_cast<float>(call.width) * kInt8Peak * 0;
+    const Vec product = _mm512_mul_ps(made.norm, splat(static_cast<float>(call.width) * kInt8Peak));
+    spoilt = _mm512_fmadd_ps(product, _mm512_setzero_ps(), spoilt);
   }
-  *head.norm = longest + spoilt;
+  *head.norm = _mm512_reduce_max_ps(longest) + _mm512_reduce_add_ps(spoilt);
 }
 
 // Sixteen columns of one token, ones behind the last.
@@ -54,7 +68,9 @@ void pack_values(const Call& call, const float* v, const Head& head) {
     for (int64_t c = 0; c < head.columns; c += kLanes) {
       const Vec first = value_columns(call, v, t, c), second = value_columns(call, v, t + 1, c);
       const __m512i both = (__m512i)_mm512_cvtne2ps_pbh(second, first);
-      store(reinterpret_cast<float*>(pairs + 2 * c), lanes(head.columns - c),
+      // Up to the end of all pairs: what goes behind this one, the next ones write over.
+      const int64_t left = (head.tokens - t) / 2 * head.columns - c;
+      store(reinterpret_cast<float*>(pairs + 2 * c), lanes(left),
             _mm512_castsi512_ps(_mm512_permutexvar_epi16(side_by_side, both)));
     }
   }

@@ -34,13 +34,14 @@ inline void turn(Vec (&m)[kLanes]) {
   }
 }
 
-// Rows of `width` numbers -> columns [width up to sixteen, 16]; zeros for rows that are not there.
+// Rows of `width` numbers -> columns [width up to sixteen, 16]. Rows that are not there are as the last that
+// is, which may lie before the first of these.
 inline void turn_rows(const float* rows, int64_t stride, int64_t count, int64_t width, float* columns) {
   for (int64_t c = 0; c < width; c += kLanes, columns += kLanes * kLanes) {
     Vec m[kLanes];
 #pragma GCC unroll 16
     for (int r = 0; r < kLanes; ++r)
-      m[r] = r < count ? load(rows + r * stride + c, lanes(width - c)) : _mm512_setzero_ps();
+      m[r] = load(rows + std::min<int64_t>(r, count - 1) * stride + c, lanes(width - c));
     turn(m);
 #pragma GCC unroll 16
     for (int i = 0; i < kLanes; ++i) _mm512_store_ps(columns + i * kLanes, m[i]);
