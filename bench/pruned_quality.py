@@ -4,8 +4,8 @@
     python -m bench.pruned_quality --levels "mlp 25 %, res 25 %" 2:4 --finetune-steps 100 --count 40
 
 Each level is a file of `python -m quantize.prune` with the flags listed here, and another one that `finetune`
-made of it. The table is that of `bench.quantized_quality`. What is finished lies in the folder of the run and
-is not made again: use another folder for other weights. Exit codes: 0; 2 with one sentence; 130 after Ctrl-C.
+made of it. The table is that of `bench.quantized_quality`. What is finished is not made again; it lies in the
+folder of the run, in one of the model's yaml and weights. Exit codes: 0; 2 with one sentence; 130 after Ctrl-C.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from bench import quantized_quality
+from bench.quantized_rows import Task
 
 TAYLOR = ("--by", "taylor", "--calibrate", "test_imgs")
 # The tiny model's attention has two heads, and its norms have four groups: finer shares cannot be asked for.
@@ -39,9 +40,11 @@ LEVELS: Mapping[str, Sequence[str]] = {
 
 def files(args: argparse.Namespace) -> Iterator[tuple[str, Path]]:
     """Rows by name and the file of each, made where it is not there."""
+    folder = args.run / Task(args.config, args.run, count=0, seed=0, size=0).key()
+    folder.mkdir(parents=True, exist_ok=True)
     for name in args.levels:
         command, *flags = LEVELS[name]
-        pruned = args.run / f"{_stem(name)}.safetensors"
+        pruned = folder / f"{_stem(name)}.safetensors"
         _make(pruned, [command, str(args.config), *flags])
         yield name, pruned
         if args.finetune_steps:
@@ -92,7 +95,6 @@ def main(argv: list[str] | None = None) -> int:
     try:
         if unknown := [name for name in args.levels if name not in LEVELS]:
             raise ValueError(f"unknown level {unknown[0]!r}: use some of {'; '.join(LEVELS)}")
-        args.run.mkdir(parents=True, exist_ok=True)
         named = [f"{name}={path}" for name, path in files(args)]
     except (ValueError, OSError) as error:
         sys.stderr.write(f"{error}\n")
