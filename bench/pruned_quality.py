@@ -5,7 +5,7 @@
 
 Each level is a file of `python -m quantize.prune` with the flags listed here, and another one that `finetune`
 made of it. The table is that of `bench.quantized_quality`. What is finished is not made again; it lies in the
-folder of the run, in one of the model's yaml and weights. Exit codes: 0; 2 with one sentence; 130 after Ctrl-C.
+folder of the run, in one of yaml and weights. Exit codes: 0; 2 with one sentence; 130 after Ctrl-C.
 """
 
 from __future__ import annotations
