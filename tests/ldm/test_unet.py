@@ -116,13 +116,12 @@ def test_repeated_rows_keep_their_order_and_lie_as_before():
 @torch.no_grad()
 def test_a_guided_batch_gets_what_its_halves_get_apart(params, inputs):
     x, t, text = inputs
-    model, (given, seen) = unet(params), (torch.cat([x, x]), torch.cat([t, t]))
+    model, rows = unet(params), {}
     for name in ("0.0", "1.0", "1.1.transformer_blocks.0.attn1", "1.1.transformer_blocks.0.attn2", "2.0"):
         block = model.input_blocks.get_submodule(name)
         block.register_forward_pre_hook(lambda _, args, name=name: rows.update({name: len(args[0])}))
-    rows: dict[str, int] = {}
     texts = torch.cat([text, text.flip(0)])
-    guided = model(given, seen, texts)
+    guided = model(torch.cat([x, x]), torch.cat([t, t]), texts)
     assert list(rows.values()) == [2, 2, 2, 4, 4]
     apart = torch.cat([model(x, t, one) for one in texts.chunk(2)])
     assert relative_error(guided, apart) < FP32
