@@ -1,7 +1,7 @@
 """Quantized files -> models that compute with their codes; nothing is decoded on the way.
 
-Every tensor of some size is mapped from the file by itself, so that its pages leave memory with it: a backend
-that packs a layer's codes into its own form does not end up with both.
+Tensors of some size are mapped from the file a few at a time, so that pages leave memory with them: a backend
+that packs layers' codes into its own form does not end up with both.
 """
 
 from __future__ import annotations
@@ -12,7 +12,6 @@ import os
 import struct
 from collections.abc import Mapping
 from pathlib import Path
-from typing import BinaryIO
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -25,6 +24,7 @@ from quantize.storage import METADATA_KEY, Content
 from quantize.timesteps import argument, follow_timesteps
 
 MAPPED_BYTES = 1 << 16  # below, a mapping of whole pages costs more than a copy
+PIECE_BYTES = 1 << 24  # of the file in a mapping: each holds a file descriptor, of which 1,024 are usual
 DTYPES = {name: dtype for dtype, name in STORED_NAMES.items()}
 PLAIN_FLOATS = {torch.float64, torch.float32, torch.float16, torch.bfloat16}
 SHOWN = 3  # names in an error
@@ -107,21 +107,24 @@ def _read_tensors(path: Path) -> dict[str, Tensor]:
         length = struct.unpack("<Q", file.read(LENGTH_BYTES))[0]
         header = json.loads(file.read(length))
         header.pop("__metadata__", None)
-        whole, tensors = _map(file, 0, file.seek(0, os.SEEK_END)), {}
+        size = file.seek(0, os.SEEK_END)
+        # Copy on write, all of them: torch wants memory that may be written to.
+        whole = torch.frombuffer(mmap.mmap(file.fileno(), size, access=mmap.ACCESS_COPY), dtype=torch.uint8)
+        tensors, piece, first, last = {}, b"", 0, 0
         for name, entry in header.items():
             if (dtype := DTYPES.get(entry["dtype"])) is None:
                 raise ValueError(f"{path} holds {name} in {entry['dtype']}, which this program never writes")
             start, end = (LENGTH_BYTES + length + offset for offset in entry["data_offsets"])
-            values = _map(file, start, end) if end - start >= MAPPED_BYTES else whole[start:end].clone()
+            if end - start < MAPPED_BYTES:
+                values = whole[start:end].clone()
+            else:
+                if not first <= start <= end <= last:
+                    first = start - start % mmap.ALLOCATIONGRANULARITY
+                    last = min(size, max(end, first + PIECE_BYTES))
+                    piece = mmap.mmap(file.fileno(), last - first, access=mmap.ACCESS_COPY, offset=first)
+                values = torch.frombuffer(piece, dtype=torch.uint8, count=end - start, offset=start - first)
             tensors[name] = values.view(dtype).view(entry["shape"])
     return tensors
-
-
-def _map(file: BinaryIO, start: int, end: int) -> Tensor:
-    """Bytes of a file, to be read as they are used. Copy on write: torch wants memory that may be written."""
-    before = start % mmap.ALLOCATIONGRANULARITY
-    pages = mmap.mmap(file.fileno(), end - start + before, access=mmap.ACCESS_COPY, offset=start - before)
-    return torch.frombuffer(pages, dtype=torch.uint8, offset=before)
 
 
 def _check_fit(model: nn.Module, tensors: Mapping[str, Tensor], path: str | Path) -> None:

@@ -105,6 +105,23 @@ def test_mapped_and_copied_tensors_are_the_same(tmp_path, monkeypatch, least):
         assert torch.equal(got[name], tensor), name
 
 
+@pytest.mark.parametrize("piece", [1, 10_000, 1 << 40])
+def test_few_mappings_hold_the_same_numbers(tmp_path, monkeypatch, piece):
+    path, *_ = written(tmp_path)
+    expected, made, real = load_file(path), [], quantize.loading.mmap.mmap
+    large = sum(tensor.nbytes >= 512 for tensor in expected.values())
+    monkeypatch.setattr(quantize.loading.mmap, "mmap", lambda *a, **k: made.append(a) or real(*a, **k))
+    monkeypatch.setattr(quantize.loading, "MAPPED_BYTES", 512)
+    monkeypatch.setattr(quantize.loading, "PIECE_BYTES", piece)
+    got = quantize.loading._read_tensors(path)
+    for name, tensor in expected.items():
+        assert torch.equal(got[name], tensor), name
+        assert got[name].untyped_storage().nbytes() == tensor.nbytes, name  # what is saved, moved and counted
+    pieces = len(made) - 1  # beside the whole file
+    assert pieces == {1: large, 1 << 40: 1}.get(piece, pieces)
+    assert 1 <= pieces <= large
+
+
 def test_tensors_are_let_go_as_they_are_written(tmp_path):
     model, alive = network(), []
 
