@@ -5,8 +5,9 @@
 
 Activations are those of Stable Diffusion 1.5 at 512 pixels with guidance (two images a step). Every round
 runs each way once, one after the other, so that whatever else the machine does meets both; medians are
-printed as a table. GB/s counts the bytes that each walk reads or writes, whether a cache held them or not.
-Freed memory is kept for the next call, as the engine does: else every row would show the same page faults.
+printed as a table. Layers without the kernels are oneDNN's, which torch brings. GB/s counts the bytes that
+each walk reads or writes, whether a cache held them or not. Freed memory is kept for the next call, as the
+engine does: else every row would show the same page faults.
 """
 
 import argparse
@@ -26,6 +27,7 @@ IMAGES = [(2, 320, 64, 64), (2, 960, 64, 64), (2, 640, 32, 32), (2, 1280, 16, 16
 TOKENS = [(2, 4096, 320), (2, 1024, 640), (2, 256, 1280), (2, 64, 1280)]
 WEIGHTS = [(320, 320, 3, 3), (1280, 1280, 3, 3), (10240, 1280)]
 GROUP = 64
+LAYERS = [(8192, 320, 320), (8192, 320, 2560), (8192, 1280, 320), (2048, 640, 5120), (512, 1280, 10240)]
 
 
 @dataclass(frozen=True)
@@ -116,6 +118,35 @@ def weights() -> Iterator[Case]:
         yield Case("int4 weights", shape, run, packed.nbytes + steps.nbytes + floats)
 
 
+def layers() -> Iterator[Case]:
+    """int8 Linear layers on bytes: positions, inputs, outputs."""
+    import torch
+
+    from quantize import native
+    from quantize.activations import Quantized
+    from quantize.arithmetic import Affine
+    from quantize.layers import quantize_layer
+
+    seen = Affine(0.04, 100)
+    for rows, inputs, outputs in LAYERS:
+        x = Quantized(torch.randint(0, 256, (rows, inputs), dtype=torch.uint8), seen)
+        total, made = torch.zeros(rows, outputs), []
+        for library in (native.library(), None):  # weights are packed for what computes them
+            layer = quantize_layer(torch.nn.Linear(inputs, outputs), "int8_static", [(-4.0, 4.0)], "max")
+            layer.bind("cpu")
+            with mock.patch.object(native, "library", return_value=library):
+                layer.prepare()
+            made.append(layer)
+        pick = lambda made=made: made[native.library() is None]  # noqa: E731
+        moved = rows * inputs + inputs * outputs
+        for name, run, written in (
+            ("layer", lambda pick=pick, x=x: pick()(x), FLOAT * rows * outputs),
+            ("layer, added", lambda pick=pick, x=x, t=total: pick()(x, onto=t), 2 * FLOAT * rows * outputs),
+            ("layer and gate", lambda pick=pick, x=x: pick().gated(x, seen), rows * outputs // 2),
+        ):
+            yield Case(name, (rows, inputs, outputs), run, moved + written)
+
+
 def seconds(run: Callable[[], Any]) -> float:
     """How long `run` takes."""
     start = time.perf_counter()
@@ -177,7 +208,7 @@ def main(argv: list[str] | None = None) -> int:
         torch.set_num_threads(args.threads)
     print(f"threads: {torch.get_num_threads()}, rounds: {args.rounds}\n")
     print("| kernel | input | plain torch, ms | ours, ms | | GB/s |\n|---|---|---|---|---|---|")
-    for cases in (images, tokens, weights):
+    for cases in (images, tokens, weights, layers):
         for case in cases():
             if args.only in case.name:
                 print(line(case, *measure(case, args.rounds)), flush=True)

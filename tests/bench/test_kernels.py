@@ -13,13 +13,16 @@ def small(monkeypatch):
     monkeypatch.setattr(bench, "IMAGES", [(1, 32, 4, 4)])
     monkeypatch.setattr(bench, "TOKENS", [(1, 6, 8)])
     monkeypatch.setattr(bench, "WEIGHTS", [(4, 8, 3, 3)])
+    monkeypatch.setattr(bench, "LAYERS", [(5, 8, 64)])
 
 
 @needs_library
 def test_the_table_has_a_line_for_every_kernel(capsys):
     assert bench.main(["--rounds", "1"]) == 0
     rows = [row for row in capsys.readouterr().out.splitlines() if row.startswith("| ")][1:]
-    assert len(rows) == sum(len(list(cases())) for cases in (bench.images, bench.tokens, bench.weights))
+    assert len(rows) == sum(
+        len(list(cases())) for cases in (bench.images, bench.tokens, bench.weights, bench.layers)
+    )
     assert sum("| 1 x 32 x 4 x 4 |" in row for row in rows) == len(list(bench.images()))
 
 
@@ -27,7 +30,7 @@ def test_the_table_has_a_line_for_every_kernel(capsys):
 def test_only_some_kernels_are_measured_when_asked(capsys):
     bench.main(["--rounds", "1", "--only", "gate"])
     rows = capsys.readouterr().out.splitlines()[4:]
-    assert [row.split(" | ")[0] for row in rows] == ["| gate", "| gate, own range"]
+    assert [row.split(" | ")[0] for row in rows] == ["| gate", "| gate, own range", "| layer and gate"]
 
 
 def test_each_round_runs_plain_torch_and_then_the_kernel():
