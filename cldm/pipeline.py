@@ -141,6 +141,7 @@ class Pipeline:
             known=None if init is None else self._encode(init),
             keep=None if mask is None else latent_keep(mask, FACTOR),
             on_step=on_step,
+            together=not self.save_memory,
         )
         clock.lap("encode")
         self._shift(is_diffusing=True)

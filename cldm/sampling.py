@@ -21,7 +21,8 @@ class Job:
     """All that `sample_latents` needs; `request` must be complete.
 
     texts: embeddings of the prompts and of the negative prompts, [n, m, d] each. size: (h, w) of the latents.
-    known: clean latents [1, c, h, w] to start from. keep: [1, 1, h, w], 1 where `known` stays.
+    known: clean latents [1, c, h, w] to start from. keep: [1, 1, h, w], 1 where `known` stays. together: with
+    and without the prompt in one call where both are steered alike, which takes more memory and less time.
     """
 
     request: Request
@@ -32,6 +33,7 @@ class Job:
     known: Tensor | None = None
     keep: Tensor | None = None
     on_step: Callable[[Step], None] | None = None
+    together: bool = True
 
 
 def sample_latents(model: ControlLDM, job: Job) -> Tensor:
@@ -56,7 +58,10 @@ def sample_latents(model: ControlLDM, job: Job) -> Tensor:
         step = step_at(timesteps, t)
         return within(step, len(timesteps), request.guidance_start, request.guidance_end)
 
-    denoise = guided(cond, uncond, request.scale, guides)
+    both = None
+    if job.together and len(unconditional) == len(job.units) and not _reuses(request):
+        both = controlled_denoiser(model, torch.cat(job.texts), job.units, timesteps)
+    denoise = guided(cond, uncond, request.scale, guides, both)
     hooks = {"generator": job.noise, "on_step": job.on_step, "blend": blend}
     return sampler(denoise, x_T, timesteps, abar, eta=request.eta, **hooks)
 
@@ -65,7 +70,11 @@ def _denoiser(
     model: ControlLDM, text: Tensor, units: Sequence[ControlUnit], timesteps: Sequence[float],
     request: Request,
 ) -> Denoise:  # fmt: skip
-    if request.reuse_every == request.control_every == 1:
+    if not _reuses(request):
         return controlled_denoiser(model, text, units, timesteps)
     reuse = Reuse(request.reuse_every, request.reuse_cut, request.control_every)
     return ReusingDenoiser(model, text, units, timesteps, reuse)
+
+
+def _reuses(request: Request) -> bool:
+    return request.reuse_every > 1 or request.control_every > 1

@@ -1,11 +1,15 @@
 """One request through a small random model."""
 
+from contextlib import contextmanager
+from functools import partial
+
 import numpy as np
 import pytest
 import torch
 
 from cldm.pipeline import Pipeline
 from cldm.request import ControlInput, Request
+from cldm.sampling import Job
 from ldm.models.diffusion.samplers import SAMPLERS
 from tests.small_models import build, settings
 
@@ -21,6 +25,19 @@ def pipe():
 
 def ask(prompt="a red square", **fields):
     return Request(prompt, **{"steps": 2, **fields})
+
+
+@contextmanager
+def calls(pipe):
+    """What the model is called with meanwhile: how many rows, and whether they are steered."""
+    seen, original = [], pipe.model.apply_model
+    pipe.model.apply_model = lambda x, t, cond: (
+        seen.append((len(x), cond["control"] is not None)) or original(x, t, cond)
+    )
+    try:
+        yield seen
+    finally:
+        del pipe.model.apply_model
 
 
 def same(a, b):
@@ -67,18 +84,34 @@ def test_a_request_writes_nothing_to_the_model(pipe):
 
 
 def test_guess_mode_and_guided_control_keep_control_out_of_the_unconditional_pass(pipe):
-    seen = []
-    original = pipe.model.apply_model
-    pipe.model.apply_model = lambda x, t, cond: seen.append(cond["control"] is None) or original(x, t, cond)
-    try:
+    with calls(pipe) as seen:
         pipe(SKETCH, ask(steps=1, guess_mode=True))
-        assert seen == [False, True]
-        pipe(SKETCH, ask(steps=1))
-        assert seen[2:] == [False, False]
+        assert seen == [(1, True), (1, False)]
         pipe(SKETCH, ask(steps=1, guided_control=True))
-        assert seen[4:] == [False, True]
-    finally:
-        del pipe.model.apply_model
+        assert seen[2:] == [(1, True), (1, False)]
+
+
+def test_both_halves_of_guidance_are_one_call_unless_memory_is_short(pipe):
+    saving = Pipeline(pipe.model, defaults=pipe.defaults)
+    saving.save_memory = True  # of an own pipeline alone: the model's attention is not sliced
+    with calls(pipe) as seen:
+        together = pipe(SKETCH, ask(steps=1, num_samples=2)).images
+        assert seen == [(4, True)]
+        apart = saving(SKETCH, ask(steps=1, num_samples=2)).images
+        assert seen[1:] == [(2, True), (2, True)]
+        pipe(SKETCH, ask(steps=1, scale=1.0))
+        assert seen[3:] == [(1, True)]
+    for one, other in zip(together, apart, strict=True):
+        assert np.abs(one.astype(int) - other).max() <= 1
+
+
+def test_several_maps_meet_their_own_pictures_in_one_call(pipe, monkeypatch):
+    hints = torch.rand(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+    together = pipe.generate(["a", "b"], hints, seed=3, steps=2)
+    monkeypatch.setattr("cldm.pipeline.Job", partial(Job, together=False))
+    apart = pipe.generate(["a", "b"], hints, seed=3, steps=2)
+    for one, other in zip(together, apart, strict=True):
+        assert np.abs(one.astype(int) - other).max() <= 1
 
 
 def test_two_controls_with_their_own_maps_and_branches(pipe):

@@ -123,11 +123,13 @@ def guided(
     uncond_denoise: Denoise | None,
     scale: float,
     guides: Callable[[Tensor], bool] | None = None,
+    both: Denoise | None = None,
 ) -> Denoise:
     """Classifier-free guidance (Ho & Salimans 2022): uncond + scale (cond - uncond).
 
     At scale 1, or without an unconditional denoiser, only the conditional one runs; so it does at timesteps
     t [b] where `guides(t)` says no (Kynkäänniemi et al. 2024, "Applying guidance in a limited interval").
+    both: the two as one, called with x and t twice in place of each apart.
     """
     if uncond_denoise is None or scale == 1:
         return cond_denoise
@@ -135,7 +137,10 @@ def guided(
     def denoise(x: Tensor, t: Tensor) -> Tensor:
         if guides is not None and not guides(t):
             return cond_denoise(x, t)
-        cond, uncond = cond_denoise(x, t), uncond_denoise(x, t)
+        if both is None:
+            cond, uncond = cond_denoise(x, t), uncond_denoise(x, t)
+        else:
+            cond, uncond = both(torch.cat([x, x]), torch.cat([t, t])).chunk(2)
         return uncond + scale * (cond - uncond)
 
     return denoise
