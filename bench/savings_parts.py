@@ -4,12 +4,13 @@
     python -m bench.savings_parts --quantized sd15-int8.safetensors --picture "unipc 10, guidance to 0.6"
     python -m bench.savings_parts --peer --json outputs/diffusers.json
 
-One pass is of one picture with one prompt; guidance takes two, which the pipeline makes in one call where both
-are steered alike: sums of two passes are upper bounds there. Each round takes every part once, one after the other, so that whatever else the machine does meets all of them. Weights are
-random unless given: time does not depend on them. --peer measures diffusers' step of the exact Stable
-Diffusion 1.5 beside them, in float32 and for both prompts at once, as its pipeline makes them. --picture
-makes whole pictures of rows of `bench.savings` too, to hold the sum of parts against. Needs about 6 GB, 11
-with --peer. Exit codes: 0; 2 with one sentence; 130 Ctrl-C.
+One pass is of one picture with one prompt; guidance takes two, which the pipeline makes in one call where
+both are steered alike: sums of two passes are upper bounds there. Each round takes every part once, one
+after the other, so that whatever else the machine does meets all of them. Weights are random unless given:
+time does not depend on them. --peer measures diffusers' step of the exact Stable Diffusion 1.5 beside them,
+in float32 and for both prompts at once, as its pipeline makes them. --picture makes whole pictures of rows
+of `bench.savings` too, to hold the sum of parts against. Needs about 6 GB, 11 with --peer.
+Exit codes: 0; 2 with one sentence; 130 Ctrl-C.
 """
 
 from __future__ import annotations
