@@ -99,10 +99,14 @@ class FusedAttention(CrossAttention):
         self.kept = ((context.clone(), read, made), *kept[: TEXTS_KEPT - 1])
         return made
 
-    def attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        """Without slices: no step of it holds all logits."""
+    def mix(self, x: Tensor | Quantized, context: Tensor | None = None) -> Tensor | Quantized:
+        """As bytes where the layer behind takes them. Without slices: no step of it holds all logits."""
+        q = self.split(self.to_q(x))
         # Models that ask for float32 here have logits of hundreds, of which bytes would miss whole units.
-        return attend_bf16(q, k, v) if self.upcast else attend_int8(q, k, v)
+        attend = attend_bf16 if self.upcast else attend_int8
+        k, v = self.keys_and_values(x if context is None else context)
+        out = attend(q, k, v, _affine(self.to_out[0]))
+        return out if isinstance(out, Quantized) else rearrange(out, "b h n d -> b n (h d)")
 
 
 class ByteGEGLU(GEGLU):
@@ -186,10 +190,6 @@ def _transformer_block(block: BasicTransformerBlock) -> None:
     block.__class__ = FusedTransformerBlock
 
 
-def _attention(layer: CrossAttention) -> None:
-    layer.__class__ = FusedAttention
-
-
 def _feed_forward(layer: FeedForward) -> None:
     gate, _, out = layer.net
     if read_alike([out]):
@@ -235,7 +235,7 @@ RULES: Mapping[type, Callable[[Any], None]] = {
     ResBlock: _res_block,
     SpatialTransformer: _transformer,
     BasicTransformerBlock: _transformer_block,
-    CrossAttention: _attention,
+    CrossAttention: lambda layer: setattr(layer, "__class__", FusedAttention),
     FeedForward: _feed_forward,
     Upsample: _upsample,
     Block: lambda block: feed_bytes(block.norm, block.mlp[0]),

@@ -22,7 +22,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from quantize import native
-from quantize.arithmetic import INT8_PEAK, TINY
+from quantize.activations import Quantized
+from quantize.arithmetic import INT8_PEAK, TINY, Affine
+from quantize.kernels import quantize
 
 log = logging.getLogger(__name__)
 
@@ -30,7 +32,7 @@ TILE = 16  # tokens that lie together as the kernel keeps them
 GROUP_BYTES = 4  # of a row of codes in one instruction
 STEPS = 128  # between two powers of two: bfloat16 has seven bits of fraction
 ONE = 127 * STEPS  # the bits of 1 in bfloat16
-POINTERS = ("q", "k", "v", "out", "codes", "values", "scale", "start", "norm")
+POINTERS = ("q", "k", "v", "out", "codes", "values", "scale", "start", "norm", "bytes")
 NUMBERS = ("batch", "heads", "queries", "tokens", "width", "row_bytes", "precise", "threads")
 STRIDES = ("q_stride", "k_stride", "v_stride")
 
@@ -42,22 +44,27 @@ class Call(ctypes.Structure):
         *((name, ctypes.c_void_p) for name in POINTERS),
         *((name, ctypes.c_int64) for name in NUMBERS),
         *((name, ctypes.c_int64 * 3) for name in STRIDES),
+        ("zero", ctypes.c_int64),
+        ("step", ctypes.c_float),
     )
 
 
-def attend_int8(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+def attend_int8(q: Tensor, k: Tensor, v: Tensor, affine: Affine | None = None) -> Tensor | Quantized:
     """softmax(q k^T / sqrt(d)) v, within about 1 % where logits spread by 1 (docs/attention.md has more).
 
     q: [b, heads, n, d], k and v: [b, heads, m, d], float32, of any strides. The output is [b, heads, n, d] on
     contiguous [b, n, heads * d]: joining the heads is free. NaN and infinity come out as NaN: of a query in
     its row, of a key in all rows of its head, of a value in its column. So do logits beyond ten million.
+
+    affine: answer in bytes [b, n, heads * d] that are to be read so, as `kernels.quantize` would make of it,
+    but for numbers on the edge between two.
     """
-    return _attend(q, k, v, precise=False)
+    return _attend(q, k, v, affine, precise=False)
 
 
-def attend_bf16(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+def attend_bf16(q: Tensor, k: Tensor, v: Tensor, affine: Affine | None = None) -> Tensor | Quantized:
     """As `attend_int8` with logits from bfloat16: a third of its error, at 1 to 1.3 times its time."""
-    return _attend(q, k, v, precise=True)
+    return _attend(q, k, v, affine, precise=True)
 
 
 def reference(q: Tensor, k: Tensor, v: Tensor, *, precise: bool = False) -> Tensor:
@@ -94,25 +101,27 @@ def _powers_of_two(steps: Tensor) -> Tensor:
     return torch.where(steps + ONE < STEPS, 0, whole.exp2() * (1 + fraction / STEPS))
 
 
-def _attend(q: Tensor, k: Tensor, v: Tensor, *, precise: bool) -> Tensor:
+def _attend(q: Tensor, k: Tensor, v: Tensor, affine: Affine | None, *, precise: bool) -> Tensor | Quantized:
     kernel = _kernel() if _suits(q, k, v) else None
     if kernel is None:
-        return F.scaled_dot_product_attention(q, k, v)
+        out = F.scaled_dot_product_attention(q, k, v)
+        return out if affine is None else quantize(out.transpose(1, 2).flatten(2), affine)
     q, k, v = (t if t.stride(-1) == 1 else t.contiguous() for t in (q, k, v))
     (batch, heads, queries, width), tokens = q.shape, k.shape[-2]
     row_bytes = _up((2 if precise else 1) * width, GROUP_BYTES)
     rows = batch * heads * _up(tokens, TILE)
-    out = q.new_empty(batch, queries, heads, width)
+    out = q.new_empty(batch, queries, heads, width, dtype=torch.float32 if affine is None else torch.uint8)
     codes = q.new_empty(rows, row_bytes, dtype=torch.uint8)
     values = q.new_empty(rows // 2, width + 1, 2, dtype=torch.bfloat16)
     scale, start, norm = q.new_empty(rows), q.new_empty(rows, dtype=torch.int32), q.new_empty(batch * heads)
+    step, zero = affine or (1.0, 0)
     call = Call(
         *(t.data_ptr() for t in (q, k, v, out, codes, values, scale, start, norm)),
-        *(batch, heads, queries, tokens, width, row_bytes, precise, torch.get_num_threads()),
-        *(t.stride()[:3] for t in (q, k, v)),
+        *(None if affine is None else out.data_ptr(), batch, heads, queries, tokens, width, row_bytes),
+        *(precise, torch.get_num_threads(), *(t.stride()[:3] for t in (q, k, v)), zero, step),
     )
     kernel(ctypes.byref(call))
-    return out.transpose(1, 2)
+    return out.transpose(1, 2) if affine is None else Quantized(out.flatten(2), affine)
 
 
 def _suits(q: Tensor, k: Tensor, v: Tensor) -> bool:

@@ -178,11 +178,10 @@ void load_queries(const Call& call, const Head& head, const float* q, int64_t ro
 }
 
 template <class Kind>
-void attend_rows(const Call& call, const Head& head, const Queries& queries, int64_t rows, float* out) {
+void attend_rows(const Call& call, const Head& head, const Queries& queries, int64_t rows, int64_t at) {
   alignas(64) float sums[(kMaxWidth + 1) * kRows];
   alignas(64) __m512i weights[kBlock];
-  const int64_t stride = call.heads * call.width;
-  fetch(out, stride, rows, call.width);
+  if (!call.bytes) fetch(call.out + at, call.heads * call.width, rows, call.width);
   std::memset(sums, 0, head.columns * kRows * sizeof(float));
   for (int64_t t = 0; t < head.tokens; t += kBlock) {
     const int64_t count = std::min<int64_t>(kBlock, head.tokens - t);
@@ -195,11 +194,8 @@ void attend_rows(const Call& call, const Head& head, const Queries& queries, int
       c += width;
     }
   }
-  for (int64_t r = 0; r < rows; r += kLanes) {
-    const Vec total = _mm512_load_ps(sums + call.width * kRows + r);
-    const Vec share = _mm512_add_ps(_mm512_div_ps(splat(1), total), _mm512_load_ps(queries.spoilt + r));
-    turn_columns(sums + r, kRows, share, rows - r, call.width, out + r * stride, stride);
-  }
+  for (int64_t r = 0; r < rows; r += kLanes, at += kLanes * call.heads * call.width)
+    put_rows(call, sums + r, kRows, _mm512_load_ps(queries.spoilt + r), rows - r, at);
 }
 
 template <class Kind>
@@ -210,8 +206,8 @@ void attend_block(const Call& call, int64_t index, int64_t first) {
   Queries queries;
   load_queries<Kind>(call, head, q, rows, queries);
   fetch(q + kRows * call.q_stride[2], call.q_stride[2], kRows, call.width);
-  const int64_t out = (index / call.heads * call.queries + first) * call.heads + index % call.heads;
-  attend_rows<Kind>(call, head, queries, rows, call.out + out * call.width);
+  const int64_t row = (index / call.heads * call.queries + first) * call.heads + index % call.heads;
+  attend_rows<Kind>(call, head, queries, rows, row * call.width);
 }
 
 }  // namespace

@@ -33,8 +33,11 @@ struct Call {
   float* scale;      // [batch * heads, tokens up]
   int32_t* start;    // [batch * heads, tokens up]
   float* norm;       // [batch * heads]
+  uint8_t* bytes;    // in place of `out`, or null
   int64_t batch, heads, queries, tokens, width, row_bytes, precise, threads;
   int64_t q_stride[3], k_stride[3], v_stride[3];
+  int64_t zero;  // of `bytes`
+  float step;
 };
 
 // A head's part of what `pack` makes.

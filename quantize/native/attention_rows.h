@@ -2,7 +2,7 @@
 
 #pragma once
 
-#include "vector.h"
+#include "attention.h"
 
 namespace attention {
 
@@ -48,9 +48,11 @@ inline void turn_rows(const float* rows, int64_t stride, int64_t count, int64_t 
   }
 }
 
-// Columns [width, 16] that lie `apart`, times `factor` -> rows of `width` numbers.
+// Columns [width, 16] that lie `apart`, times `factor` -> put(row, first column, mask, sixteen numbers) of
+// `count` rows.
+template <class Put>
 inline void turn_columns(const float* columns, int64_t apart, Vec factor, int64_t count, int64_t width,
-                         float* rows, int64_t stride) {
+                         const Put& put) {
   for (int64_t c = 0; c < width; c += kLanes) {
     Vec m[kLanes];
 #pragma GCC unroll 16
@@ -61,8 +63,27 @@ inline void turn_columns(const float* columns, int64_t apart, Vec factor, int64_
     const int64_t last = std::min(count, kLanes);
 #pragma GCC unroll 16
     for (int r = 0; r < kLanes; ++r)
-      if (r < last) store(rows + r * stride + c, lanes(width - c), m[r]);
+      if (r < last) put(r, c, lanes(width - c), m[r]);
   }
+}
+
+// Sums [width + 1, 16] that lie `apart`, the last those of the weights -> `count` rows of `bytes` or of
+// `out`, from number `at` on. spoilt: 0, or NaN where there is no answer.
+inline void put_rows(const Call& call, const float* sums, int64_t apart, Vec spoilt, int64_t count,
+                     int64_t at) {
+  const Vec share = _mm512_add_ps(_mm512_div_ps(splat(1), _mm512_load_ps(sums + call.width * apart)), spoilt);
+  const int64_t stride = call.heads * call.width;
+  if (call.bytes)
+    turn_columns(sums, apart, share, count, call.width,
+                 [to = ToBytes(call.step, call.zero), bytes = call.bytes + at, stride](
+                     int64_t row, int64_t c, __mmask16 mask, Vec y) {
+                   store(bytes + row * stride + c, mask, to.fast(y));
+                 });
+  else
+    turn_columns(sums, apart, share, count, call.width,
+                 [out = call.out + at, stride](int64_t row, int64_t c, __mmask16 mask, Vec y) {
+                   store(out + row * stride + c, mask, y);
+                 });
 }
 
 }  // namespace attention

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from quantize import attention, native
-from quantize.arithmetic import sqnr_db
+from quantize.arithmetic import Affine, quantize_uint8, sqnr_db
 from quantize.attention import attend_bf16, attend_int8, reference
 
 # name -> the function, its reference, signal over noise at Gaussian inputs. An int8 row of up to 160 numbers
@@ -152,6 +152,21 @@ def test_values_of_one_head_may_serve_all(kind, kernel):
 def test_joining_the_heads_of_the_output_copies_nothing(kind, kernel):
     attend, _, _ = KINDS[kind]
     assert attend(*inputs(2, 3, 50, 30, 20)).transpose(1, 2).is_contiguous()
+
+
+@every_kind
+@pytest.mark.parametrize("shape", [(2, 3, 70, 77, 40), (1, 2, 5, 9, 7)])
+@pytest.mark.parametrize("native_way", [True, False])
+def test_bytes_are_those_of_the_numbers(kind, shape, native_way, monkeypatch, forgotten):
+    if not native_way:
+        monkeypatch.setattr(native, "function", lambda name, signature: None)
+    qkv, affine = inputs(*shape), Affine(0.01, 90)
+    attend, _, _ = KINDS[kind]
+    out = quantize_uint8(attend(*qkv).transpose(1, 2).flatten(2), affine)
+    made = attend(*qkv, affine)
+    assert made.affine == affine
+    assert (made.codes.int() - out.int()).abs().max() <= 1
+    assert (made.codes != out).float().mean() < 1e-3
 
 
 @every_kind
