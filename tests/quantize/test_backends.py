@@ -94,8 +94,8 @@ def test_one_packing_serves_all_groups_of_timesteps(onednn, name):
 def test_extreme_codes_do_not_saturate(onednn):
     """255 times 127, thousands of times: what goes wrong without VNNI."""
     layer = torch.nn.Linear(4096, 16, bias=False)
-    torch.nn.init.ones_(layer.weight)
-    layer.weight.data[::2] = -1
+    torch.nn.init.constant_(layer.weight, 127 / 128)  # code 127 at a step that needs no rounding
+    layer.weight.data[::2] *= -1
     quantized = quantize_layer(layer, "int8_dynamic", clip="max")
     quantized.bind("cpu")
     x = torch.ones(3, 4096)
