@@ -15,7 +15,9 @@ from ldm.image import read_image
 ROOT = Path(__file__).parents[2]
 CONFIG, SKETCH = ROOT / "models" / "tiny.yaml", ROOT / "test_imgs" / "circle.png"
 PROMPT = "cyan circle with brown background"
-SAME_DB = 45  # bytes that round to the neighbour; quantizing at all leaves some 50 dB
+SAME_DB = 45  # bytes that round to the neighbour; quantizing at all leaves some 49 dB, less in guess mode
+# Of two pictures that round apart from each other, each as far from the float model's: the root of two.
+APART_DB = 3
 REQUESTS = {
     "plain": Request(PROMPT, steps=4),
     "guess mode": Request(PROMPT, steps=4, guess_mode=True),
@@ -40,15 +42,23 @@ def pipelines(tmp_path_factory):
     return plain, fused
 
 
+@pytest.fixture(scope="module")
+def exact():
+    """The model in float."""
+    return Pipeline.from_files(CONFIG, device="cpu")
+
+
 def drawn(pipeline, request):
     sketch = read_image(SKETCH)
     return pipeline([sketch] * len(request.controls), request).images
 
 
 @pytest.mark.parametrize("name", REQUESTS)
-def test_a_picture_of_the_engine_is_that_of_its_layers(pipelines, name):
-    pictures = [drawn(pipeline, REQUESTS[name]) for pipeline in pipelines]
-    assert min(psnr(*pictures)) > SAME_DB
+def test_a_picture_of_the_engine_is_that_of_its_layers(pipelines, exact, name):
+    """As near to it as what quantizing costs allows."""
+    layers, engine = (drawn(pipeline, REQUESTS[name]) for pipeline in pipelines)
+    cost = min(psnr(drawn(exact, REQUESTS[name]), layers))
+    assert min(psnr(layers, engine)) > cost - APART_DB
 
 
 def test_a_file_that_is_loaded_for_the_cpu_becomes_an_engine(pipelines):
