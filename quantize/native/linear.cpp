@@ -150,6 +150,7 @@ void part(const Linear& call, const Cover& cover, int64_t row, int64_t end, int6
 }
 
 void walk(const Linear& call, const Cover& cover) {
+  if (!call.rows) return;  // an empty batch, of which there are no chunks
   const int64_t most = std::max<int64_t>(kChunkBytes / call.inputs / kRows, 1) * kRows;
   const int64_t chunks = (call.rows + most - 1) / most;
   const int64_t rows = (call.rows + chunks * kRows - 1) / (chunks * kRows) * kRows;

@@ -52,6 +52,13 @@ def test_the_sums_are_exact(size, with_bias):
     assert torch.allclose(total, out + onto, rtol=FLOAT32, atol=FLOAT32)
 
 
+def test_an_empty_batch_gives_an_empty_answer():
+    x, weight, scale, bias = operands(0, 64, 128)
+    packed = cpu_linear.pack_linear(weight)
+    assert packed.multiply(x, scale, bias, None).shape == (0, 128)
+    assert packed.gated(x, scale, bias, AFFINE).codes.shape == (0, 64)
+
+
 @pytest.mark.parametrize("size", [(1, 4, 64), (7, 30, 128), (50, 320, 640)])
 def test_a_gated_layer_gives_the_bytes_of_its_gated_numbers(size):
     x, weight, scale, bias = operands(*size)
