@@ -223,9 +223,9 @@ STAGES = {
     "text": Stage("text", 2000, 64, 2e-3, _text_encoder, text_loss, _nothing, _nothing),
     "base": Stage("base", 10_200, 16, 1e-3, BaseParts, base_loss, cache_latents, _nothing, ("vae", "text")),
     "unet": Stage(
-        "unet", 5600, 32, 1e-3, _unet, unet_loss, _start_unet, _nothing, ("vae", "base"), POSED, MatrixSteps
+        "unet", 3800, 32, 1e-3, _unet, unet_loss, _start_unet, _nothing, ("vae", "base"), POSED, MatrixSteps
     ),
     "control": Stage(
-        "control", 5400, 16, 1e-3, _branch, control_loss, _start_branch, _nothing, ("vae", "base")
+        "control", 3000, 16, 1e-3, _branch, control_loss, _start_branch, _nothing, ("vae", "base")
     ),
 }
