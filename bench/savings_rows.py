@@ -128,11 +128,15 @@ def passes_of(pipeline: Pipeline, fields: Mapping[str, Any]) -> Counter[str]:
 
 @contextmanager
 def passes_counted(model: ControlLDM) -> Iterator[Counter[str]]:
-    """Passes inside by kind: of the whole U-Net, of the part that steps between compute, of the branch."""
+    """Passes inside by kind: of the whole U-Net, of the part that steps between compute, of the branch.
+
+    Each row of a call is a pass: guidance may make both of a step in one call.
+    """
     passes, unet = Counter({WHOLE: 0, BETWEEN: 0, BRANCH: 0}), model.model.diffusion_model
 
     def count(name: str, sign: int = 1) -> Any:
-        return lambda *_: passes.update({name: sign})
+        # The second argument, timesteps or their embedding, has all rows where those of the first are shared.
+        return lambda _, inputs: passes.update({name: sign * len(inputs[1])})
 
     handles = [
         unet.register_forward_pre_hook(count(BETWEEN)),

@@ -25,6 +25,7 @@ def pipe():
     [
         # The tiny model's guided control: the pass without the prompt has none.
         ({}, 8, 0, 4),
+        ({"guided_control": False}, 8, 0, 8),  # both passes in one call
         ({"guidance_end": 0.5}, 6, 0, 4),
         ({"reuse_every": 2}, 4, 4, 2),
         ({"reuse_every": 2, "guidance_end": 0.25, "control_every": 4}, 3, 2, 1),
@@ -32,9 +33,9 @@ def pipe():
     ],
 )
 def test_passes_are_counted_by_kind(pipe, fields, whole, between, branch):
-    hints = torch.rand(2, 3, SIZE, SIZE, generator=torch.Generator().manual_seed(0))
+    hints = torch.rand(1, 3, SIZE, SIZE, generator=torch.Generator().manual_seed(0))
     with passes_counted(pipe.model) as passes:
-        pipe.generate(["a", "b"], hints, seed=0, steps=4, **fields)
+        pipe.generate(["a"], hints, seed=0, steps=4, **fields)
     assert passes == {WHOLE: whole, BETWEEN: between, BRANCH: branch}
 
 
