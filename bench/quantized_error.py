@@ -26,8 +26,9 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from bench.step_files import Files, Inputs, parse_rules
+from bench.step_files import Files, Inputs
 from bench.step_weights import WEIGHTS
+from quantize.selection import parse_rules
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -25,7 +25,6 @@ from tqdm import tqdm
 
 from bench.step_contenders import CPU
 from bench.step_cuda import CUDA
-from bench.step_files import parse_rules
 from bench.step_race import prepare, workers
 from bench.step_results import (
     Results,
@@ -39,6 +38,7 @@ from bench.step_results import (
 from bench.step_setting import Setting, missing
 from bench.step_weights import WEIGHTS
 from bench.step_worker import contenders_on
+from quantize.selection import parse_rules
 
 ROOT = Path(__file__).parents[1]
 MULTIPLE = 64  # pixels: latents are an eighth, and the U-Net halves them three times

@@ -7,7 +7,7 @@ in memory as a whole but what calibration runs.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -22,7 +22,7 @@ from bench.step_weights import WEIGHTS
 
 if TYPE_CHECKING:
     from cldm.cldm import ControlLDM
-    from quantize.selection import Plan, Rule
+    from quantize.selection import Plan
     from quantize.spec import Ranges
     from quantize.storage import Schedule
 
@@ -127,7 +127,7 @@ class Files:
         """
         from cldm.model import create_meta_model
         from quantize.calibrate import static_layers
-        from quantize.selection import default_selection, make_plan
+        from quantize.selection import default_selection, make_plan, parse_rules
         from quantize.storage import Content, write_quantized
 
         path = path or self.quantized(scheme, size)
@@ -206,16 +206,6 @@ class Files:
                 one = Inputs.random(model, size, 1, seed=CALIBRATION_SEED + seed, t=t)
                 model.apply_model(one.x, one.t, {"c_concat": [one.hint], "c_crossattn": [one.text]})
         return calibration.all_ranges(plan), Schedule(groups, TIMED)
-
-
-def parse_rules(texts: Iterable[str]) -> tuple[Rule, ...]:
-    """Rules from texts such as "*.skip_connection=int8_weight"; `float` leaves layers alone."""
-    from quantize.selection import Rule
-
-    pairs = [text.rpartition("=") for text in texts]
-    if any(not pattern for pattern, _, _ in pairs):
-        raise ValueError(f"--rule {' '.join(texts)}: give PATTERN=SCHEME, such as '*.proj_in=int8_weight'")
-    return tuple(Rule(pattern, None if scheme == "float" else scheme) for pattern, _, scheme in pairs)
 
 
 def _codes(plan: Plan) -> dict[str, str]:

@@ -109,16 +109,13 @@ def _check_switches(args: argparse.Namespace) -> None:
 def _plan(args: argparse.Namespace, pipeline: Pipeline) -> Plan:
     from quantize.calibrate import static_layers
     from quantize.schemes import get_scheme
-    from quantize.selection import Rule, default_selection, make_plan, read_plan
+    from quantize.selection import default_selection, make_plan, parse_rules, read_plan
 
     get_scheme(args.scheme)
     if args.plan:
         plan = read_plan(args.plan, pipeline.model)
     else:
-        if wrong := [rule for rule in args.rule or () if "=" not in rule]:
-            raise ValueError(f"--rule {wrong[0]}: give PATTERN=SCHEME, such as 'control_model.*=int8_weight'")
-        pairs = [rule.partition("=") for rule in args.rule or ()]
-        extra = tuple(Rule(name, None if scheme == "float" else scheme) for name, _, scheme in pairs)
+        extra = parse_rules(args.rule or ())
         selection = default_selection(args.scheme, decoder=args.decoder, compact=args.compact, extra=extra)
         plan = make_plan(pipeline.model, selection)
     if static_layers(plan) and not args.calibrate:

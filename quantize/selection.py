@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -60,6 +60,18 @@ class Rule:
     def __post_init__(self) -> None:
         if self.scheme is not None:
             get_scheme(self.scheme)
+
+
+def parse_rules(texts: Iterable[str]) -> tuple[Rule, ...]:
+    """Rules from texts such as "*.skip_connection=int8_weight"; `float` leaves layers alone.
+
+    Raises ValueError for a text without "=", and for an unknown scheme.
+    """
+    pairs = [(text, *text.rpartition("=")) for text in texts]
+    for text, pattern, _, _ in pairs:
+        if not pattern:
+            raise ValueError(f"--rule {text}: give PATTERN=SCHEME, such as 'control_model.*=int8_weight'")
+    return tuple(Rule(pattern, None if scheme == "float" else scheme) for _, pattern, _, scheme in pairs)
 
 
 @dataclass(frozen=True)

@@ -56,23 +56,19 @@ class CrossAttention(nn.Module):
         if self.upcast and q.dtype != torch.float32:
             # SD 2.1's logits leave the range of fp16; autocast would bring them back to it.
             with torch.autocast(q.device.type, enabled=False):
-                out = self.attend(q.float(), k.float(), v.float()).to(x.dtype)
+                out = attend(q.float(), k.float(), v.float(), self.slice_rows).to(x.dtype)
         else:
-            out = self.attend(q, k, v)
+            out = attend(q, k, v, self.slice_rows)
         return rearrange(out, "b h n d -> b n (h d)")
 
     def split(self, projected: Tensor) -> Tensor:
         """[b, n, heads * d] -> [b, heads, n, d]."""
         return rearrange(projected, "b n (h d) -> b h n d", h=self.heads)
 
-    # An inference engine puts its own in place of these two (`cldm.engine`).
+    # An inference engine puts its own in place of `mix` and this (`cldm.engine`).
     def keys_and_values(self, context: Tensor) -> tuple[Tensor, Tensor]:
         """Of context [b, m, d]: [b, heads, m, d] each."""
         return self.split(self.to_k(context)), self.split(self.to_v(context))
-
-    def attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        """As the function `attend`, in slices where that was asked for."""
-        return attend(q, k, v, self.slice_rows)
 
 
 def slice_attention(rows: int | None, model: nn.Module | None = None) -> None:

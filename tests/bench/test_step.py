@@ -14,13 +14,13 @@ from torch import nn
 
 from bench import step, step_results
 from bench.step_contenders import CPU
-from bench.step_files import parse_rules
 from bench.step_openvino import ir_path
 from bench.step_results import EQUAL, compare, read_results, step_table, write_results
 from bench.step_setting import Setting, missing
 from bench.step_weights import WEIGHTS
 from bench.step_worker import decode_setting, encode_setting
 from quantize.loading import read_content
+from quantize.selection import parse_rules
 from tests.small_models import relative_error, settings
 
 INT8 = 0.15  # of a step with random weights, at layers this narrow
