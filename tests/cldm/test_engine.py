@@ -7,8 +7,9 @@ import threading
 import pytest
 import torch
 
-from cldm import engine
-from cldm.engine import ByteGEGLU, ByteUpsample, FusedAttention, FusedResBlock, FusedResnetBlock, fuse
+from cldm import engine_blocks
+from cldm.engine import fuse
+from cldm.engine_blocks import ByteGEGLU, ByteUpsample, FusedAttention, FusedResBlock, FusedResnetBlock
 from ldm.modules.attention import BasicTransformerBlock, SpatialTransformer, slice_attention
 from ldm.modules.layers import ResBlock, Upsample
 from ldm.modules.vae import AttnBlock, ResnetBlock
@@ -85,7 +86,7 @@ def both(model, monkeypatch=None, backend=None):
     fuse(fused)
     if monkeypatch:
         for name in ("attend_int8", "attend_bf16"):
-            monkeypatch.setattr(engine, name, exact_attention)
+            monkeypatch.setattr(engine_blocks, name, exact_attention)
     return plain, fused
 
 

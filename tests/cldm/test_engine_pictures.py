@@ -6,7 +6,7 @@ import pytest
 
 import quantize.__main__
 from cldm import quantized
-from cldm.engine import FusedResBlock
+from cldm.engine_blocks import FusedResBlock
 from cldm.pipeline import Pipeline
 from cldm.request import ControlInput, Request
 from eval.paired import psnr
