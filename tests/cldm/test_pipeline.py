@@ -226,4 +226,9 @@ def test_a_pipeline_from_files_draws_as_the_model_it_was_saved_from(pipe, tmp_pa
     OmegaConf.save(config, tmp_path / "model.yaml")
     save_file(build().state_dict(), tmp_path / "model.safetensors")
     loaded = Pipeline.from_files(tmp_path / "model.yaml", device="cpu")
-    assert same(loaded(SKETCH, ask()), pipe(SKETCH, ask()))
+    saved = pipe.model.state_dict()
+    assert all(torch.equal(value, saved[name]) for name, value in loaded.model.state_dict().items())
+    # One level: weights lie in the mapped file where its header ends, and MKL rounds a product of one row
+    # by how its operands are aligned to 64 bytes.
+    images = loaded(SKETCH, ask()).images[0].astype(int), pipe(SKETCH, ask()).images[0]
+    assert np.abs(images[0] - images[1]).max() <= 1
