@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from operator import methodcaller
 from typing import Any
 
 import torch
@@ -18,12 +19,12 @@ from torch import Tensor, nn
 from cldm.cldm import ControlledUnetModel, ControlNet
 from cldm.engine_blocks import (
     ByteGEGLU,
-    ByteUpsample,
     FusedAttention,
     FusedResBlock,
     FusedResnetBlock,
     FusedTransformer,
     FusedTransformerBlock,
+    FusedUpsample,
 )
 from cldm.lite import Block
 from ldm.modules import vae
@@ -36,8 +37,8 @@ from ldm.modules.attention import (
 from ldm.modules.layers import ResBlock, Upsample
 from ldm.modules.unet import UNetModel
 from quantize.fused import feed_bytes, feed_silu, read_alike
-from quantize.layers import QuantLayer
 from quantize.model import quantized_layers
+from quantize.upsampling import UpsampledConv2d
 
 
 def fuse(model: nn.Module) -> None:
@@ -105,7 +106,7 @@ def _feed_forward(layer: FeedForward) -> None:
 
 def _upsample(layer: Upsample) -> None:
     if read_alike([layer.conv]):
-        layer.__class__ = ByteUpsample
+        layer.__class__, layer.conv.__class__ = FusedUpsample, UpsampledConv2d
 
 
 def _network(network: nn.Module) -> None:
@@ -124,7 +125,7 @@ def _prepare_at_first_call(network: nn.Module) -> None:
         waiting.remove()
         layers = [layer for _, layer in quantized_layers(network)]
         with ThreadPoolExecutor(torch.get_num_threads()) as pool:
-            list(pool.map(QuantLayer.prepare, layers))
+            list(pool.map(methodcaller("prepare"), layers))
 
     waiting = network.register_forward_pre_hook(prepare)
 

@@ -7,7 +7,6 @@ layer. `cldm.engine` says which block becomes which.
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
@@ -103,13 +102,12 @@ class ByteGEGLU(GEGLU):
         return proj.gated(x, affine) if isinstance(proj, QuantLayer) else geglu_quantize(proj(x), affine)
 
 
-class ByteUpsample(Upsample):
-    """Repeats bytes, a quarter of what the numbers take."""
+class FusedUpsample(Upsample):
+    """Its convolution upsamples too."""
 
     def forward(self, x: Tensor) -> Tensor:
         """[b, c, h, w] -> [b, c, 2h, 2w]."""
-        codes, affine = self.conv.to_bytes(x)
-        return self.conv(Quantized(F.interpolate(codes, scale_factor=2.0, mode="nearest"), affine))
+        return self.conv(x)
 
 
 def _add(layer: nn.Module, x: Tensor | Quantized, onto: Tensor) -> Tensor:

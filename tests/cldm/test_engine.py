@@ -9,7 +9,7 @@ import torch
 
 from cldm import engine_blocks
 from cldm.engine import fuse
-from cldm.engine_blocks import ByteGEGLU, ByteUpsample, FusedAttention, FusedResBlock, FusedResnetBlock
+from cldm.engine_blocks import ByteGEGLU, FusedAttention, FusedResBlock, FusedResnetBlock, FusedUpsample
 from ldm.modules.attention import BasicTransformerBlock, SpatialTransformer, slice_attention
 from ldm.modules.layers import ResBlock, Upsample
 from ldm.modules.vae import AttnBlock, ResnetBlock
@@ -157,7 +157,7 @@ def test_without_native_kernels_it_computes_the_same(pair, monkeypatch):
 def test_every_kind_of_block_is_fused():
     _, fused = both(made())
     kinds = [type(module) for module in fused.modules()]
-    for kind in (FusedResBlock, FusedAttention, ByteGEGLU, ByteUpsample, FusedResnetBlock):
+    for kind in (FusedResBlock, FusedAttention, ByteGEGLU, FusedUpsample, FusedResnetBlock):
         assert kind in kinds
         assert kind.__base__ not in kinds
     for kind in (ByteGroupNorm, ByteLayerNorm, SiluGroupNorm):

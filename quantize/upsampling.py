@@ -1,0 +1,90 @@
+"""A 3x3 int8 convolution behind nearest-neighbour upsampling by 2, with a quarter of its products.
+
+Upsampled pixels repeat, and the product of a pixel with a tap counts for four outputs. So all nine taps are
+one Linear layer over the pixels before upsampling, and native/upsample.cpp adds up what falls together. The
+products are the same integers: only float sums are rounded in another order.
+"""
+
+from __future__ import annotations
+
+import ctypes
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from quantize import native
+from quantize.activations import Quantized
+from quantize.backends.base import out_dtype
+from quantize.backends.cpu_linear import PackedLinear, pack_linear
+from quantize.layers import QuantConv2d
+from quantize.spec import Geometry
+
+TAPS = (3, 3)
+WALK = Geometry(stride=(1, 1), padding=(1, 1), dilation=(1, 1), groups=1)
+BAND_BYTES = 1 << 23  # of products at a time: a part of L3, so that the sums find them there
+POINTERS = ("products", "bias", "out")
+NUMBERS = ("batch", "height", "width", "channels", "first", "rows", "threads")
+
+
+class Call(ctypes.Structure):
+    """`Upsampling` of quantize/native/upsample.cpp."""
+
+    _fields_ = (
+        *((name, ctypes.c_void_p) for name in POINTERS),
+        *((name, ctypes.c_int64) for name in NUMBERS),
+    )
+
+
+class UpsampledConv2d(QuantConv2d):
+    """The convolution of its input upsampled by 2; a QuantConv2d that takes bytes becomes one by its class.
+
+    Without the native library, and with other kernels than 3x3, bytes are repeated and then convolved.
+    """
+
+    _taps: PackedLinear | None = None
+
+    def prepare(self) -> None:
+        """As of any quantized layer."""
+        weight, fits = self.qweight, (self.spec.shape[2:], self.spec.geometry) == (TAPS, WALK)
+        if self._taps is None and weight is not None and fits:  # another thread may be first
+            self._taps = pack_linear(weight.permute(2, 3, 0, 1).flatten(0, 2))
+        if self._taps is None:
+            super().prepare()
+        else:
+            self.qweight = None
+
+    def forward(self, x: Tensor | Quantized) -> Tensor:
+        """[b, c, h, w] -> [b, out, 2h, 2w], in the dtype of x, float32 for bytes."""
+        self.prepare()
+        codes, affine = x if isinstance(x, Quantized) else self.to_bytes(x)
+        if self._taps is None:
+            repeated = Quantized(F.interpolate(codes, scale_factor=2.0, mode="nearest"), affine)
+            return super().forward(repeated).to(out_dtype(x))
+        positions = Quantized(codes.permute(0, 2, 3, 1), affine)  # [b, h, w, c]
+        return self._sums(positions).permute(0, 3, 1, 2).to(out_dtype(x))
+
+    def _sums(self, x: Quantized) -> Tensor:
+        batch, height, width, _ = x.codes.shape
+        channels = self.spec.shape[0]
+        out = torch.empty(batch, 2 * height, 2 * width, channels)
+        bias = torch.zeros(channels) if self.bias is None else self.bias.detach().float().contiguous()
+        scale = self.scale.float().repeat(TAPS[0] * TAPS[1])
+        band = max(1, BAND_BYTES // max(1, 4 * batch * width * self._taps.outputs))
+        for first in range(0, height, band):
+            rows = Quantized(x.codes[:, first : first + band], x.affine)
+            products = self._taps.multiply(rows, scale, None, None)  # [b, rows, w, 9 out]
+            call = Call(
+                products=products.data_ptr(),
+                bias=bias.data_ptr(),
+                out=out.data_ptr(),
+                batch=batch,
+                height=height,
+                width=width,
+                channels=channels,
+                first=first,
+                rows=products.shape[1],
+                threads=torch.get_num_threads(),
+            )
+            native.function("fw_upsample", "p")(ctypes.byref(call))
+        return out
