@@ -37,6 +37,7 @@ from ldm.modules.attention import (
 from ldm.modules.layers import ResBlock, Upsample
 from ldm.modules.unet import UNetModel
 from quantize.fused import feed_bytes, feed_silu, read_alike
+from quantize.half import halve
 from quantize.model import quantized_layers
 from quantize.upsampling import UpsampledConv2d
 
@@ -118,6 +119,13 @@ def _network(network: nn.Module) -> None:
         network.out[1] = nn.Identity()
 
 
+def _branch(network: ControlNet) -> None:
+    _network(network)
+    if any(layer.takes_bytes for _, layer in quantized_layers(network)):  # else it is as exact as can be
+        for conv, *_ in (*network.zero_convs, network.middle_block_out):
+            halve(conv)
+
+
 def _prepare_at_first_call(network: nn.Module) -> None:
     """Pack all weights for the backend side by side: layer by layer, most of a first step would be that."""
 
@@ -148,7 +156,7 @@ RULES: Mapping[type, Callable[[Any], None]] = {
     Block: lambda block: feed_bytes(block.norm, block.mlp[0]),
     UNetModel: _network,
     ControlledUnetModel: _network,
-    ControlNet: _network,
+    ControlNet: _branch,
     vae.ResnetBlock: _resnet_block,
     vae.AttnBlock: lambda block: feed_bytes(block.norm, block.q, block.k, block.v),
     vae.Encoder: lambda network: _channels_last(network.conv_in),
