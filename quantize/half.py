@@ -9,31 +9,32 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-NO_POST_OP = ("none", [], "")
-
 
 class HalfConv(nn.Conv2d):
-    """Keeps a rounded copy of its weights in oneDNN's own form, made at the first call."""
+    """Keeps rounded copies of its weights, made at the first call.
 
-    packed: Tensor | None = None
+    They lie as float weights do: oneDNN's own form saves a tenth, but depends on the size of the input, and
+    a small one of another size then takes fifty times as long.
+    """
+
+    rounded: tuple[Tensor, Tensor | None] | None = None
 
     def forward(self, x: Tensor) -> Tensor:
         """[b, c, h, w] -> [b, out_channels, h', w'], in the dtype of x; channels last where x is."""
-        walk = self.padding, self.stride, self.dilation, self.groups
-        if self.packed is None:
-            weight = self.weight.detach().bfloat16()
-            self.packed = torch.ops.mkldnn._reorder_convolution_weight(weight, *walk, None)
-        operands = x.bfloat16(), self.packed, self.bias
-        return torch.ops.mkldnn._convolution_pointwise(*operands, *walk, *NO_POST_OP).to(x.dtype)
+        if self.rounded is None:
+            bias = None if self.bias is None else self.bias.detach().bfloat16()
+            self.rounded = self.weight.detach().bfloat16(), bias
+        return self._conv_forward(x.bfloat16(), *self.rounded).to(x.dtype)
 
 
 def halve(layer: nn.Module) -> bool:
-    """Let `layer`, if it is a float32 convolution padded by zeros, multiply in bfloat16; whether it does.
+    """Let `layer`, if it is a float32 convolution, multiply in bfloat16; whether it does.
 
     It stays as it is on CPUs without instructions for that, where it would only be slower.
     """
-    plain = type(layer) is nn.Conv2d and layer.padding_mode == "zeros" and not isinstance(layer.padding, str)
-    if not plain or layer.weight.dtype != torch.float32 or not torch.cpu._is_avx512_bf16_supported():
+    if type(layer) is not nn.Conv2d or layer.weight.dtype != torch.float32:
+        return False
+    if not torch.cpu._is_avx512_bf16_supported():
         return False
     layer.__class__ = HalfConv
     return True

@@ -1,8 +1,9 @@
 """Convolutions in bfloat16 are those of rounded numbers, and keep their float weights."""
 
+import copy
+
 import pytest
 import torch
-import torch.nn.functional as F
 from torch import nn
 
 from quantize.half import HalfConv, halve
@@ -11,6 +12,7 @@ LAYERS = {
     "1x1": lambda: nn.Conv2d(24, 40, 1),
     "3x3": lambda: nn.Conv2d(24, 40, 3, padding=1),
     "strided, without bias": lambda: nn.Conv2d(24, 40, 3, stride=2, bias=False),
+    "same size": lambda: nn.Conv2d(24, 40, 3, padding="same"),
     "groups, dilated": lambda: nn.Conv2d(24, 40, 3, padding=2, dilation=2, groups=4),
 }
 ROUNDING = 2**-8  # relative, of one number to bfloat16
@@ -25,12 +27,11 @@ def test_the_answer_is_that_of_rounded_numbers_rounded(kind, layout):
     torch.manual_seed(0)
     layer = LAYERS[kind]()
     assert halve(layer)
-    walk = layer.stride, layer.padding, layer.dilation, layer.groups
-    for batch, size in ((2, 8), (1, 12), (0, 8)):  # what is packed at the first serves the others
+    exact = copy.deepcopy(layer).bfloat16().double()
+    exact.__class__ = nn.Conv2d
+    for batch, size in ((2, 8), (1, 12), (0, 8)):
         x = torch.randn(batch, 24, size, size).contiguous(memory_format=layout)
-        weight = layer.weight.bfloat16().double()
-        bias = None if layer.bias is None else layer.bias.double()
-        expected = F.conv2d(x.bfloat16().double(), weight, bias, *walk)
+        expected = exact(x.bfloat16().double())
         with torch.inference_mode():
             got = layer(x)
         assert got.shape == expected.shape
@@ -51,16 +52,7 @@ def test_names_and_weights_stay():
     assert all(torch.equal(before[name], after[name]) for name in before)
 
 
-@pytest.mark.parametrize(
-    "layer",
-    [
-        nn.Linear(8, 8),
-        nn.Conv2d(8, 8, 3, padding=1, padding_mode="circular"),
-        nn.Conv2d(8, 8, 3, padding="same"),
-        nn.Conv2d(8, 8, 1).double(),
-    ],
-    ids=str,
-)
+@pytest.mark.parametrize("layer", [nn.Linear(8, 8), nn.Conv2d(8, 8, 1).double()], ids=str)
 def test_what_it_cannot_compute_is_left_alone(layer):
     kind = type(layer)
     assert not halve(layer)
