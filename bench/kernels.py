@@ -28,6 +28,8 @@ TOKENS = [(2, 4096, 320), (2, 1024, 640), (2, 256, 1280), (2, 64, 1280)]
 WEIGHTS = [(320, 320, 3, 3), (1280, 1280, 3, 3), (10240, 1280)]
 GROUP = 64
 LAYERS = [(8192, 320, 320), (8192, 320, 2560), (8192, 1280, 320), (2048, 640, 5120), (512, 1280, 10240)]
+CONVOLUTIONS = [(640, 64, 320), (640, 32, 640), (1280, 16, 1280), (1280, 8, 1280), (2560, 8, 1280)]
+UPSAMPLINGS = [(640, 32), (1280, 16), (1280, 8)]
 
 
 @dataclass(frozen=True)
@@ -122,29 +124,58 @@ def layers() -> Iterator[Case]:
     """int8 Linear layers on bytes: positions, inputs, outputs."""
     import torch
 
-    from quantize import native
-    from quantize.activations import Quantized
-    from quantize.arithmetic import Affine
-    from quantize.layers import quantize_layer
-
-    seen = Affine(0.04, 100)
     for rows, inputs, outputs in LAYERS:
-        x = Quantized(torch.randint(0, 256, (rows, inputs), dtype=torch.uint8), seen)
-        total, made = torch.zeros(rows, outputs), []
-        for library in (native.library(), None):  # weights are packed for what computes them
-            layer = quantize_layer(torch.nn.Linear(inputs, outputs), "int8_static", [(-4.0, 4.0)], "max")
-            layer.bind("cpu")
-            with mock.patch.object(native, "library", return_value=library):
-                layer.prepare()
-            made.append(layer)
-        pick = lambda made=made: made[native.library() is None]  # noqa: E731
+        x, total = some_bytes(rows, inputs), torch.zeros(rows, outputs)
+        pick = both_ways(torch.nn.Linear(inputs, outputs))
         moved = rows * inputs + inputs * outputs
         for name, run, written in (
             ("layer", lambda pick=pick, x=x: pick()(x), FLOAT * rows * outputs),
             ("layer, added", lambda pick=pick, x=x, t=total: pick()(x, onto=t), 2 * FLOAT * rows * outputs),
-            ("layer and gate", lambda pick=pick, x=x: pick().gated(x, seen), rows * outputs // 2),
+            ("layer and gate", lambda p=pick, x=x: p().gated(x, x.affine), rows * outputs // 2),
         ):
             yield Case(name, (rows, inputs, outputs), run, moved + written)
+
+
+def convolutions() -> Iterator[Case]:
+    """int8 convolutions on bytes, 3x3, of two pictures: as they are, and behind upsampling by 2."""
+    import torch
+
+    from quantize.upsampling import UpsampledConv2d
+
+    sizes = [("convolution", None, 1, *size) for size in CONVOLUTIONS]
+    sizes += [("convolution, upsampled", UpsampledConv2d, 4, *size, size[0]) for size in UPSAMPLINGS]
+    for name, kind, times, inputs, size, outputs in sizes:
+        conv, x = torch.nn.Conv2d(inputs, outputs, 3, padding=1), some_bytes(2, inputs, size, size)
+        pick, written = both_ways(conv, kind), FLOAT * times * 2 * size**2 * outputs
+        moved = x.codes.nbytes + conv.weight.numel() + written
+        yield Case(name, (2, inputs, size, size, outputs), lambda p=pick, x=x: p()(x), moved)
+
+
+def some_bytes(*shape: int) -> Any:
+    """Activations of `shape`, of pictures channels last."""
+    import torch
+
+    from quantize.activations import Quantized
+    from quantize.arithmetic import Affine
+
+    layout = torch.channels_last if len(shape) == 4 else torch.contiguous_format
+    codes = torch.randint(0, 256, shape, dtype=torch.uint8).contiguous(memory_format=layout)
+    return Quantized(codes, Affine(0.04, 100))
+
+
+def both_ways(layer: Any, kind: type | None = None) -> Callable[[], Any]:
+    """Of `layer`, packed for the kernels and without them, what fits the moment; kind: the class of both."""
+    from quantize import native
+    from quantize.layers import quantize_layer
+
+    made = []
+    for library in (native.library(), None):  # weights are packed for what computes them
+        made.append(quantize_layer(layer, "int8_static", [(-4.0, 4.0)], "max"))
+        made[-1].__class__ = kind or type(made[-1])
+        made[-1].bind("cpu")
+        with mock.patch.object(native, "library", return_value=library):
+            made[-1].prepare()
+    return lambda: made[native.library() is None]
 
 
 def seconds(run: Callable[[], Any]) -> float:
@@ -208,7 +239,7 @@ def main(argv: list[str] | None = None) -> int:
         torch.set_num_threads(args.threads)
     print(f"threads: {torch.get_num_threads()}, rounds: {args.rounds}\n")
     print("| kernel | input | plain torch, ms | ours, ms | | GB/s |\n|---|---|---|---|---|---|")
-    for cases in (images, tokens, weights, layers):
+    for cases in (images, tokens, weights, layers, convolutions):
         for case in cases():
             if args.only in case.name:
                 print(line(case, *measure(case, args.rounds)), flush=True)

@@ -2,8 +2,8 @@
 
 Weights are packed into its own blocked layout at the first call and never leave int8. Inputs must be
 unsigned: on some CPUs the operator never returns from signed ones. Without VNNI the multiply-add saturates at
-16 bits, which would change results, so such CPUs are left to the reference. Linear layers go to the native
-kernel (`cpu_linear`) where there is one.
+16 bits, which would change results, so such CPUs are left to the reference. Linear layers and convolutions go
+to native kernels (`cpu_linear`, `cpu_conv`) where there are any for them.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from torch import Tensor
 from quantize.activations import Quantized
 from quantize.arithmetic import Affine
 from quantize.backends.base import Held, Inputs, out_dtype
+from quantize.backends.cpu_conv import pack_conv
 from quantize.backends.cpu_linear import PackedLinear, pack_linear
 from quantize.kernels import geglu_quantize
 from quantize.spec import Geometry, LayerSpec
@@ -106,7 +107,8 @@ class OneDnn:
             self._packed = pack_linear(flat) or torch.ops.onednn.qlinear_prepack(flat, None)
         else:
             # Scale and zero point of the inputs only say that there are some; calls bring their own.
-            self._packed = torch.ops.onednn.qconv_prepack(weight, scale, 1.0, 1, *_walk(geo), None)
+            walk = (scale, 1.0, 1, *_walk(geo), None)
+            self._packed = pack_conv(weight, geo) or torch.ops.onednn.qconv_prepack(weight, *walk)
 
     def _multiply(
         self, x: Tensor | Quantized, held: Held, bias: Tensor | None, onto: Tensor | None
@@ -116,7 +118,7 @@ class OneDnn:
         if self.spec.geometry is None:
             return self._multiply_rows(Quantized(codes, affine), held, bias, onto)
         codes = codes.contiguous(memory_format=torch.channels_last)
-        if not self._linear:
+        if not (self._linear or isinstance(self._packed, PackedLinear)):
             scales = (self._packed, held["scale"], self._zeros)
             return _conv((codes, *affine, *scales), bias, _walk(self.spec.geometry), onto)
         positions = Quantized(codes.permute(0, 2, 3, 1), affine)  # [b, h, w, c]

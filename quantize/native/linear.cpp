@@ -1,22 +1,15 @@
 // Bytes times signed bytes, for Linear layers: sums in 32 bits, and what follows a layer in the same walk.
 //
-// A tile is kRows rows by two pairs of vectors of outputs, all of its sums in registers. The weights lie in
-// panels of one pair, four inputs of an output side by side, as the instruction reads them. Where the output
-// is gated (native/gates.cpp) a tile holds a panel of values and the panel of their gates, and writes bytes:
-// the floats, eight times as many bytes, are never in memory.
+// A tile is kRows rows by two panels of outputs (native/panels.h), all of its sums in registers. Where the
+// output is gated (native/gates.cpp) a tile holds a panel of values and the panel of their gates, and writes
+// bytes: the floats, eight times as many bytes, are never in memory.
 
-#include <cstring>
-
-#include "vector.h"
+#include "panels.h"
 
 namespace {
 
-constexpr int kRows = 6;                  // of a tile: 24 sums, and 8 registers for what is multiplied
-constexpr int64_t kPanel = 2 * kLanes;    // outputs
-constexpr int64_t kGroup = 4;             // inputs that one instruction multiplies
 constexpr int64_t kChunkBytes = 1 << 18;  // of inputs that a thread goes over again and again: a part of L2
 constexpr int64_t kColumnTasks = 8;       // of a chunk of rows, so that threads share those of few rows
-constexpr int64_t kSumsPerValue = 64;     // products that cost a thread as much as a value elsewhere
 
 struct Sums {
   __m512i of[kRows][4];
@@ -38,35 +31,6 @@ struct Linear {
   int64_t panels() const { return (outputs + kPanel - 1) / kPanel; }
   const int8_t* panel(int64_t index) const { return weights + index * groups() * kPanel * kGroup; }
 };
-
-// What turns one vector of sums into numbers.
-struct Scaling {
-  __m512i start;
-  Vec scale, bias;
-
-  Scaling(const Linear& call, int64_t column) {
-    const __m512i sums = _mm512_loadu_si512(call.sums + column);
-    start = _mm512_mullo_epi32(sums, _mm512_set1_epi32(static_cast<int>(-call.zero)));
-    scale = _mm512_mul_ps(load(call.scale + column, kAll), splat(call.x_scale));
-    bias = load(call.bias + column, kAll);
-  }
-  Vec number(__m512i sum) const { return _mm512_fmadd_ps(_mm512_cvtepi32_ps(sum), scale, bias); }
-};
-
-template <int kCount>
-inline void step(const uint8_t* const (&x)[kCount], int64_t at, size_t bytes, const int8_t* one,
-                 const int8_t* two, __m512i (&sum)[kCount][4]) {
-  const __m512i weights[4] = {_mm512_loadu_si512(one), _mm512_loadu_si512(one + 64), _mm512_loadu_si512(two),
-                              _mm512_loadu_si512(two + 64)};
-#pragma GCC unroll 6
-  for (int r = 0; r < kCount; ++r) {
-    int32_t group = 0;
-    std::memcpy(&group, x[r] + at, bytes);
-    const __m512i inputs = _mm512_set1_epi32(group);
-#pragma GCC unroll 4
-    for (int v = 0; v < 4; ++v) sum[r][v] = _mm512_dpbusd_epi32(sum[r][v], inputs, weights[v]);
-  }
-}
 
 template <int kCount>
 inline void multiply(const Linear& call, const uint8_t* rows, const int8_t* one, const int8_t* two,
