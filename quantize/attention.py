@@ -1,9 +1,10 @@
-"""Attention on bytes and bfloat16: the logits from int8, weights and values in bfloat16, sums in float32.
+"""Attention on bytes: logits from int8, weights and values as bytes too; or all of it in bfloat16.
 
 Zhang et al. 2024, "SageAttention": a row of queries or keys is int8 with a scale of its own, and the keys'
 mean over the tokens, often far larger than what tells them apart, is taken away first. It adds the same to
-all logits of a row, which softmax does not see. Weights are bfloat16: 8 bits of each, however small, where
-bytes below a row's largest would leave a few levels to most of a flat row.
+all logits of a row, which softmax does not see. Weights are bytes of the largest that their row has within a
+block of tokens, values int8 with a scale for each column of it: the smaller the block, the smaller the steps
+of both, and the more often sums are scaled.
 
 `attend_int8` and `attend_bf16` compute natively (quantize/native/attention.cpp), `reference` says what. Where
 the kernel does not serve, torch's own attention answers, in the inputs' dtype and more exactly.
@@ -29,10 +30,12 @@ from quantize.kernels import quantize
 log = logging.getLogger(__name__)
 
 TILE = 16  # tokens that lie together as the kernel keeps them
+BLOCK = 48  # tokens whose byte weights are relative to the largest of them
 GROUP_BYTES = 4  # of a row of codes in one instruction
 STEPS = 128  # between two powers of two: bfloat16 has seven bits of fraction
+MANTISSA_EDGE = 0.25  # above it a level is rounded up: half would bias the halves, quarters, ... of mantissas
 ONE = 127 * STEPS  # the bits of 1 in bfloat16
-POINTERS = ("q", "k", "v", "out", "codes", "values", "scale", "start", "norm", "bytes")
+POINTERS = ("q", "k", "v", "out", "codes", "values", "value_scale", "scale", "start", "norm", "bytes")
 NUMBERS = ("batch", "heads", "queries", "tokens", "width", "row_bytes", "precise", "threads")
 STRIDES = ("q_stride", "k_stride", "v_stride")
 
@@ -50,7 +53,7 @@ class Call(ctypes.Structure):
 
 
 def attend_int8(q: Tensor, k: Tensor, v: Tensor, affine: Affine | None = None) -> Tensor | Quantized:
-    """softmax(q k^T / sqrt(d)) v, within about 1 % where logits spread by 1 (docs/attention.md has more).
+    """softmax(q k^T / sqrt(d)) v, within about 1.2 % where logits spread by 1 (docs/attention.md has more).
 
     q: [b, heads, n, d], k and v: [b, heads, m, d], float32, of any strides. The output is [b, heads, n, d] on
     contiguous [b, n, heads * d]: joining the heads is free. NaN and infinity come out as NaN: of a query in
@@ -63,7 +66,7 @@ def attend_int8(q: Tensor, k: Tensor, v: Tensor, affine: Affine | None = None) -
 
 
 def attend_bf16(q: Tensor, k: Tensor, v: Tensor, affine: Affine | None = None) -> Tensor | Quantized:
-    """As `attend_int8` with logits from bfloat16: a third of its error, at 1 to 1.3 times its time."""
+    """As `attend_int8` with logits from bfloat16: a third of its error, at 1.2 to 1.6 times its time."""
     return _attend(q, k, v, affine, precise=True)
 
 
@@ -80,15 +83,35 @@ def reference(q: Tensor, k: Tensor, v: Tensor, *, precise: bool = False) -> Tens
         steps = logits.double() * (q_scale * (to_log2 * STEPS))
     steps = steps.round()
     steps = steps - STEPS * (steps.amax(dim=-1, keepdim=True) / STEPS).ceil()  # a row's largest is 1/2 to 1
-    weights = _powers_of_two(steps)
-    out = (weights @ v.bfloat16().double() / weights.sum(dim=-1, keepdim=True)).float()
+    weights = _powers_of_two(steps) if precise else _byte_weights(steps)
+    values = v.bfloat16() if precise else _byte_values(v)
+    out = (weights @ values.double() / weights.sum(dim=-1, keepdim=True)).float()
     worst = q.abs().amax(dim=-1, keepdim=True) + k.abs().amax(dim=(-1, -2), keepdim=True)
     return out + 0 * worst  # levels of NaN and infinity mean nothing
 
 
-def _to_int8(rows: Tensor) -> tuple[Tensor, Tensor]:
-    """Rows [..., d] -> whole numbers in [-127, 127] as float32, and float32 scales [..., 1]."""
-    scale = rows.abs().amax(dim=-1, keepdim=True) / INT8_PEAK
+def _byte_weights(steps: Tensor) -> Tensor:
+    """2^(steps / 128) as whole numbers up to 255 of the row's largest in each block of tokens."""
+    mantissas = (255 * (-torch.arange(STEPS, dtype=torch.float64) / STEPS).exp2() - MANTISSA_EDGE).ceil()
+    blocks = []
+    for block in steps.split(BLOCK, dim=-1):
+        top = block.amax(dim=-1, keepdim=True)
+        whole = ((top - block) / STEPS).floor()
+        mantissa = mantissas[(top - block - whole * STEPS).nan_to_num().long()]
+        level = (mantissa * (-whole).exp2() - 0.5).ceil()
+        blocks.append(level * (top / STEPS).exp2())
+    return torch.cat(blocks, dim=-1)
+
+
+def _byte_values(v: Tensor) -> Tensor:
+    """Values [..., m, d] as int8 codes with a scale for each column of a block of tokens say them."""
+    blocks = (_to_int8(block, dim=-2) for block in v.split(BLOCK, dim=-2))
+    return torch.cat([codes * scale for codes, scale in blocks], dim=-2)
+
+
+def _to_int8(rows: Tensor, dim: int = -1) -> tuple[Tensor, Tensor]:
+    """Rows along `dim` -> whole numbers in [-127, 127] as float32, and a float32 scale for each."""
+    scale = rows.abs().amax(dim=dim, keepdim=True) / INT8_PEAK
     scale = torch.where(scale < TINY, 0, scale)
     return (rows * torch.where(scale == 0, 0, 1 / scale)).round(), scale
 
@@ -112,11 +135,12 @@ def _attend(q: Tensor, k: Tensor, v: Tensor, affine: Affine | None, *, precise: 
     rows = batch * heads * _up(tokens, TILE)
     out = q.new_empty(batch, queries, heads, width, dtype=torch.float32 if affine is None else torch.uint8)
     codes = q.new_empty(rows, row_bytes, dtype=torch.uint8)
-    values = q.new_empty(rows // 2, width + 1, 2, dtype=torch.bfloat16)
+    values = q.new_empty(rows, width + 1, dtype=torch.bfloat16 if precise else torch.int8)
+    value_scale = q.new_empty(batch * heads, -(-tokens // BLOCK), width + 1)
     scale, start, norm = q.new_empty(rows), q.new_empty(rows, dtype=torch.int32), q.new_empty(batch * heads)
     step, zero = affine or (1.0, 0)
     call = Call(
-        *(t.data_ptr() for t in (q, k, v, out, codes, values, scale, start, norm)),
+        *(t.data_ptr() for t in (q, k, v, out, codes, values, value_scale, scale, start, norm)),
         *(None if affine is None else out.data_ptr(), batch, heads, queries, tokens, width, row_bytes),
         *(precise, torch.get_num_threads(), *(t.stride()[:3] for t in (q, k, v)), zero, step),
     )

@@ -1,9 +1,10 @@
-// Keys to codes and values to pairs of bfloat16, once a head, before the attention kernel walks over them.
+// Keys to codes, values to bytes or pairs of bfloat16, once a head, before the attention kernel walks over them.
 
 #include "attention.h"
-#include "attention_rows.h"
 
 #ifdef FW_ATTENTION
+
+#include "attention_rows.h"
 
 namespace attention {
 namespace {
@@ -58,13 +59,39 @@ inline Vec value_columns(const Call& call, const float* v, int64_t t, int64_t c)
   return _mm512_mask_mov_ps(values, one, splat(1));
 }
 
+// Whole numbers up to 127 of each column within a block, four tokens side by side.
+void pack_byte_values(const Call& call, const float* v, const Head& head) {
+  for (int64_t first = 0; first < head.tokens; first += kBlock) {
+    const int64_t last = std::min(head.tokens, first + kBlock);
+    float* scale = head.value_scale + first / kBlock * head.columns;
+    for (int64_t c = 0; c < head.columns; c += kLanes) {
+      const __mmask16 mask = lanes(head.columns - c);
+      __m512i top = _mm512_setzero_si512();
+      for (int64_t t = first; t < last; ++t)
+        top = _mm512_max_epu32(top, _mm512_castps_si512(_mm512_abs_ps(value_columns(call, v, t, c))));
+      const Levels levels(top);
+      store(scale + c, mask, levels.scale);
+      for (int64_t t = first; t < last; t += kGroupBytes) {
+        __m512i group = _mm512_setzero_si512();
+        for (int64_t i = 0; i < kGroupBytes; ++i) {
+          const Vec level = _mm512_mul_ps(value_columns(call, v, t + i, c), levels.inverse_scale);
+          const __m512i byte = _mm512_and_si512(_mm512_cvtps_epi32(level), _mm512_set1_epi32(0xff));
+          group = _mm512_or_si512(group, _mm512_slli_epi32(byte, 8 * i));
+        }
+        uint8_t* to = head.values + t * head.columns + c * kGroupBytes;
+        store(reinterpret_cast<float*>(to), mask, _mm512_castsi512_ps(group));
+      }
+    }
+  }
+}
+
 void pack_values(const Call& call, const float* v, const Head& head) {
   const __m512i side_by_side =
       _mm512_set_epi16(31, 15, 30, 14, 29, 13, 28, 12, 27, 11, 26, 10, 25, 9, 24, 8,  //
                        23, 7, 22, 6, 21, 5, 20, 4, 19, 3, 18, 2, 17, 1, 16, 0);
   for (int64_t t = 0; t < head.tokens; t += 2) {
     fetch(v + (t + kAhead) * call.v_stride[2], call.v_stride[2], 2, call.width);
-    uint16_t* pairs = head.values + t * head.columns;
+    uint16_t* pairs = head.pairs() + t * head.columns;
     for (int64_t c = 0; c < head.columns; c += kLanes) {
       const Vec first = value_columns(call, v, t, c), second = value_columns(call, v, t + 1, c);
       const __m512i both = (__m512i)_mm512_cvtne2ps_pbh(second, first);
@@ -81,8 +108,9 @@ void pack_values(const Call& call, const float* v, const Head& head) {
 void pack(const Call& call, int64_t index) {
   const Head head(call, index);
   const float* k = row_of(call.k, call.k_stride, call.heads, index, 0);
+  const float* v = row_of(call.v, call.v_stride, call.heads, index, 0);
   call.precise ? pack_keys<Bf16>(call, k, head) : pack_keys<Int8>(call, k, head);
-  pack_values(call, row_of(call.v, call.v_stride, call.heads, index, 0), head);
+  call.precise ? pack_values(call, v, head) : pack_byte_values(call, v, head);
 }
 
 }  // namespace attention

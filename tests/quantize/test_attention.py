@@ -15,10 +15,10 @@ from quantize.arithmetic import Affine, quantize_uint8, sqnr_db
 from quantize.attention import attend_bf16, attend_int8, reference
 
 # name -> the function, its reference, signal over noise at Gaussian inputs. An int8 row of up to 160 numbers
-# keeps 44 dB, the product of two 41, and bfloat16 weights and values take a little more; bfloat16 alone is
-# within 2^-9 of each number.
+# keeps 44 dB, the product of two 41; 48 values of a column keep 45 and 48 weights 46, which leaves 38.6.
+# bfloat16 is within 2^-9 of each number.
 KINDS = {
-    "int8": (attend_int8, lambda *qkv: reference(*qkv, precise=False), 39),
+    "int8": (attend_int8, lambda *qkv: reference(*qkv, precise=False), 38),
     "bf16": (attend_bf16, lambda *qkv: reference(*qkv, precise=True), 47),
 }
 WIDTHS = (16, 32, 40, 64, 80, 160)
@@ -27,7 +27,9 @@ WIDTHS = (16, 32, 40, 64, 80, 160)
 # Where logits are larger, so is their share of such a step, and fewer tokens share a row.
 MANY_DB = {1: 60, 10: 50, 100: 40}  # by the spread of the logits
 FEW_DB = 40
-BF16_DB = 50  # of numbers rounded to bfloat16
+FLOAT32_DB = 110  # of float32 sums of 90 numbers
+# What stands for the values.
+ROUNDED = {"int8": attention._byte_values, "bf16": lambda v: v.bfloat16().float()}
 
 every_kind = pytest.mark.parametrize("kind", KINDS)
 
@@ -106,7 +108,7 @@ def test_a_query_that_fits_one_key_gets_its_value(kind, kernel):
     _, k, v = inputs(1, 2, 1, 90, 40)
     chosen = torch.randperm(90, generator=torch.Generator().manual_seed(1))
     out = attend(200 * k[:, :, chosen], k, v)  # logits of 200 * sqrt(40) and far below
-    assert sqnr_db(v[:, :, chosen], out) > BF16_DB
+    assert sqnr_db(ROUNDED[kind](v)[:, :, chosen], out) > FLOAT32_DB
 
 
 @every_kind
@@ -118,15 +120,18 @@ def test_flat_logits_give_the_mean_value(kind, constant, kernel):
         q = torch.zeros_like(q)
     else:
         k = torch.full_like(k, 3.0) if constant == "keys all the same" else k * 1e-42
-    mean = v.bfloat16().float().mean(dim=2, keepdim=True).expand_as(q)
-    assert sqnr_db(mean, attend(q, k, v)) > 110  # float32 sums of 90 numbers
+    mean = ROUNDED[kind](v).mean(dim=2, keepdim=True).expand_as(q)
+    assert sqnr_db(mean, attend(q, k, v)) > FLOAT32_DB
 
 
 @every_kind
 def test_of_one_token_the_value_comes_out(kind, kernel):
     attend, _, _ = KINDS[kind]
     q, k, v = inputs(2, 3, 50, 1, 40, spread=20.0)
-    assert torch.equal(attend(q, k, v), v.bfloat16().float().expand_as(q))
+    # As bfloat16 exactly; of bytes it is the 127th part of itself, times 127.
+    expected, ulps = {"int8": (v, 4), "bf16": (v.bfloat16().float(), 0)}[kind]
+    rtol = ulps * torch.finfo(torch.float32).eps
+    torch.testing.assert_close(attend(q, k, v), expected.expand_as(q), rtol=rtol, atol=0)
 
 
 @every_kind
