@@ -66,7 +66,7 @@ def attend_int8(q: Tensor, k: Tensor, v: Tensor, affine: Affine | None = None) -
 
 
 def attend_bf16(q: Tensor, k: Tensor, v: Tensor, affine: Affine | None = None) -> Tensor | Quantized:
-    """As `attend_int8` with logits from bfloat16: a third of its error, at 1.2 to 1.6 times its time."""
+    """As `attend_int8` with logits from bfloat16: a third of its error, at up to 1.6 times its time."""
     return _attend(q, k, v, affine, precise=True)
 
 
