@@ -215,7 +215,8 @@ def scale_residuals(residuals: Sequence[Tensor], scales: Sequence[float], *, poo
     """
     if len(scales) != len(residuals):
         raise ValueError(f"{len(scales)} control scales for {len(residuals)} residuals: give one for each")
-    scaled = [residual * scale for residual, scale in zip(residuals, scales, strict=True)]
+    pairs = zip(residuals, scales, strict=True)
+    scaled = [residual if scale == 1 else residual * scale for residual, scale in pairs]
     return [residual.mean(dim=(2, 3), keepdim=True) for residual in scaled] if pool else scaled
 
 

@@ -78,7 +78,7 @@ def layer_norm_quantize(
     x: Tensor, weight: Tensor, bias: Tensor, eps: float, affine: Affine | None
 ) -> Quantized:
     """Bytes of the layer norm of x [..., d] over its last axis."""
-    x, weight, bias = (_floats(one).contiguous() for one in (x, weight, bias))
+    x, weight, bias = _floats(x), _floats(weight), _floats(bias)
     width = x.shape[-1]
     _check_shapes({"weight": weight, "bias": bias}, (width,))
     kernel = _kernel("fw_layer_norm_bytes", "pllppffllp", x)
@@ -95,7 +95,7 @@ def layer_norm_quantize(
 
 def geglu_quantize(x: Tensor, affine: Affine | None) -> Quantized:
     """Bytes of value * gelu(gate) [..., d], exact GELU, where x [..., 2 d] holds values, then gates."""
-    x = _floats(x).contiguous()
+    x = _floats(x)
     if x.shape[-1] % 2:
         raise ValueError(f"x {list(x.shape)}: the last axis holds values and as many gates")
     width = x.shape[-1] // 2
@@ -121,10 +121,10 @@ class _GroupNorm:
             raise ValueError(
                 f"x {list(x.shape)}: expected [b, c, h, w], with c a multiple of groups={groups}"
             )
-        self.x = _floats(x).contiguous(memory_format=torch.channels_last)
+        self.x = _floats(x, torch.channels_last)
         self.groups, self.eps = groups, eps
-        self.weight, self.bias = _floats(weight).contiguous(), _floats(bias).contiguous()
-        self.shift = None if shift is None else _floats(shift).contiguous()
+        self.weight, self.bias = _floats(weight), _floats(bias)
+        self.shift = None if shift is None else _floats(shift)
         batch, channels, height, width = x.shape
         _check_shapes({"weight": self.weight, "bias": self.bias}, (channels,))
         if shift is not None:
@@ -168,10 +168,10 @@ class _GroupNorm:
         kernel(self.x.data_ptr(), *self.size, coefficients.data_ptr(), threads, out.data_ptr())
         return out
 
-    def _coefficients(self, silu: bool, wants_ends: bool) -> tuple[Tensor, list[float]]:
+    def _coefficients(self, silu: bool, wants_ends: bool) -> tuple[Tensor, list[float] | None]:
         """[b, 3, c] that turn x into its norm, and where wanted the ends of what comes out at last."""
         batch, _, channels = self.size
-        coefficients, ends = torch.empty(batch, 3, channels), torch.empty(2)
+        coefficients, ends = torch.empty(batch, 3, channels), torch.empty(2) if wants_ends else None
         self.look(
             self.x.data_ptr(),
             *self.size,
@@ -183,9 +183,9 @@ class _GroupNorm:
             silu,
             torch.get_num_threads(),
             coefficients.data_ptr(),
-            ends.data_ptr() if wants_ends else None,
+            None if ends is None else ends.data_ptr(),
         )
-        return coefficients, ends.tolist()
+        return coefficients, None if ends is None else ends.tolist()
 
 
 def silu_range(low: float, high: float) -> tuple[float, float]:
@@ -216,13 +216,18 @@ def _ends(kernel: Callable[..., None], *arguments: Any) -> tuple[float, float]:
 
 def _dense(x: Tensor) -> Tensor:
     """x without gradients; copied where its values do not fill one stretch of memory."""
-    x = x.detach()
-    dense = x.is_contiguous() or torch.empty_like(x, device="meta").stride() == x.stride()
+    x = x.detach() if x.requires_grad else x
+    if x.is_contiguous() or (x.ndim == 4 and x.is_contiguous(memory_format=torch.channels_last)):
+        return x
+    dense = torch.empty_like(x, device="meta").stride() == x.stride()
     return x if dense else x.contiguous()
 
 
-def _floats(x: Tensor) -> Tensor:
-    return x.detach().float()
+def _floats(x: Tensor, layout: torch.memory_format = torch.contiguous_format) -> Tensor:
+    """x as float32 without gradients that lies so; x itself, which costs nothing, where it is like that."""
+    if x.dtype == torch.float32 and not x.requires_grad and x.is_contiguous(memory_format=layout):
+        return x
+    return x.detach().float().contiguous(memory_format=layout)
 
 
 def _check_shapes(tensors: dict[str, Tensor], shape: tuple[int, ...]) -> None:

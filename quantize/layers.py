@@ -89,7 +89,7 @@ class QuantLayer(nn.Module):
         return f"{self.spec.scheme}, weight {list(self.spec.shape)}, bias={self.spec.bias}"
 
     def _let_go(self) -> None:
-        if self._compute.packed:
+        if self._buffers["qweight"] is not None and self._compute.packed:
             self.qweight = None  # the backend has them; both together would take twice the memory
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> QuantLayer:

@@ -88,10 +88,11 @@ class PackedLinear:
         native.function(name, "p")(ctypes.byref(call))
 
     def _padded(self, row: Tensor) -> Tensor:
-        """[out] -> float32 [out up], which whole panels can read."""
-        row = row.detach().float().contiguous()
-        missing = len(self._zeros) - len(row)
-        return F.pad(row, (0, missing)) if missing else row
+        """[out] -> float32 [out up], which whole panels can read; the row itself where it is like that."""
+        padded = self._zeros.numel()
+        if row.dtype == torch.float32 and row.numel() == padded and row.is_contiguous():
+            return row
+        return F.pad(row.detach().float(), (0, padded - row.numel())).contiguous()
 
 
 def pack_linear(weight: Tensor) -> PackedLinear | None:
