@@ -51,7 +51,7 @@ class QuantLayer(nn.Module):
         """How bytes for it are to be read, by calibration; None where the range is each input's own."""
         return self._inputs.affine(self._buffers)
 
-    def to_bytes(self, x: Tensor) -> Quantized:
+    def to_bytes(self, x: Tensor | Quantized) -> Quantized:
         """x as the bytes that the layer itself would make of it; errors as of `Inputs.quantize`."""
         return self._inputs.quantize(x, self._buffers)
 

@@ -57,7 +57,7 @@ class UpsampledConv2d(QuantConv2d):
     def forward(self, x: Tensor | Quantized) -> Tensor:
         """[b, c, h, w] -> [b, out, 2h, 2w], in the dtype of x, float32 for bytes."""
         self.prepare()
-        codes, affine = x if isinstance(x, Quantized) else self.to_bytes(x)
+        codes, affine = self.to_bytes(x)
         if self._taps is None:
             repeated = Quantized(F.interpolate(codes, scale_factor=2.0, mode="nearest"), affine)
             return super().forward(repeated).to(out_dtype(x))

@@ -66,11 +66,21 @@ class Inputs:
     def quantize(self, x: Tensor | Quantized, held: Held) -> Quantized:
         """x as bytes, as it is where it has them already.
 
-        Dynamic schemes look at x and raise ValueError where it holds NaN or infinity; static ones do not.
+        Raises ValueError where x has other inputs than the layer. Dynamic schemes look at x and raise
+        ValueError where it holds NaN or infinity; static ones do not.
         """
+        self._check(x.codes if isinstance(x, Quantized) else x)
         if isinstance(x, Quantized):
             return x
         return kernels.quantize(x, self.affine(held))
+
+    def _check(self, x: Tensor) -> None:
+        """Kernels read as many bytes as the weights ask for, whether they are there or not."""
+        inputs, geo = self.spec.shape[1], self.spec.geometry
+        axis, expected = (-1, inputs) if geo is None else (1, inputs * geo.groups)
+        if (geo is not None and x.ndim != 4) or x.shape[axis] != expected:
+            kind = "[..., in]" if geo is None else "[b, in, h, w]"
+            raise ValueError(f"x {list(x.shape)}: expected {kind}, of {expected} inputs")
 
 
 def out_dtype(x: Tensor | Quantized) -> torch.dtype:

@@ -17,7 +17,7 @@ from quantize.spec import Geometry
 
 POINTERS = ("x", "border", "weights", "sums", "scale", "bias", "out")
 NUMBERS = ("batch", "inputs", "outputs", "zero", "onto", "threads")
-PAIRS = ("size", "out_size", "taps", "stride", "padding", "dilation")
+PAIRS = ("size", "out_size", "taps", "stride", "padding", "dilation")  # height, width
 Pair = ctypes.c_int64 * 2
 
 
@@ -39,14 +39,23 @@ class PackedConv(PackedLinear):
 
     def __init__(self, weight: Tensor, geometry: Geometry) -> None:
         super().__init__(weight.permute(0, 2, 3, 1).flatten(1))
-        self._taps, self._walk = tuple(weight.shape[2:]), geometry
+        self._walk = {
+            "taps": tuple(weight.shape[2:]),
+            "stride": geometry.stride,
+            "padding": geometry.padding,
+            "dilation": geometry.dilation,
+        }
 
     def multiply(self, x: Quantized, scale: Tensor, bias: Tensor | None, onto: Tensor | None) -> Tensor:
-        """float32 [b, h', w', out] of bytes [b, h, w, in]; the rest as of a Linear layer."""
+        """float32 [b, h', w', out] of bytes [b, h, w, in]; the rest as of a Linear layer.
+
+        Raises ValueError for pictures that are smaller than the kernel.
+        """
         codes, scale = x.codes.contiguous(), self._padded(scale)
         bias = self._zeros if bias is None else self._padded(bias)
         batch, *size, inputs = codes.shape
         out_size = self._out_size(size)
+        pairs = {"size": size, "out_size": out_size, **self._walk}
         out = torch.empty(batch, *out_size, self.outputs) if onto is None else onto
         border = torch.full((inputs,), x.affine.zero, dtype=torch.uint8)
         call = Call(
@@ -63,23 +72,20 @@ class PackedConv(PackedLinear):
             zero=x.affine.zero,
             onto=onto is not None,
             threads=torch.get_num_threads(),
-            size=Pair(*size),
-            out_size=Pair(*out_size),
-            taps=Pair(*self._taps),
-            stride=Pair(*self._walk.stride),
-            padding=Pair(*self._walk.padding),
-            dilation=Pair(*self._walk.dilation),
             x_scale=x.affine.scale,
+            **{name: Pair(*pair) for name, pair in pairs.items()},
         )
         native.function("fw_conv", "p")(ctypes.byref(call))
         return out
 
     def _out_size(self, size: list[int]) -> list[int]:
-        walk = zip(size, self._taps, self._walk.stride, self._walk.padding, self._walk.dilation, strict=True)
-        return [
+        out_size = [
             (length + 2 * padding - dilation * (taps - 1) - 1) // stride + 1
-            for length, taps, stride, padding, dilation in walk
+            for length, taps, stride, padding, dilation in zip(size, *self._walk.values(), strict=True)
         ]
+        if min(out_size) < 1:
+            raise ValueError(f"pictures of {size} positions are smaller than the kernel: {self._walk}")
+        return out_size
 
 
 def pack_conv(weight: Tensor, geometry: Geometry) -> PackedConv | None:

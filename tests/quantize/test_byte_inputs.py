@@ -56,6 +56,25 @@ def test_an_output_is_added_to_what_is_there(name, scheme, backend):
     assert sqnr_db(total + out, half) > 40
 
 
+@pytest.mark.parametrize("backend", [name for name in BACKENDS if name != "cuda"])
+@pytest.mark.parametrize("scheme", BYTES)
+@pytest.mark.parametrize("name", LAYERS)
+def test_an_input_that_the_weights_do_not_fit_is_refused(name, scheme, backend):
+    layer, x = quantized_layer(name, scheme, backend)
+    axis = 1 if x.ndim == 4 else -1
+    for wrong in (x.narrow(axis, 0, x.shape[axis] - 1), torch.cat([x, x], dim=axis)):
+        for given in (wrong, to_bytes(wrong, layer.input_affine())):
+            with pytest.raises(ValueError, match="inputs"):
+                layer(given)
+
+
+@pytest.mark.parametrize("backend", [name for name in BACKENDS if name != "cuda"])
+def test_a_picture_without_a_batch_is_refused(backend):
+    layer, x = quantized_layer("conv 3x3", "int8_dynamic", backend)
+    with pytest.raises(ValueError, match="inputs"):
+        layer(x[0])
+
+
 def test_nothing_is_added_to_nothing():
     layer, x = quantized_layer("conv 1x1, no bias", "int8_dynamic", "cpu")
     assert layer(x[:0], onto=layer(x)[:0]).shape == layer(x)[:0].shape

@@ -73,6 +73,13 @@ def test_an_empty_batch_gives_an_empty_answer():
     assert cpu_conv.pack_conv(weight, SAME).multiply(x, scale, bias, None).shape == (0, 4, 4, 16)
 
 
+def test_pictures_smaller_than_the_kernel_are_refused():
+    x, weight, scale, bias = operands(1, 2, 9, 4, 8, (3, 3))
+    packed = cpu_conv.pack_conv(weight, Geometry((2, 2), (0, 0), (1, 1), 1))
+    with pytest.raises(ValueError, match="smaller than the kernel"):
+        packed.multiply(x, scale, bias, None)
+
+
 def test_the_number_of_threads_changes_nothing():
     x, weight, scale, bias = operands(2, 20, 20, 64, 160, (3, 3))
     outs, before = [], torch.get_num_threads()
