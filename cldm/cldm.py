@@ -97,9 +97,9 @@ class ControlledUnetModel(UNetModel):
             h, skips = self.encode(h, emb, text, inside)
         if residuals:
             h = h + residuals[-1]
-            if not (only_mid_control or within):
-                skips = [skip + residual for skip, residual in zip(skips, residuals[:-1], strict=True)]
-        return self.decode(h, skips, emb, text, kept).to(x.dtype)
+        outside = residuals and not (only_mid_control or within)
+        pairs = zip(skips, residuals[:-1] if outside else [None] * len(skips), strict=True)
+        return self.decode(h, list(pairs), emb, text, kept).to(x.dtype)
 
     def _resumed(
         self, x: Tensor, timesteps: Tensor, context: Tensor | None, control: Sequence[Tensor] | None,
@@ -109,8 +109,9 @@ class ControlledUnetModel(UNetModel):
         emb, skips = self.embed(timesteps), []
         for index, block in enumerate(self.input_blocks[: kept.encoder]):
             h = block(h, emb, text)
-            skips.append(h if control is None else h + control[index].to(h.dtype))
-            h = skips[-1] if within else h
+            steered = h if control is None else h + control[index].to(h.dtype)
+            skips.append((steered, None))
+            h = steered if within else h
         return self.decode(kept.deep, [*skips, *kept.skips], emb, text).to(x.dtype)
 
 

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from torch import Tensor
 
 DEFAULT_CUT = "outer-2"
+Skip = tuple[Tensor, Tensor | None]  # of an input block, and the residual that is to be added to it
 
 
 @dataclass
@@ -25,9 +26,9 @@ class KeptFeatures:
     encoder: int
     decoder: int
     deep: Tensor | None = None
-    skips: list[Tensor] = field(default_factory=list)
+    skips: list[Skip] = field(default_factory=list)
 
-    def look(self, h: Tensor, skips: list[Tensor]) -> None:
+    def look(self, h: Tensor, skips: list[Skip]) -> None:
         """Keep `h` [b, c, h, w], about to enter an output block, if it is the first that is always computed.
 
         skips: those left for this block and the later ones, in the order of the input blocks.

@@ -63,6 +63,26 @@ def repeat_rows(x: Tensor, like: Tensor | None) -> Tensor:
     return torch.cat([x] * (len(like) // len(x)))  # unlike Tensor.repeat it keeps channels last
 
 
+def beside(h: Tensor, skip: Tensor, residual: Tensor | None = None) -> Tensor:
+    """[b, c + d, h, w]: `h` [b, c, h, w] and behind it `skip` [b, d, h, w], plus `residual` if there is one.
+
+    Where no gradient is wanted the sum is written to its place at once, and not copied there.
+    """
+    if residual is None:
+        return torch.cat([h, skip], dim=1)
+    if torch.is_grad_enabled() or not h.dtype == skip.dtype == residual.dtype:
+        return torch.cat([h, skip + residual], dim=1)
+    batch, channels, *size = h.shape
+    last = h.is_contiguous(memory_format=torch.channels_last)
+    out = torch.empty(
+        batch, channels + skip.shape[1], *size, dtype=h.dtype, device=h.device,
+        memory_format=torch.channels_last if last else torch.contiguous_format,
+    )  # fmt: skip
+    out[:, :channels] = h
+    torch.add(skip, residual, out=out[:, channels:])
+    return out
+
+
 class TimestepBlock(nn.Module):
     """A block whose forward takes the time embedding beside its input."""
 

@@ -16,12 +16,13 @@ import torch
 from torch import Tensor, nn
 
 from ldm.modules.attention import SpatialTransformer
-from ldm.modules.kept import KeptFeatures
+from ldm.modules.kept import KeptFeatures, Skip
 from ldm.modules.layers import (
     Downsample,
     ResBlock,
     TimestepBlock,
     Upsample,
+    beside,
     repeat_rows,
     rows_before_text,
     timestep_embedding,
@@ -216,7 +217,7 @@ class UNetModel(Encoder):
                     layers.append(Upsample(channels))
                 yield TimestepEmbedSequential(*layers)
 
-    def decode(self, h: Tensor, skips: list[Tensor], emb: Tensor, context: Tensor | None,
+    def decode(self, h: Tensor, skips: list[Skip], emb: Tensor, context: Tensor | None,
                kept: KeptFeatures | None = None) -> Tensor:  # fmt: skip
         """As many of the last output blocks as there are `skips`, over `h`, which enters the first of them.
 
@@ -225,7 +226,7 @@ class UNetModel(Encoder):
         for block in self.output_blocks[len(self.output_blocks) - len(skips) :]:
             if kept is not None:
                 kept.look(h, skips)
-            h = block(torch.cat([h, skips.pop()], dim=1), emb, context)
+            h = block(beside(h, *skips.pop()), emb, context)
         return self.out(h)
 
     def forward(self, x: Tensor, timesteps: Tensor, context: Tensor | None = None) -> Tensor:
@@ -233,4 +234,4 @@ class UNetModel(Encoder):
         h, text = self.cast(x[: rows_before_text(context, x, timesteps)], context)
         emb = self.embed(timesteps)
         h, skips = self.encode(h, emb, text)
-        return self.decode(h, skips, emb, text).to(x.dtype)
+        return self.decode(h, [(skip, None) for skip in skips], emb, text).to(x.dtype)

@@ -136,7 +136,7 @@ def test_residuals_are_added_to_the_skips_and_the_last_to_the_middle(trained):
     residuals = trained.control_model(latent(), *condition()["c_concat"], T, text)
     emb = unet.embed(T)
     h, skips = unet.encode(latent(), emb, text)
-    skips = [skip + residual for skip, residual in zip(skips, residuals[:-1], strict=True)]
+    skips = [(skip + residual, None) for skip, residual in zip(skips, residuals[:-1], strict=True)]
     expected = unet.decode(h + residuals[-1], skips, emb, text)
     assert torch.equal(trained.apply_model(latent(), T, condition()), expected)
 

@@ -10,6 +10,7 @@ from ldm.modules.layers import (
     Downsample,
     ResBlock,
     Upsample,
+    beside,
     repeat_rows,
     rows_before_text,
     timestep_embedding,
@@ -222,3 +223,25 @@ def test_published_settings_that_change_nothing_are_accepted_and_misspelt_ones_r
 def test_heads_must_be_given():
     with pytest.raises(ValueError, match="needs num_heads or num_head_channels"):
         UNetModel(**BARE)
+
+
+@pytest.mark.parametrize("grad", [True, False], ids=["with gradients", "without"])
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last], ids=str)
+@pytest.mark.parametrize("form", ["none", "whole", "pooled", "of another dtype"])
+def test_a_residual_is_added_to_its_skip_on_the_way_to_its_place(form, layout, grad):
+    noise = torch.Generator().manual_seed(0)
+    drawn = [torch.randn(2, channels, 6, 4, generator=noise) for channels in (8, 12, 12)]
+    h, skip, residual = (one.contiguous(memory_format=layout) for one in drawn)
+    residual = {
+        "none": None,
+        "whole": residual,
+        "pooled": residual.mean(dim=(2, 3), keepdim=True),
+        "of another dtype": residual.double(),
+    }[form]
+    before = [one.clone() for one in (h, skip)]
+    with torch.set_grad_enabled(grad):
+        joined = beside(h.requires_grad_(grad), skip, residual)
+    assert torch.equal(joined, torch.cat([h, skip if residual is None else skip + residual], dim=1))
+    assert joined.is_contiguous(memory_format=layout)
+    assert joined.requires_grad == grad
+    assert all(torch.equal(one, other) for one, other in zip((h, skip), before, strict=True))
