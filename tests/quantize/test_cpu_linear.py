@@ -13,8 +13,10 @@ from quantize.backends import cpu, cpu_linear
 from quantize.kernels import geglu_quantize
 from quantize.layers import quantize_layer
 
-# Rows, inputs, outputs: less than a tile, whole ones, and what is left of one in each direction.
+# Rows, inputs, outputs: less than a tile, whole ones, and what is left of one in each direction; outputs that
+# the caches do not hold, of whole lines and others.
 SIZES = [(1, 1, 1), (2, 4, 32), (6, 64, 64), (7, 30, 70), (13, 321, 96), (128, 40, 33), (300, 1280, 160)]
+SIZES += [(1030, 8, 304), (1030, 8, 330)]
 AFFINE = Affine(0.03, 117)
 FLOAT32 = 1e-6
 
