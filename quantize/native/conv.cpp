@@ -94,7 +94,7 @@ void tile(Task& task, int64_t at, int64_t tap, int64_t end) {
 #pragma GCC unroll 4
     for (int v = 0; v < 4; ++v) {
       sum[r][v] = tap ? _mm512_load_si512(task.sums[at + r] + v * kLanes) : task.scaling[v].start;
-      if (last) _mm_prefetch(task.out(at + r) + v * kLanes, _MM_HINT_T0);
+      if (last) _mm_prefetch(task.out(at + r) + v * kLanes, _MM_HINT_ET0);  // to write
     }
   }
   const int64_t skipped = tap * call.inputs * kPanel;
