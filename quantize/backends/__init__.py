@@ -29,7 +29,7 @@ def make_backend(name: str, spec: LayerSpec) -> Backend:
     """
     if name not in BACKENDS:
         raise ValueError(f"unknown backend {name!r}: use one of {', '.join(BACKENDS)}")
-    made, checks = BACKENDS[name], {cpu.OneDnn: cpu.lacks, cuda.TensorCores: cuda.lacks}
+    made, checks = BACKENDS[name], {cpu.Vnni: cpu.lacks, cuda.TensorCores: cuda.lacks}
     if made in checks and (lacking := checks[made]()):
         raise ValueError(f"backend {name!r} cannot run here: {lacking}; use 'reference'")
     ways = [made, *([decoded.Decoded] if name == "cpu" else []), reference.Reference]
@@ -38,5 +38,5 @@ def make_backend(name: str, spec: LayerSpec) -> Backend:
 
 # By keyword: these are names of backends, and only `ldm.util` writes down devices.
 BACKENDS: dict[str, type[Backend]] = dict(  # noqa: C408
-    reference=reference.Reference, cpu=cpu.OneDnn, cuda=cuda.TensorCores
+    reference=reference.Reference, cpu=cpu.Vnni, cuda=cuda.TensorCores
 )

@@ -1,9 +1,9 @@
-"""int8 layers by oneDNN, the library behind torch on x86: bytes times signed bytes, summed in 32 bits.
+"""int8 layers by VNNI, x86's instructions for bytes times signed bytes summed in 32 bits.
 
-Weights are packed into its own blocked layout at the first call and never leave int8. Inputs must be
-unsigned: on some CPUs the operator never returns from signed ones. Without VNNI the multiply-add saturates at
-16 bits, which would change results, so such CPUs are left to the reference. Linear layers and convolutions go
-to native kernels (`cpu_linear`, `cpu_conv`) where there are any for them.
+Native kernels (`cpu_linear`, `cpu_conv`) compute the layers that they take, oneDNN, the library behind torch,
+the others. Weights are packed at the first call and never leave int8. Inputs must be unsigned: on some CPUs
+oneDNN's operator never returns from signed ones. Without VNNI its multiply-add saturates at 16 bits, which
+would change results, so such CPUs are left to the reference.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ def is_supported() -> bool:
     return lacks() is None
 
 
-class OneDnn:
+class Vnni:
     """int8 weights with dynamic or static inputs."""
 
     def __init__(self, spec: LayerSpec) -> None:
@@ -97,7 +97,7 @@ class OneDnn:
         return packed.gated(self._inputs.quantize(x, held), held["scale"], bias, affine)
 
     def pack(self, held: Held) -> None:
-        """Put the weights into oneDNN's own form, where that was not done before."""
+        """Put the weights into the form that their kernel reads, where that was not done before."""
         weight, scale, geo = held["qweight"], held["scale"], self.spec.geometry
         if self._packed is not None or weight is None:  # another thread may be first
             return
@@ -107,8 +107,8 @@ class OneDnn:
             self._packed = pack_linear(flat) or torch.ops.onednn.qlinear_prepack(flat, None)
         else:
             # Scale and zero point of the inputs only say that there are some; calls bring their own.
-            walk = (scale, 1.0, 1, *_walk(geo), None)
-            self._packed = pack_conv(weight, geo) or torch.ops.onednn.qconv_prepack(weight, *walk)
+            rest = (scale, 1.0, 1, *_walk(geo), None)
+            self._packed = pack_conv(weight, geo) or torch.ops.onednn.qconv_prepack(weight, *rest)
 
     def _multiply(
         self, x: Tensor | Quantized, held: Held, bias: Tensor | None, onto: Tensor | None
