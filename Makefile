@@ -17,7 +17,7 @@ help:
 	@echo "make clean   remove $(VENV) and the caches; pictures stay"
 
 demo: $(STAMP)
-	$(RUN) -m cldm.demo
+	$(RUN) -m app.demo
 
 # One thread a worker: more would only wait for each other's core. Tests never ask a model hub.
 test: export OMP_NUM_THREADS := 1

@@ -15,11 +15,12 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-from cldm.options import USER_ERROR, parse_args
+from app.generate_flags import parse_args
+from common.shell import USER_ERROR
 
 if TYPE_CHECKING:
-    from cldm.batch import Job, Made, Maker
-    from cldm.outputs import Source
+    from app.batch import Job, Made, Maker
+    from app.provenance import Source
 
 INTERRUPTED = 130  # 128 + SIGINT, as shells count
 # Torch says it in other words for each kind of memory; on the CPU it is a plain RuntimeError.
@@ -56,7 +57,7 @@ def main(argv: list[str] | None = None) -> int:
 
 def _run(args: argparse.Namespace, made: "list[Made]") -> int:
     """Make everything that is asked, noting each finished picture in `made` at once."""
-    from cldm.batch import BadPicture, Maker
+    from app.batch import BadPicture, Maker
 
     jobs, source = _plan(args)
     maker = Maker(source, args.out, keep_finished=args.batch_dir is not None, save_maps=args.save_maps)
@@ -78,9 +79,9 @@ def _run(args: argparse.Namespace, made: "list[Made]") -> int:
 
 def _plan(args: argparse.Namespace) -> "tuple[list[Job], Source]":
     """What is to be made from what, checked as far as that goes without the model."""
-    from cldm.batch import Job, folder_jobs
-    from cldm.flags import images_from_flags, recall, request_from_flags, source_from_flags
-    from cldm.outputs import check_out
+    from app.batch import Job, folder_jobs
+    from app.generate_request import images_from_flags, recall, request_from_flags, source_from_flags
+    from app.provenance import check_out
 
     if args.image and args.batch_dir:
         raise ValueError("--image and --batch-dir are two ways to name the pictures: give one of them")
@@ -133,7 +134,7 @@ def _progress(
 
 
 def _report(args: argparse.Namespace, made: "list[Made]", failed: dict[str, str], maker: "Maker") -> None:
-    from cldm.outputs import memory_sentence, peak_memory
+    from common.memory import memory_sentence, peak_memory
 
     peak, new = peak_memory(), [one for one in made if one.seconds]
     if args.json:
@@ -166,7 +167,7 @@ def _report(args: argparse.Namespace, made: "list[Made]", failed: dict[str, str]
 def _listing() -> str:
     from cldm.controls import CONTROLS
     from ldm.models.diffusion.samplers import SAMPLERS
-    from ldm.modules.kept import CUTS
+    from ldm.modules.feature_cache import CUTS
 
     lines = ["controls, and what their maps show (* has no detector here: give a map with --no-preprocess)"]
     for name, control in CONTROLS.items():

@@ -12,9 +12,8 @@ wrong; 130 after Ctrl-C.
 import argparse
 from pathlib import Path
 
-from cldm.convert_shell import answer, open_target
-from cldm.options import USER_ERROR, Parser
-from cldm.training_flags import BRANCH_KINDS
+from common.shell import Parser, run_command
+from trainer.flags import BRANCH_KINDS
 
 MODELS = Path(__file__).parent / "models"
 SEEDS = 2**63  # torch takes them below
@@ -48,9 +47,7 @@ def parse_args(argv: list[str] | None, prog: str, config: str) -> argparse.Names
 
 
 def main(
-    argv: list[str] | None = None,
-    prog: str = "tool_add_control.py",
-    config: str = "cldm_v15.yaml",
+    argv: list[str] | None = None, prog: str = "tool_add_control.py", config: str = "cldm_v15.yaml"
 ) -> int:
     """Run the command and return its exit code; what goes wrong is said in one sentence on stderr.
 
@@ -59,13 +56,15 @@ def main(
     args = parse_args(argv, prog, config)
 
     def run() -> object:
-        from cldm.attach import Start, attach
+        from tools.convert.add_control import Start, attach
 
         start = Start(args.branch, args.seed, use_ema=args.use_ema, renew=args.replace_branch)
+        from tools.convert.target import open_target
+
         with open_target(args.output, force=args.force) as target:
             return attach(args.base, target, args.config or MODELS / config, start)
 
-    return answer(run, USER_ERROR)
+    return run_command(run)
 
 
 if __name__ == "__main__":

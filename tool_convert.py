@@ -16,7 +16,7 @@ import argparse
 from pathlib import Path
 from typing import NoReturn
 
-from cldm.convert_shell import answer, open_target
+from common.shell import run_command
 
 USER_ERROR = 1
 DTYPES = ("fp32", "fp16", "bf16")
@@ -65,17 +65,19 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 def main(argv: list[str] | None = None) -> int:
     """Run the command and return its exit code; what goes wrong is said in one sentence on stderr."""
     args = parse_args(argv)
-    return answer(lambda: _run(args), USER_ERROR)
+    return run_command(lambda: _run(args))
 
 
 def _run(args: argparse.Namespace) -> object:
     """What there is to say of the result."""
-    from cldm import convert
+    from tools.convert import conversions as convert
 
     if args.command == "strip" and args.dry_run:
         return convert.strip_plan(args.input, use_ema=args.use_ema)
     if args.output is None:
         raise ValueError("name the file to write, or add --dry-run to see what would go")
+    from tools.convert.target import open_target
+
     with open_target(args.output, force=args.force, dtype=getattr(args, "dtype", None)) as target:
         return {
             "to-safetensors": lambda: convert.to_safetensors(args.input, target),

@@ -20,9 +20,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from cldm.download import Report, Source, check_space, download, missing_bytes
-from cldm.part import Part
-from cldm.published import (
+from tools.download.catalogue import (
     BASES,
     CONTROLS_10,
     CONTROLS_11,
@@ -32,7 +30,9 @@ from cldm.published import (
     Published,
     find,
 )
-from cldm.remote import DownloadError, LockedError, NoAnswerError, NotHereError, open_client
+from tools.download.fetch import Report, Source, check_space, download, missing_bytes
+from tools.download.http import DownloadError, LockedError, NoAnswerError, NotHereError, open_client
+from tools.download.partial import Part
 
 FAILED, INTERRUPTED = 1, 130  # 128 + SIGINT, as shells count
 
@@ -89,7 +89,7 @@ def _get(wanted: dict[str, Published], mirror: str, dest: Path) -> int:
     check_space(dest, sum(missing_bytes(one, dest / one.file) for one in wanted.values()))
     token = os.environ.get("HF_TOKEN", "").strip() if mirror == HUB else ""
     failed = False
-    with open_client(token) as client, logging_redirect_tqdm([logging.getLogger("cldm.download")]):
+    with open_client(token) as client, logging_redirect_tqdm([logging.getLogger("tools.download.fetch")]):
         for one in wanted.values():
             try:
                 _say(_get_one(Source(client, one, one.url(mirror)), dest / one.file))

@@ -10,8 +10,8 @@ one sentence about what is wrong; 130 after Ctrl-C or SIGTERM, the state is save
 
 import sys
 
-from cldm.options import USER_ERROR
-from cldm.training_flags import parse_args
+from common.shell import USER_ERROR
+from trainer.flags import parse_args
 
 INTERRUPTED = 130  # 128 + SIGINT, as shells count
 
@@ -19,7 +19,7 @@ INTERRUPTED = 130  # 128 + SIGINT, as shells count
 def main(argv: list[str] | None = None, prog: str = "tutorial_train.py", **defaults: object) -> int:
     """Run the command and return its exit code; what goes wrong is said in one sentence on stderr."""
     args = parse_args(argv, __doc__, prog, **defaults)
-    from cldm.training_run import Stopped, run, validate_data
+    from trainer.run import Stopped, run, validate_data
 
     try:
         if args.validate_data:

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from cldm.log_images import SampleSettings, log_images
 from ldm.models.diffusion.ddpm import LatentDiffusion
-from ldm.modules.kept import KeptFeatures
+from ldm.modules.feature_cache import KeptFeatures
 from ldm.modules.layers import repeat_rows, rows_before_text, zero_module
 from ldm.modules.unet import Encoder, TimestepEmbedSequential, UNetConfig, UNetModel
 from ldm.util import instantiate_from_config
@@ -164,8 +164,8 @@ class ControlLDM(LatentDiffusion):
         """The controlled U-Net's answer for [b, c, h, w] latents at [b] timesteps.
 
         control_scales: one factor for each residual, `self.control_scales` when None. `cond` may hold ready
-        residuals under "control" (see `cldm.branches`): they are used as they are; and `KeptFeatures` under
-        "kept" (see `cldm.reuse`).
+        residuals under "control" (see `cldm.control_units`): they are used as they are; and `KeptFeatures`
+        under "kept" (see `cldm.deep_cache`).
         """
         text = torch.cat(list(cond["c_crossattn"]), dim=1)
         residuals = cond.get("control")

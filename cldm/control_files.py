@@ -3,8 +3,8 @@
 from collections.abc import Iterable
 from pathlib import Path
 
+from checkpoints.names.controls import control_kind, file_stem
 from cldm.controls import CONTROLS
-from ldm.control_names import control_kind, file_stem
 
 
 def control_of_file(path: str | Path) -> str | None:

@@ -17,9 +17,9 @@ import torch
 from einops import rearrange
 from torch import Tensor
 
-from cldm.outputs import peak_memory
-from cldm.validation import Validation, validation_grid
+from common.memory import peak_memory
 from ldm.image import model_to_images, write_png
+from trainer.callbacks import Validation, validation_grid
 
 COLUMNS = ("conditioning", "control", "reconstruction")  # then the samples, as `log_images` names them
 GAP = 2  # white pixels between the pictures of a grid

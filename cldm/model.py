@@ -11,49 +11,32 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
-from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
+from omegaconf import DictConfig
 from torch import Tensor, nn
 
+from checkpoints.diffusers.check import check_folder
+from checkpoints.diffusers.folder import open_weights
+from checkpoints.files.lazy import read
+from checkpoints.files.read import get_state_dict
+from checkpoints.load import assign_weights
+from checkpoints.lora.merge import merge_loras
+from checkpoints.names.diffusers import part_with, to_original
 from cldm.cldm import ControlLDM
-from cldm.diffusers_check import check_folder
-from cldm.pruned import note_on, shrink_to_sources, use_zeros
-from ldm.checkpoint import assign_weights
-from ldm.diffusers_folder import open_weights
-from ldm.diffusers_names import part_with, to_original
-from ldm.lazy import read
-from ldm.lora import merge_loras
-from ldm.util import instantiate_from_config
-from ldm.weight_files import get_state_dict
-from quantize.loading import read_content
+from cldm.compressed.pruned import note_on, shrink_to_sources, use_zeros
+from ldm.config import build_part, config_label, create_meta_model, model_settings, read_config
+from quantize.files.read import read_content
 
 __all__ = [
     "BRANCHES",
-    "create_meta_model",
     "create_model",
     "get_state_dict",
     "load_control",
     "load_model",
     "load_state_dict",
-    "read_config",
     "with_branch",
 ]
 
 CONTROL_PREFIX = "control_model."
-
-
-def read_config(config: str | Path | DictConfig) -> DictConfig:
-    """The settings of a yaml file with its `base:` files merged in; a DictConfig passes as it is.
-
-    Raises FileNotFoundError, or ValueError for a file that is no yaml of a model or a ring of bases.
-    """
-    if isinstance(config, DictConfig):
-        return config
-    merged = _merge_bases(Path(config))
-    if "model" not in merged:
-        raise ValueError(f"{config} has no `model:` block, only {', '.join(map(str, merged)) or 'nothing'}")
-    return merged
 
 
 def create_model(config_path: str | Path | DictConfig) -> ControlLDM:
@@ -61,23 +44,14 @@ def create_model(config_path: str | Path | DictConfig) -> ControlLDM:
 
     Raises FileNotFoundError, or ValueError naming the yaml for a misspelt target or setting.
     """
-    return _build(_settings(config_path), config_path).cpu()
-
-
-def create_meta_model(config: str | Path | DictConfig) -> ControlLDM:
-    """The model of a yaml file with shapes but no memory, except for the constants that it computes itself.
-
-    Errors as `create_model`.
-    """
-    with torch.device("meta"):
-        return _build(_settings(config), config)
+    return build_part(model_settings(config_path), config_path).cpu()
 
 
 def load_state_dict(ckpt_path: str | Path, location: str | torch.device = "cpu") -> dict[str, Tensor]:
     """Everything stored in a weights file, under the file's own names, on `location` (published).
 
     Files and folders under diffusers' names come under the original ones. Errors as
-    `ldm.diffusers_folder.open_weights`.
+    `checkpoints.diffusers.folder.open_weights`.
     """
     tensors = open_weights(ckpt_path).tensors
     if part := part_with(tensors):
@@ -98,12 +72,12 @@ def load_model(
     weights: files, or folders of diffusers, overlaid in order, such as a base model and a control branch
     alone. dtype: of all parameters,
     None for fp32. use_ema: take the moving averages that training checkpoints carry. loras: files merged into
-    them, each with its weight. Errors as `create_model`, `ldm.checkpoint.assign_weights` and
-    `ldm.lora.merge_loras`.
+    them, each with its weight. Errors as `create_model`, `checkpoints.load.assign_weights` and
+    `checkpoints.lora.merge.merge_loras`.
     """
     model = create_meta_model(config)
     for path in weights:
-        check_folder(path, _settings(config)["params"], _label(config))
+        check_folder(path, model_settings(config)["params"], config_label(config))
     assign_parts(model, *weights, dtype=dtype, use_ema=use_ema)
     merge_loras(model, loras)
     use_zeros(model.to(device), weights)
@@ -120,11 +94,11 @@ def load_control(
 
     Errors as `load_model`; ValueError too for a file without a control branch.
     """
-    settings = _settings(config)
+    settings = model_settings(config)
     holder = nn.Module()
     with torch.device("meta"):
-        holder.control_model = _build(settings["params"]["control_stage_config"], config)
-    check_folder(path, settings["params"], _label(config), only=["controlnet"])
+        holder.control_model = build_part(settings["params"]["control_stage_config"], config)
+    check_folder(path, settings["params"], config_label(config), only=["controlnet"])
     assign_parts(holder, path, dtype=dtype, only=CONTROL_PREFIX)
     return holder.control_model.to(device).eval()
 
@@ -138,7 +112,9 @@ def with_branch(config: str | Path | DictConfig, kind: str) -> DictConfig:
         raise ValueError(f"unknown branch {kind!r}: use {' or '.join(BRANCHES)}")
     settings = read_config(config).copy()
     if "control_stage_config" not in settings.model.get("params", {}):
-        raise ValueError(f"{_label(config)} describes no control branch: it has no control_stage_config")
+        raise ValueError(
+            f"{config_label(config)} has no control_stage_config: it describes no control branch"
+        )
     branch = settings.model.params.control_stage_config
     if branch.target != BRANCHES[kind]:
         branch.target = BRANCHES[kind]
@@ -153,7 +129,7 @@ def kind_of_branch(names: Iterable[str]) -> str | None:
 
 
 def assign_parts(model: nn.Module, *weights: Any, **options: Any) -> None:
-    """`ldm.checkpoint.assign_weights`, of pruned weights too: `model` then becomes as small as they are.
+    """`checkpoints.load.assign_weights`, of pruned weights too: `model` then becomes as small as they are.
 
     Its error also says where a file is quantized, its branch of the other kind, or pruned from another model.
     """
@@ -188,44 +164,6 @@ def _other_kind(model: nn.Module, weights: Sequence[str | Path]) -> str:
                     f"; {path} holds a {kind} branch, the yaml describes a {own} one: take the other's yaml"
                 )
     return ""
-
-
-def _settings(config: str | Path | DictConfig) -> dict[str, Any]:
-    return OmegaConf.to_container(read_config(config).model, resolve=True)  # type: ignore[return-value]
-
-
-def _label(source: str | Path | DictConfig) -> object:
-    return "the model's settings" if isinstance(source, DictConfig) else source
-
-
-def _build(settings: dict[str, Any], source: str | Path | DictConfig) -> Any:
-    label = _label(source)
-    try:
-        return instantiate_from_config(settings)
-    except KeyError as error:
-        raise ValueError(f"{label}: a setting is missing: {error}") from error
-    except (ValueError, TypeError) as error:
-        raise ValueError(f"{label}: {error}") from error
-
-
-def _merge_bases(path: Path, seen: tuple[Path, ...] = ()) -> DictConfig:
-    if path.resolve() in seen:
-        ring = " -> ".join(one.name for one in (*seen, path))
-        raise ValueError(f"{seen[0]}: its bases form a ring, {ring}")
-    if not path.is_file():
-        asked_by = f", the base of {seen[-1].name}" if seen else ""
-        known = ", ".join(sorted(one.name for one in path.parent.glob("*.yaml"))) or "no yaml at all"
-        raise FileNotFoundError(f"no model yaml {path}{asked_by}; {path.parent} has {known}")
-    try:
-        config = OmegaConf.load(path)
-    except (yaml.YAMLError, OmegaConfBaseException, UnicodeDecodeError) as error:
-        raise ValueError(f"{path} is not readable yaml: {' '.join(str(error).split())}") from None
-    if not isinstance(config, DictConfig):
-        raise ValueError(f"{path} is not a model's yaml: it must hold `model:` with target: and params:")
-    base = config.pop("base", None)
-    if base is None:
-        return config
-    return OmegaConf.merge(_merge_bases(path.parent / base, (*seen, path.resolve())), config)
 
 
 BRANCHES = {"full": "cldm.cldm.ControlNet", "lite": "cldm.lite.ControlLite"}

@@ -16,18 +16,19 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from cldm.branches import ControlUnit, control_scales
 from cldm.cldm import ControlLDM
+from cldm.compressed.load import load_quantized_model
 from cldm.conditioning import control_maps, encode_texts
 from cldm.control_files import branch_names
+from cldm.control_units import ControlUnit, control_scales
 from cldm.controls import get_control
 from cldm.inpaint import fit_mask, fit_picture, latent_keep, paste
-from cldm.model import load_control, load_model, read_config
-from cldm.quantized import load_quantized_model
+from cldm.model import load_control, load_model
 from cldm.request import ControlInput, Request
 from cldm.sampling import Job, sample_latents
+from ldm.config import read_config
 from ldm.image import image_to_hint, image_to_model, model_to_images
-from ldm.models.diffusion.walk import Step
+from ldm.models.diffusion.sampling_run import Step
 from ldm.modules.attention import slice_attention
 from ldm.util import pick_device, pick_dtype
 
@@ -157,12 +158,7 @@ class Pipeline:
 
     @torch.inference_mode()
     def generate(
-        self,
-        prompts: list[str],
-        hints: Tensor | None,
-        *,
-        seed: int,
-        **fields: Any,
+        self, prompts: list[str], hints: Tensor | None, *, seed: int, **fields: Any
     ) -> list[np.ndarray]:
         """One picture, uint8 [H W 3], a prompt: a batch of different pictures, as evaluation needs them.
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from cldm.controls import get_control
 from ldm.models.diffusion.samplers import get_sampler
-from ldm.modules.kept import DEFAULT_CUT, get_cut
+from ldm.modules.feature_cache import DEFAULT_CUT, get_cut
 
 MAX_STEPS = 500  # what the published DDIM can do with 1000 training timesteps
 MAX_SAMPLES = 64
@@ -66,7 +66,8 @@ class Request:
     These save time and change the picture (docs/speed.md); as they are they do nothing. guidance_start,
     guidance_end: the part of the steps that are guided; the others leave out the pass without the prompt.
     reuse_every: one step in so many computes the whole U-Net and the branches, those between use its deep
-    features again, cut at `reuse_cut` (ldm.modules.kept.CUTS). control_every: the same of the branches alone.
+    features again, cut at `reuse_cut` (ldm.modules.feature_cache.CUTS). control_every: the same of the
+    branches alone.
     """
 
     prompt: str

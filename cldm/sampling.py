@@ -8,12 +8,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from cldm.branches import ControlUnit, controlled_denoiser, step_at, within
 from cldm.cldm import ControlLDM
+from cldm.control_units import ControlUnit, controlled_denoiser, step_at, within
+from cldm.deep_cache import Reuse, ReusingDenoiser
 from cldm.request import Request
-from cldm.reuse import Reuse, ReusingDenoiser
 from ldm.models.diffusion.samplers import get_sampler, guided, keep_known, start_latent
-from ldm.models.diffusion.walk import Denoise, Generators, Step, drawer
+from ldm.models.diffusion.sampling_run import Denoise, Generators, Step, drawer
 
 
 @dataclass(frozen=True)

@@ -2,10 +2,10 @@
 
     python -m eval.fill50k --config models/tiny.yaml
 
-draws held-out scenes of `cldm.fill50k` (every third by a shaky hand, with gaps), generates a picture for each
-with and without control from the same noise, and prints the scores beside the bars that a shipped model must
-pass. With --robustness the outlines are drawn in other ways (width, polarity, place, gaps) at 512 pixels and
-read by the scribble detector, as a user's drawing is.
+draws held-out scenes of `scenes.fill50k` (every third by a shaky hand, with gaps), generates a picture for
+each with and without control from the same noise, and prints the scores beside the bars that a shipped model
+must pass. With --robustness the outlines are drawn in other ways (width, polarity, place, gaps) at 512 pixels
+and read by the scribble detector, as a user's drawing is.
 """
 
 import argparse
@@ -20,9 +20,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from cldm.fill50k import COLOURS, Scene, random_scene, render
 from eval.fidelity import FidelityScores, Truth, measure
 from eval.report import missed, quality_table, robustness_table
+from scenes.fill50k import COLOURS, Scene, random_scene, render
 
 if TYPE_CHECKING:  # torch takes a second to import; who only wants --help should not wait for it
     from torch import Tensor

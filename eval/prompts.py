@@ -2,7 +2,7 @@
 
     python -m eval.prompts --config models/tiny.yaml
 
-generates a picture for each held-out prompt of `cldm.fill50k`. Where the shape is and how large is the
+generates a picture for each held-out prompt of `scenes.fill50k`. Where the shape is and how large is the
 model's own choice: its filled region is moved and scaled onto examples of every shape, tilted and wobbled as
 training scenes are, and counts as the shape that it covers best, or as none.
 """
@@ -15,12 +15,12 @@ from pathlib import Path
 
 import numpy as np
 
-from cldm.fill50k import COLOURS, SHAPES, Scene, render
-from cldm.scenes import MAX_TILT
 from eval.control import colour_error, filled_mask
 from eval.fidelity import COLOUR_BAR
 from eval.fill50k import Settings, generate, held_out_scenes
 from eval.shape import ShapeReader
+from scenes.fill50k import COLOURS, SHAPES, Scene, render
+from scenes.shape_scenes import MAX_TILT
 
 EXAMPLE_SIZE, EXAMPLE_RADIUS = 128, 0.38
 TILTS, HANDS, HAND = (
@@ -61,7 +61,7 @@ class PromptScores:
 
 
 def shape_reader() -> ShapeReader:
-    """A reader of the shapes of `cldm.fill50k`, tilted and wobbled as they are there."""
+    """A reader of the shapes of `scenes.fill50k`, tilted and wobbled as they are there."""
     return ShapeReader({shape: list(_examples(shape)) for shape in SHAPES})
 
 

@@ -16,7 +16,7 @@ from quantize.activations import Quantized
 from quantize.arithmetic import Affine
 from quantize.backends import make_backend
 from quantize.backends.base import Inputs
-from quantize.kernels import geglu_quantize
+from quantize.cpu.activations import geglu_quantize
 from quantize.spec import LayerSpec, Ranges, quantize_tensors
 
 

@@ -115,7 +115,7 @@ def default_selection(
 class Plan:
     """layers: name -> scheme; fingerprint: of the model that it is for.
 
-    narrow: whether scales and what stays float take two bytes in the file (`quantize.layout`).
+    narrow: whether scales and what stays float take two bytes in the file (`quantize.files.layout`).
     """
 
     layers: Mapping[str, str]

@@ -5,8 +5,8 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from cldm import diffusers_format as form
-from ldm import diffusers_names as names
+from checkpoints.diffusers import configs as form
+from checkpoints.names import diffusers as names
 
 
 @dataclass

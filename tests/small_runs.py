@@ -3,10 +3,10 @@
 import pytest
 import torch
 
-from cldm.checkpoint_folder import STATE, CheckpointFolder
-from cldm.dataset import DrawLoader, Draws
-from cldm.training_settings import LearningRate, Loss, Optimization, TrainingSettings
 from tests.small_models import build
+from trainer.checkpointing import STATE, CheckpointFolder
+from trainer.data.dataset import DrawLoader, Draws
+from trainer.settings import LearningRate, Loss, Optimization, TrainingSettings
 
 pl = pytest.importorskip("pytorch_lightning")
 
@@ -20,7 +20,7 @@ class Run:
     """A run of a small model in a folder of its own."""
 
     def __init__(self, data, out, settings=SETTINGS, batch=2, limit=None, **trainer):
-        from cldm.training import Checkpoints, ControlTraining, PlainFiles
+        from trainer.module import Checkpoints, ControlTraining, PlainFiles
 
         self.folder = CheckpointFolder(out, limit)
         every = trainer.pop("every", 100)

@@ -13,10 +13,11 @@ import pytest
 import torch
 
 import tool_convert
+from checkpoints.files.lazy import LazyTensor
+from checkpoints.files.write import write_weights
 from cldm.ddim_hacked import DDIMSampler
-from cldm.model import create_meta_model, load_model
-from ldm.lazy import LazyTensor
-from ldm.stream import write_weights
+from cldm.model import load_model
+from ldm.config import create_meta_model
 
 diffusers = pytest.importorskip("diffusers")
 transformers = pytest.importorskip("transformers")

@@ -190,9 +190,9 @@ def test_make_demo_installs_once_and_then_never_again(tmp_path):
     project = Project(tmp_path)
     code, first, _ = project.make("demo")
     assert code == 0
-    assert [command.split()[1] for command in first] == ["venv", "pip", "cldm.demo"]
+    assert [command.split()[1] for command in first] == ["venv", "pip", "app.demo"]
     assert first[1].endswith("-r requirements.txt")
-    assert project.make("demo")[:2] == (0, ["-m cldm.demo"])
+    assert project.make("demo")[:2] == (0, ["-m app.demo"])
     assert project.make("test")[:2] == (0, ["-m ruff check .", "-m pytest -q -n 2 --dist loadfile"])
 
 
@@ -200,7 +200,7 @@ def test_make_installs_again_when_the_pins_change_but_keeps_its_venv(tmp_path):
     project = Project(tmp_path)
     project.make("demo")
     (tmp_path / "requirements.txt").write_text("torch==2.13.0\n")
-    assert [command.split()[1] for command in project.make("demo")[1]] == ["pip", "cldm.demo"]
+    assert [command.split()[1] for command in project.make("demo")[1]] == ["pip", "app.demo"]
     assert not installs(project.make("demo")[1])
 
 
@@ -208,10 +208,10 @@ def test_make_goes_on_after_an_installation_that_broke_off(tmp_path):
     project = Project(tmp_path)
     code, commands, _ = project.make("demo", fails="pip install")
     assert code != 0
-    assert "-m cldm.demo" not in commands
+    assert "-m app.demo" not in commands
     code, commands, _ = project.make("demo")
     assert code == 0
-    assert [command.split()[1] for command in commands] == ["pip", "cldm.demo"]
+    assert [command.split()[1] for command in commands] == ["pip", "app.demo"]
 
 
 def test_failing_tests_fail_make(tmp_path):

@@ -14,9 +14,9 @@ from safetensors.torch import load_file, save_file
 import tool_add_control
 import tool_add_control_sd21
 import tool_convert
+from checkpoints.files import write as stream
+from checkpoints.files.read import read_weight_file
 from cldm.model import BRANCHES, create_model, load_model, load_state_dict, with_branch
-from ldm import stream
-from ldm.weight_files import read_weight_file
 from tests.converted_models import write_model, write_training_checkpoint
 
 ROOT = Path(__file__).parents[1]
@@ -296,7 +296,7 @@ def test_stopped_full_or_read_only_nothing_stays_behind(files, run, tmp_path, mo
     def fail(*_args, **_kwargs):
         raise error
 
-    monkeypatch.setattr("ldm.torch_zip.raw_bytes", fail)
+    monkeypatch.setattr("checkpoints.files.write_torch.raw_bytes", fail)
     folder, _ = files
     got, _, err = run(folder / "base.safetensors", tmp_path / "out.ckpt", "--config", folder / "model.yaml")
     assert (got, err.count("\n")) == (said[0], 1)

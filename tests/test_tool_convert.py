@@ -15,8 +15,8 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 import tool_convert
+from checkpoints.files.read import read_weight_file
 from cldm.model import load_model
-from ldm.weight_files import read_weight_file
 from tests.converted_models import write_model, write_training_checkpoint
 
 ROOT = Path(__file__).parents[1]
@@ -350,7 +350,7 @@ def test_interrupted_or_out_of_space_nothing_stays_behind(run, tmp_path, monkeyp
     def fail(*_args, **_kwargs):
         raise error
 
-    monkeypatch.setattr("ldm.torch_zip.raw_bytes", fail)
+    monkeypatch.setattr("checkpoints.files.write_torch.raw_bytes", fail)
     source = tmp_path / "w.safetensors"
     save_file({"a": torch.ones(2)}, source)
     got, _, err = run("to-dtype", source, tmp_path / "o.ckpt", "--dtype", "fp16")
@@ -366,7 +366,7 @@ def test_an_interrupt_that_a_library_turns_into_an_error_is_still_one(run, tmp_p
         except KeyboardInterrupt:
             raise ValueError("could not determine the shape of object type") from None
 
-    monkeypatch.setattr("cldm.convert.to_safetensors", library)
+    monkeypatch.setattr("tools.convert.conversions.to_safetensors", library)
     code, _, err = run("to-safetensors", tmp_path / "a.ckpt", tmp_path / "b.safetensors")
     assert (code, err) == (130, "stopped; nothing was written\n")
     assert signal.getsignal(signal.SIGINT) == signal.default_int_handler

@@ -14,9 +14,9 @@ from pathlib import Path
 import pytest
 
 import tool_download_models as tool
-from cldm import published
-from cldm.published import CONTROLS_11, OTHER_HUB, PUBLISHED, Published
 from tests.file_server import FileServer, Reply, forget_proxies
+from tools.download import catalogue as published
+from tools.download.catalogue import CONTROLS_11, OTHER_HUB, PUBLISHED, Published
 
 ROOT = Path(__file__).parents[1]
 CONTENT = b"weights " * 25_000
@@ -201,7 +201,7 @@ def test_a_full_disk_is_said(run, monkeypatch):
 
 CATALOGUE = f"""
 import sys, tool_download_models as tool
-from cldm.published import PUBLISHED, Published
+from tools.download.catalogue import PUBLISHED, Published
 PUBLISHED["small"] = Published("a/b", "small.pth", 0.0, {SMALL.size}, {SMALL.sha256!r})
 sys.exit(tool.main(["get", "small", "--dest", sys.argv[1], "--mirror", sys.argv[2]]))
 """

@@ -9,13 +9,13 @@ from omegaconf import OmegaConf
 from safetensors.torch import load_file, save_file
 
 import tutorial_train
-from cldm.fill50k import Recipe, make_dataset
 from cldm.model import load_model, with_branch
-from cldm.training_flags import parse_args
-from cldm.training_plan import read_setup
-from cldm.training_presets import PRESETS, TINY
+from scenes.fill50k import Recipe, make_dataset
 from tests.hub_server import hub_on_this_machine
 from tests.small_files import SIDE, write_small_model
+from trainer.flags import parse_args
+from trainer.plan import read_setup
+from trainer.presets import PRESETS, TINY
 
 diffusers = pytest.importorskip("diffusers")
 
@@ -50,7 +50,7 @@ def files(tmp_path_factory):
 @pytest.fixture(autouse=True)
 def estimate(monkeypatch):
     """None, which takes seconds, but for the test that puts the real one back."""
-    from cldm import training_memory
+    from trainer import memory as training_memory
 
     real = training_memory.estimate
     monkeypatch.setattr(training_memory, "estimate", lambda *_: training_memory.Estimate(0, 0, 0, 0))
@@ -114,7 +114,7 @@ def test_a_lite_branch_is_trained_and_loads_again(files, tmp_path, capsys):
 
 
 def test_a_new_branch_begins_as_a_copy_and_adds_nothing(files):
-    from cldm.training_model import load_for_training
+    from trainer.model import load_for_training
 
     model, is_new = load_for_training(files / "small.yaml", [files / "base.safetensors"])
     assert is_new
@@ -231,7 +231,7 @@ def test_a_mistake_is_one_sentence_and_code_two(files, tmp_path, name, capsys):
 
 
 def test_a_card_that_is_too_small_is_refused_with_advice(files, tmp_path, capsys, monkeypatch, estimate):
-    from cldm import training_memory
+    from trainer import memory as training_memory
 
     monkeypatch.setattr(training_memory, "estimate", estimate)
     monkeypatch.setattr(training_memory, "free_memory", lambda device: 10**6)
@@ -262,7 +262,7 @@ def test_a_pair_of_two_sizes_ends_the_run_with_its_row(files, tmp_path, workers,
 
 
 def test_a_disk_without_room_for_a_checkpoint_is_told_before_the_run(files, tmp_path, capsys, monkeypatch):
-    from cldm import checkpoint_folder
+    from trainer import checkpointing as checkpoint_folder
 
     usage = checkpoint_folder.shutil.disk_usage(tmp_path)
     monkeypatch.setattr(checkpoint_folder.shutil, "disk_usage", lambda path: usage._replace(free=10**6))

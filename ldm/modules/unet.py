@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from ldm.modules.attention import SpatialTransformer
-from ldm.modules.kept import KeptFeatures, Skip
+from ldm.modules.feature_cache import KeptFeatures, Skip
 from ldm.modules.layers import (
     Downsample,
     ResBlock,

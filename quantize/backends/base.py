@@ -8,9 +8,9 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from quantize import kernels
 from quantize.activations import Quantized
 from quantize.arithmetic import Affine
+from quantize.cpu import activations as kernels
 from quantize.spec import LayerSpec
 from quantize.timesteps import current_group
 

@@ -19,7 +19,7 @@ from quantize.arithmetic import Affine
 from quantize.backends.base import Held, Inputs, out_dtype
 from quantize.backends.cpu_conv import pack_conv
 from quantize.backends.cpu_linear import PackedLinear, pack_linear
-from quantize.kernels import geglu_quantize
+from quantize.cpu.activations import geglu_quantize
 from quantize.spec import Geometry, LayerSpec
 
 log = logging.getLogger(__name__)

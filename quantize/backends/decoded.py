@@ -10,7 +10,7 @@ from torch import Tensor
 
 from quantize.backends.base import Held
 from quantize.backends.reference import Reference
-from quantize.decoding import DECODERS
+from quantize.cpu.dequantize import DECODERS
 from quantize.spec import LayerSpec
 
 

@@ -16,8 +16,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from quantize.calibration.report import Call
 from quantize.prune.units import Group
-from quantize.report import Call
 
 PROJECTIONS = 2  # random directions of the answer a call: their mean is what counts, and calls add more
 ROUNDING = 1e-9  # 0.3 of 10 units is 3

@@ -1,7 +1,7 @@
 """Norms whose output is bytes, on a card: the faces of the kernels in `norms`.
 
-As `quantize.kernels.group_norm_quantize` and `layer_norm_quantize`, up to the rounding of float sums, for
-signed bytes and without waiting for the card.
+As `quantize.cpu.activations.group_norm_quantize` and `layer_norm_quantize`, up to the rounding of float sums,
+for signed bytes and without waiting for the card.
 """
 
 from __future__ import annotations

@@ -2,8 +2,8 @@
 
 GroupNorm becomes x * gain + shift, a pair for each image and channel. The range of its output follows from
 that pair and each channel's extremes, found in the same walk as mean and variance; through SiLU it is the
-range of SiLU over that interval, as `quantize.kernels` defines it. Variances are joined from those of small
-tiles (Chan et al. 1979), which loses nothing where the mean is large.
+range of SiLU over that interval, as `quantize.cpu.activations` defines it. Variances are joined from those of
+small tiles (Chan et al. 1979), which loses nothing where the mean is large.
 """
 
 # ruff: noqa: ANN001, ANN201, ANN202, PLR0913 - kernels take pointers and sizes, many and untyped

@@ -4,9 +4,9 @@ from pathlib import Path
 
 import pytest
 
-import quantize.__main__
-from cldm import quantized
-from cldm.engine_blocks import FusedResBlock
+import tools.compress.quantize
+from cldm.compressed import load as quantized
+from cldm.compressed.fused_blocks import FusedResBlock
 from cldm.pipeline import Pipeline
 from cldm.request import ControlInput, Request
 from eval.paired import psnr
@@ -33,7 +33,10 @@ def pipelines(tmp_path_factory):
     """The tiny model's int8 layers by themselves, and as an engine."""
     out = tmp_path_factory.mktemp("int8") / "tiny.safetensors"
     assert (
-        quantize.__main__.main([str(CONFIG), "--scheme", "int8_dynamic", "--decoder", "--out", str(out)]) == 0
+        tools.compress.quantize.main(
+            [str(CONFIG), "--scheme", "int8_dynamic", "--decoder", "--out", str(out)]
+        )
+        == 0
     )
     fused = Pipeline.from_files(CONFIG, quantized=out, device="cpu")
     with pytest.MonkeyPatch.context() as patch:

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from cldm.model import create_meta_model
+from ldm.config import create_meta_model
 
 ROOT = Path(__file__).parents[2]
 

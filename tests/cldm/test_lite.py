@@ -6,11 +6,12 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from cldm.branches import ControlUnit, combined_residuals
+from cldm.control_units import ControlUnit, combined_residuals
 from cldm.lite import ControlLite
-from cldm.model import BRANCHES, create_meta_model, create_model, load_control, load_model, with_branch
-from cldm.training_model import load_for_training
+from cldm.model import BRANCHES, create_model, load_control, load_model, with_branch
+from ldm.config import create_meta_model
 from tests.small_models import SD15, SD21, randomize, settings
+from trainer.model import load_for_training
 
 FAMILIES = pytest.mark.parametrize("unet", [SD15, SD21], ids=["SD15", "SD21"])
 HINT = torch.rand(2, 3, 64, 64, generator=torch.Generator().manual_seed(1))

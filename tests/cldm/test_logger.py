@@ -7,14 +7,14 @@ import numpy as np
 import pytest
 import torch
 from pytorch_lightning.loggers import CSVLogger, TensorBoardLogger
-
-from cldm.dataset import ControlDataset, View
-from cldm.fill50k import Recipe, make_dataset
-from cldm.logger import GAP, ImageLogger, Meter, ValidationPictures, grid_of
-from cldm.validation import Validation, read_validation
-from ldm.image import read_image, write_png
 from tests.cldm.test_training import assert_equal_to_the_bit
+
+from cldm.logger import GAP, ImageLogger, Meter, ValidationPictures, grid_of
+from ldm.image import read_image, write_png
+from scenes.fill50k import Recipe, make_dataset
 from tests.small_runs import SIDE, Run
+from trainer.callbacks import Validation, read_validation
+from trainer.data.dataset import ControlDataset, View
 
 QUICK = {"ddim_steps": 1, "unconditional_guidance_scale": 2.0}
 

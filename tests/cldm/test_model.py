@@ -8,11 +8,12 @@ import torch
 from omegaconf import OmegaConf
 from safetensors.torch import save_file
 
+from checkpoints.diffusers.configs import part_config
+from checkpoints.diffusers.folder import CLASSES
+from checkpoints.names.diffusers import PARTS
 from cldm.cldm import ControlNet
-from cldm.diffusers_format import part_config
-from cldm.model import create_model, load_control, load_model, load_state_dict, read_config
-from ldm.diffusers_folder import CLASSES
-from ldm.diffusers_names import PARTS
+from cldm.model import create_model, load_control, load_model, load_state_dict
+from ldm.config import read_config
 
 MODELS = Path(__file__).parents[2] / "models"
 LOGVAR, POSITIONS = "logvar", "cond_stage_model.transformer.text_model.embeddings.position_ids"

@@ -1,14 +1,14 @@
 """Every network and a whole guided DDIM walk give diffusers' numbers, with the same random weights.
 
-The weights go over by the project's own key maps (ldm.diffusers_names); zero convolutions hold random
+The weights go over by the project's own key maps (checkpoints.names.diffusers); zero convolutions hold random
 weights too, or they would hide half of the control branch.
 """
 
 import pytest
 import torch
 
+from checkpoints.names import diffusers as names
 from cldm.ddim_hacked import DDIMSampler
-from ldm import diffusers_names as names
 from tests.diffusers_reference import ddim_walk, prediction, reference, residuals
 from tests.small_models import SD15, SD21, build, relative_error, settings
 

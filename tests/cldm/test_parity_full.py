@@ -11,7 +11,8 @@ import torch
 from omegaconf import OmegaConf
 
 from cldm.ddim_hacked import DDIMSampler
-from cldm.model import create_model, read_config
+from cldm.model import create_model
+from ldm.config import read_config
 from tests.diffusers_reference import ddim_walk, prediction, reference, residuals
 from tests.small_models import TEXT, randomize, relative_error
 

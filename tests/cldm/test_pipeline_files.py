@@ -5,9 +5,9 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from checkpoints.names.diffusers import controlnet_to_diffusers
 from cldm.pipeline import Pipeline
 from cldm.request import ControlInput, Request
-from ldm.diffusers_names import controlnet_to_diffusers
 from tests.lora_files import kohya, random_lora, write_lora
 from tests.small_files import SIDE, write_small_model
 

@@ -3,10 +3,10 @@
 import pytest
 import torch
 
-from cldm.branches import ControlUnit, combined_residuals, control_scales
+from cldm.control_units import ControlUnit, combined_residuals, control_scales
 from cldm.model import create_model, with_branch
 from ldm.modules.attention import BasicTransformerBlock
-from ldm.modules.kept import CUTS
+from ldm.modules.feature_cache import CUTS
 from tests.small_models import SD15, SD21, build, randomize, relative_error, settings
 
 FP32 = 1e-6  # relative: libraries may sum another number of rows in another order

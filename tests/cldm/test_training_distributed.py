@@ -9,11 +9,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from cldm.checkpoint_folder import CheckpointFolder
-from cldm.dataset import ControlDataset, View
-from cldm.fill50k import Recipe, make_dataset
-from cldm.training_settings import LearningRate, Optimization, TrainingSettings
+from scenes.fill50k import Recipe, make_dataset
 from tests.small_runs import SIDE, Run, pl
+from trainer.checkpointing import CheckpointFolder
+from trainer.data.dataset import ControlDataset, View
+from trainer.settings import LearningRate, Optimization, TrainingSettings
 
 ROOT = Path(__file__).parents[2]
 SETTINGS = TrainingSettings(LearningRate(1e-2), optimization=Optimization(ema_decay=0.5))

@@ -5,8 +5,8 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from cldm.fill50k import COLOURS, is_held_out, render
 from eval.fill50k import DRAWINGS, Settings, generate, held_out_scenes, main, quality, robustness, score
+from scenes.fill50k import COLOURS, is_held_out, render
 
 SIZE = 64
 FEW = Settings(batch=4, size=SIZE)

@@ -3,11 +3,11 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from cldm.colours import COLOURS
-from cldm.fill50k import SHAPES, render
 from eval.fill50k import held_out_scenes
 from eval.prompts import main, score, shape_reader
 from eval.shape import SIDE, ShapeReader, normalised
+from scenes.colours import COLOURS
+from scenes.fill50k import SHAPES, render
 
 
 @pytest.fixture(scope="module")

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from safetensors.torch import save
 from torch import nn
 
-from ldm.checkpoint import assign_weights
+from checkpoints.load import assign_weights
 
 CONTROL, UNET = "control_model.", "model.diffusion_model."
 

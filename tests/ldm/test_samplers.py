@@ -3,8 +3,8 @@ import torch
 
 from ldm.models.diffusion import samplers
 from ldm.models.diffusion.samplers import SAMPLERS, guided, keep_known, sample, start_latent
+from ldm.models.diffusion.sampling_run import drawer
 from ldm.models.diffusion.schedule import schedule_buffers, sigma_levels
-from ldm.models.diffusion.walk import drawer
 
 # diffusers hands tensors to numpy in a way that numpy 2 warns of
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")

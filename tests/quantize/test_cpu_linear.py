@@ -10,7 +10,7 @@ from quantize import native
 from quantize.activations import Quantized
 from quantize.arithmetic import Affine
 from quantize.backends import cpu, cpu_linear
-from quantize.kernels import geglu_quantize
+from quantize.cpu.activations import geglu_quantize
 from quantize.layers import quantize_layer
 
 # Rows, inputs, outputs: less than a tile, whole ones, and what is left of one in each direction; outputs that

@@ -20,10 +20,7 @@ CARD = torch.device("cuda", 0)
 # Sums of fp8 are not float32's, and the reference rounds decoded weights to half precision.
 LIKE_THE_REFERENCE_DB = {torch.float32: 60, torch.float16: 55, torch.bfloat16: 38}
 MEMORY_SHARE = 0.55  # of what the same network takes in fp16
-on_a_card = [
-    pytest.mark.gpu,
-    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
-]
+on_a_card = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")]
 
 
 @pytest.fixture

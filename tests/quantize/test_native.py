@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from quantize import kernels, native
+from quantize import native
+from quantize.cpu import activations as kernels
 
 ROOT = Path(__file__).parents[2]
 needs_library = pytest.mark.skipif(native.library() is None, reason="no compiler, or a CPU without VNNI")

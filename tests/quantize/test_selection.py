@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from cldm.model import create_meta_model
+from ldm.config import create_meta_model
 from quantize.layers import quantize_layer
 from quantize.schemes import SCHEMES
 from quantize.selection import (

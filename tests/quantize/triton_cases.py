@@ -11,13 +11,13 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from cldm.engine_cuda import CardGroupNorm, CardLayerNorm, fuse_on_card
+from cldm.compressed.fuse_cuda import CardGroupNorm, CardLayerNorm, fuse_on_card
 from ldm.modules.attention import BasicTransformerBlock
 from ldm.modules.layers import ResBlock
 from quantize.activations import Quantized
 from quantize.arithmetic import FP8_PEAK, affine_of, quantize_uint8, range_of, sqnr_db, to_fp8
 from quantize.backends import cuda
-from quantize.calibrate import watch
+from quantize.calibration.ranges import watch
 from quantize.layers import quantize_layer
 from quantize.model import quantize_
 from quantize.schemes import SCHEMES

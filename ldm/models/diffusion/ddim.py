@@ -17,8 +17,8 @@ from torch import Tensor, nn
 
 from ldm.models.diffusion import solvers
 from ldm.models.diffusion.samplers import eps_from_v, guided
+from ldm.models.diffusion.sampling_run import Blend, Denoise, Step, Walk
 from ldm.models.diffusion.schedule import check_steps, ddim_sigma, ddim_timesteps, sigma_levels
-from ldm.models.diffusion.walk import Blend, Denoise, Step, Walk
 
 log = logging.getLogger(__name__)
 

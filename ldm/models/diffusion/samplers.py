@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from ldm.models.diffusion import solvers
+from ldm.models.diffusion.sampling_run import Blend, Denoise, Step, Walk, drawer
 from ldm.models.diffusion.schedule import (
     ddim_timesteps,
     even_timesteps,
@@ -22,7 +23,6 @@ from ldm.models.diffusion.schedule import (
     vp_scales,
     whole_timesteps,
 )
-from ldm.models.diffusion.walk import Blend, Denoise, Step, Walk, drawer
 
 ROUNDING = 1e-9  # 100 steps at 0.29 are 29, though 0.29 * 100 is 28.999999999999996
 

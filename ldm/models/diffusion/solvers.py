@@ -11,8 +11,8 @@ import math
 
 from torch import Tensor
 
+from ldm.models.diffusion.sampling_run import Walk
 from ldm.models.diffusion.schedule import ddim_sigma
-from ldm.models.diffusion.walk import Walk
 
 
 def ddim(walk: Walk) -> Tensor:

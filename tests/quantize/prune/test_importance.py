@@ -4,9 +4,9 @@ import pytest
 import torch
 from torch import nn
 
+from quantize.calibration.report import Call
 from quantize.prune.importance import keep_best, magnitude, taylor
 from quantize.prune.units import Cut, Group
-from quantize.report import Call
 
 UNITS = 6
 

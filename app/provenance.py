@@ -1,0 +1,139 @@
+"""What a run leaves behind: pictures that can be made again, the places they go to, and what they cost.
+
+A PNG carries three texts: `request` (of this one picture), `seed`, and `source`, the rest that its bytes
+depend on. No time and no memory figure is among them: the same request gives the same bytes.
+"""
+
+import hashlib
+import itertools
+import json
+import os
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+
+import numpy as np
+
+from cldm.request import Request
+from ldm.image import read_png_text, write_png
+
+PICTURE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".gif")
+
+
+@dataclass(frozen=True)
+class Source:
+    """What a picture depends on besides its request, as the user wrote it: paths stay relative.
+
+    config: None for the shipped tiny model. quantized: a file in place of weights. branches: files of further
+    control branches. loras: each as FILE:WEIGHT. digests: path -> sha256 of each picture that went in.
+    """
+
+    image: tuple[str, ...] = ()
+    init: str | None = None
+    mask: str | None = None
+    config: str | None = None
+    weights: tuple[str, ...] = ()
+    quantized: str | None = None
+    branches: tuple[str, ...] = ()
+    loras: tuple[str, ...] = ()
+    device: str = "auto"
+    dtype: str = "auto"
+    save_memory: bool = False
+    cuda_graphs: bool = False
+    digests: Mapping[str, str] = field(default_factory=dict)
+
+    def to_json(self) -> str:
+        """One line, the same for the same source."""
+        return json.dumps(asdict(self), sort_keys=True, ensure_ascii=False)
+
+    @classmethod
+    def from_json(cls, text: str) -> "Source":
+        """The source that `to_json` wrote; TypeError or ValueError for any other text."""
+        values = json.loads(text)
+        if not isinstance(values, dict):
+            raise TypeError(f"the source must be a JSON object, got {text[:20]}")
+        return cls(
+            **{name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}
+        )
+
+
+def digests(paths: Iterable[str | Path | None]) -> dict[str, str]:
+    """sha256 of each file by its path; None entries are left out. OSError as `open`."""
+    files = [Path(path) for path in paths if path is not None]
+    return {path.as_posix(): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
+
+
+def one_picture(request: Request, index: int) -> Request:
+    """The request of picture `index` of `request.num_samples`, to be made by itself."""
+    return replace(request, seed=request.seed + index, num_samples=1)
+
+
+def write_picture(path: Path, image: np.ndarray, request: Request, source: Source) -> Path:
+    """Write uint8 [H W 3] with its texts, whole or not at all. Errors as `ldm.image.write_png`."""
+    text = {"request": request.to_json(), "seed": str(request.seed), "source": source.to_json()}
+    return write_png(path, image, text)
+
+
+def read_made(path: str | Path) -> tuple[Request, Source]:
+    """What the picture at `path` was made from; ValueError when it does not say."""
+    text = read_png_text(path)
+    if "request" not in text or "source" not in text:
+        raise ValueError(f"{path} carries no request: only pictures of generate.py can be made again")
+    try:
+        return Request.from_json(text["request"]), Source.from_json(text["source"])
+    except (TypeError, ValueError, KeyError) as error:
+        raise ValueError(f"{path} carries a request of another version: {error}") from error
+
+
+def is_one_file(out: Path) -> bool:
+    """Whether `out` names a picture and not a folder."""
+    return out.suffix.lower() in PICTURE_SUFFIXES
+
+
+def check_out(out: Path, inputs: Iterable[Path], pictures: int) -> None:
+    """ValueError or OSError unless so many pictures can go to `out`: a folder, or a .png for a single one.
+
+    Makes nothing: a run that fails before its first picture leaves no folder behind.
+    """
+    if is_one_file(out):
+        if out.suffix.lower() != ".png":
+            raise ValueError(
+                f"--out {out}: only PNG carries the request of a picture, name it {out.stem}.png"
+            )
+        if pictures > 1:
+            raise ValueError(f"--out {out} is one file for {pictures} pictures: name a folder")
+        if out.resolve() in {path.resolve() for path in inputs}:
+            raise ValueError(f"--out {out} is the picture that goes in: choose another name")
+    folder = out.parent if is_one_file(out) else out
+    while not folder.exists():
+        folder = folder.parent
+    if not folder.is_dir():
+        raise NotADirectoryError(f"--out {out}: {folder} is a file, not a folder")
+    if not os.access(folder, os.W_OK):
+        raise PermissionError(f"--out {out}: {folder} may not be written to")
+
+
+def find_place(folder: Path, name: str, request: Request, source: Source) -> tuple[Path, Request | None]:
+    """Where this picture belongs in `folder`, and its full request if it lies there already.
+
+    Nothing is ever replaced by another picture: `name.png`, or `name_2.png` and so on where that is taken.
+    """
+    path = folder / f"{name}.png"
+    for number in itertools.count(2):
+        if not path.exists():
+            return path, None
+        try:
+            made, made_from = read_made(path)
+        except (OSError, ValueError):  # somebody else's file, or a damaged one: it stays where it is
+            pass
+        else:
+            if made_from == source and answers(made, request):
+                return path, made
+        path = folder / f"{name}_{number}.png"
+    raise AssertionError("itertools.count has no end")
+
+
+def answers(made: Request, asked: Request) -> bool:
+    """Whether a picture of `made` is what `asked` wants; None in `asked` is a default, any value."""
+    pairs = ((getattr(made, name), value) for name, value in vars(asked).items())
+    return all(wanted is None or wanted == got for got, wanted in pairs)

@@ -1,0 +1,66 @@
+"""diffusers' networks with the weights of `bench.step.files`, and what computes a step with them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+if TYPE_CHECKING:
+    from bench.step.files import Files, Inputs
+
+
+@dataclass
+class Networks:
+    """diffusers' U-Net and control branch."""
+
+    unet: nn.Module
+    control: nn.Module
+
+    def step(self, inputs: Inputs) -> Tensor:
+        """The predicted noise [b, 4, h, w]; the hint is encoded each time, as in diffusers' pipeline."""
+        return self.unet_step(inputs.x, inputs.t, inputs.text, *self.residuals(inputs))
+
+    def residuals(self, inputs: Inputs) -> tuple[Tensor, ...]:
+        """What the branch adds: to the skips, then to the middle."""
+        x, t, text, hint = inputs.x, inputs.t, inputs.text, inputs.hint
+        down, middle = self.control(x, t, text, controlnet_cond=hint, return_dict=False)
+        return (*down, middle)
+
+    def unet_step(self, x: Tensor, t: Tensor, text: Tensor, *residuals: Tensor) -> Tensor:
+        """The predicted noise, from the branch's residuals."""
+        *down, middle = residuals
+        added = {"down_block_additional_residuals": down, "mid_block_additional_residual": middle}
+        return self.unet(x, t, text, **added, return_dict=False)[0]
+
+
+def load_networks(files: Files) -> Networks:
+    """Both networks on the float file's tensors, mapped, as diffusers' own loading leaves them."""
+    return Networks(load_part(files, "unet"), load_part(files, "controlnet"))
+
+
+def load_part(files: Files, part: str) -> nn.Module:
+    """diffusers' module for one of `checkpoints.names.diffusers.PARTS`, with the float file's tensors."""
+    from checkpoints.diffusers.choose_yaml import read_params
+    from checkpoints.diffusers.configs import part_config
+    from checkpoints.names.diffusers import PARTS
+
+    names = PARTS[part]
+    state = {name[len(names.prefix) :]: t for name, t in files.tensors() if name.startswith(names.prefix)}
+    with torch.device("meta"):
+        module = _kinds()[part](part_config(part, read_params(files.config)))
+    module.load_state_dict(names.to_diffusers(state), strict=True, assign=True)
+    return module.eval().requires_grad_(False)
+
+
+def _kinds() -> dict[str, Callable[[Mapping[str, Any]], nn.Module]]:
+    import diffusers
+
+    return {
+        "unet": lambda config: diffusers.UNet2DConditionModel(**config),
+        "controlnet": lambda config: diffusers.ControlNetModel(**config),
+        "vae": lambda config: diffusers.AutoencoderKL(**config),
+    }

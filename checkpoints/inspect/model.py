@@ -1,0 +1,186 @@
+"""What a model file is, as far as its names, shapes and sizes tell: family, parts, what is missing.
+
+What a file does not store is not guessed: a convention is called one. torch is not needed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from checkpoints.compatibility import context_width
+from checkpoints.files.headers import Header, TensorHeader
+from checkpoints.files.kinds import quote
+from checkpoints.names.controls import control_kind
+from checkpoints.names.diffusers import PARTS as DIFFUSERS_PARTS
+from checkpoints.names.diffusers import part_with
+from checkpoints.names.original import EMA_PREFIX, PARTS, missing_prefix
+
+Tensors = Mapping[str, TensorHeader]
+
+DTYPES = {"F64": "fp64", "F32": "fp32", "F16": "fp16", "BF16": "bf16"}
+FAMILIES = {
+    768: "Stable Diffusion 1.x",
+    1024: "Stable Diffusion 2.x",
+    2048: "SDXL",
+}  # by the width of the text
+SD1, SD2, _ = FAMILIES.values()
+PUBLISHED_CHANNELS = 320  # of the first block of all their U-Nets
+TINY = (64, 64)  # width of the text and channels in models/tiny.yaml
+EMA = "moving averages"
+SCHEDULE, UNKNOWN = "schedule", "other tensors"
+UNET, VAE, TEXT, CONTROL = PARTS.values()
+BASE = [UNET, VAE, TEXT]
+INPUTS = {  # channels that a U-Net takes -> what they are for
+    5: "a depth map too (depth-to-image)",
+    8: "a second picture too (InstructPix2Pix)",
+    9: "a mask and a picture too (inpainting)",
+}
+FIRST_CONVOLUTION = ("input_blocks.0.0.weight", "conv_in.weight")
+TOKENS = "token_embedding.weight"
+NOISE, VELOCITY = "noise (epsilon)", "velocity (v-prediction)"
+PREDICTIONS = {"v": VELOCITY, "v_prediction": VELOCITY, "epsilon": NOISE}
+
+
+@dataclass(frozen=True)
+class Part:
+    """One part of a model: parameters are floating point numbers; dtypes as in DTYPES, else lower case."""
+
+    name: str
+    parameters: int
+    nbytes: int
+    dtypes: tuple[str, ...]
+
+    @classmethod
+    def of(cls, name: str, tensors: Iterable[TensorHeader]) -> Part:
+        """The sum of `tensors`."""
+        tensors = list(tensors)
+        floats = [one for one in tensors if one.dtype.startswith(("F", "BF"))]
+        dtypes = {DTYPES.get(one.dtype, one.dtype.lower()) for one in floats or tensors}
+        return cls(
+            name, sum(one.count for one in floats), sum(one.nbytes for one in tensors), tuple(sorted(dtypes))
+        )
+
+
+@dataclass(frozen=True)
+class Inspection:
+    """What a file or folder is. size: on the disk, bytes; control: what its name says it steers by.
+
+    beside: entries that are no weights -> bytes of tensors in them; missing: what a picture needs besides.
+    """
+
+    path: str
+    what: str
+    format: str
+    size: int
+    family: str | None = None
+    parts: tuple[Part, ...] = ()
+    predicts: str | None = None
+    control: str | None = None
+    beside: Mapping[str, int] = field(default_factory=dict)
+    missing: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
+
+
+def describe_model(path: Path, header: Header, form: str, predicts: str | None = None) -> Inspection:
+    """What the model with this header is. predicts: where something beside it says so."""
+    named = _named_parts(header.tensors)
+    found = [part for part in PARTS.values() if part in named]
+    family = _family(named)
+    what = _kind(found) + (f" of {family}" if family else "")
+    return Inspection(
+        path=str(path),
+        what=what + (", in diffusers' names" if part_with(header.tensors) else ""),
+        format=form,
+        size=header.size,
+        family=family,
+        parts=tuple(Part.of(name, tensors.values()) for name, tensors in named.items()),
+        predicts=(predicts or _prediction(header, family, path)) if UNET in named else None,
+        control=control_kind(path) if CONTROL in named else None,
+        beside=header.others,
+        missing=_missing(found),
+        notes=_notes(named),
+    )
+
+
+def _named_parts(tensors: Tensors) -> dict[str, dict[str, TensorHeader]]:
+    """The tensors of each part, by what messages call it: first those of PARTS, then the rest.
+
+    Names lose the prefix of their part.
+    """
+    alone = part_with(tensors)
+    prefix = DIFFUSERS_PARTS[alone].prefix if alone else missing_prefix(tensors)
+    named: dict[str, dict[str, TensorHeader]] = {part: {} for part in (*PARTS.values(), EMA, SCHEDULE)}
+    for name, tensor in tensors.items():
+        full = prefix + name
+        owner = next((one for one in PARTS if full.startswith(one)), "")
+        part = PARTS.get(owner) or (
+            EMA if name.startswith(EMA_PREFIX) else UNKNOWN if "." in name else SCHEDULE
+        )
+        named.setdefault(part, {})[full.removeprefix(owner)] = tensor
+    return {part: inside for part, inside in named.items() if inside}
+
+
+def _kind(found: list[str]) -> str:
+    if not found:
+        return "no model that is known here"
+    if found == list(PARTS.values()):
+        return "base model with a control branch"
+    return "base model" if found == BASE else f"{' and '.join(found)} alone"
+
+
+def _family(named: Mapping[str, Tensors]) -> str | None:
+    """Whose text it reads or writes; None where nothing tells, as of an autoencoder."""
+    shapes = {name: one.shape for part in named.values() for name, one in part.items()}
+    tokens = (one.shape[-1] for name, one in named.get(TEXT, {}).items() if name.endswith(TOKENS))
+    width = context_width(shapes) or next(tokens, None)
+    if width is None:
+        return None
+    first = _first_convolution(named)
+    if width in FAMILIES and (first is None or first[0] == PUBLISHED_CHANNELS):
+        return FAMILIES[width]
+    if first and (width, first[0]) == TINY:
+        return "the tiny model of this project"
+    return f"a size of its own (text of width {width}{f', {first[0]} channels' if first else ''})"
+
+
+def _first_convolution(named: Mapping[str, Tensors]) -> tuple[int, ...] | None:
+    """Shape of the one that the U-Net, or its copy in the control branch, begins with."""
+    inside = named.get(UNET) or named.get(CONTROL) or {}
+    return next((inside[name].shape for name in FIRST_CONVOLUTION if name in inside), None)
+
+
+def _prediction(header: Header, family: str | None, path: Path) -> str:
+    if stored := header.metadata.get("modelspec.prediction_type"):
+        return f"{PREDICTIONS.get(stored, stored)}, says its metadata"
+    if header.metadata.get("ss_v_parameterization") == "True" or "v_pred" in header.tensors:
+        return f"{VELOCITY}, says a mark in it"
+    if family == SD1:
+        return f"not stored; by convention {SD1} predicts {NOISE}"
+    if family == SD2:
+        hint = "; this name says 768" if "768" in path.name else ""
+        return f"not stored; by convention 2.x for 512 pixels predicts {NOISE}, for 768 {VELOCITY}{hint}"
+    return "not stored; the yaml of the model says it"
+
+
+def _missing(found: list[str]) -> tuple[str, ...]:
+    if not found:
+        return ()
+    base = [part for part in BASE if part not in found]
+    lines = [f"{', '.join(base)}: give a base model before it"] if base else []
+    if CONTROL not in found:
+        lines.append(f"{CONTROL}: give one behind it, such as control_v11p_sd15_canny.safetensors")
+    return tuple(lines)
+
+
+def _notes(named: Mapping[str, Tensors]) -> tuple[str, ...]:
+    first = _first_convolution(named)
+    notes = []
+    if first and first[1] in INPUTS:
+        notes.append(f"its U-Net takes {INPUTS[first[1]]}, which no model here does")
+    if EMA in named:
+        notes.append("use_ema=True loads its moving averages in place of the weights")
+    if UNKNOWN in named:
+        notes.append(f"names of no part that is known here: {quote(list(named[UNKNOWN]))}")
+    return tuple(notes)

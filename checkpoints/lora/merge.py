@@ -1,0 +1,178 @@
+"""LoRA files merged into a model: W + weight * alpha / rank * up @ down (Hu et al. 2021, section 4.1).
+
+Everything is read, named, measured and computed before the first parameter changes: a file that does not fit
+leaves the model as it was. Sums are in float32, then in the parameter's own dtype, once for all files.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from checkpoints.compatibility import family
+from checkpoints.files.kinds import quote
+from checkpoints.files.read import read_weight_file
+from checkpoints.lora.alpha import Alphas, stored_alphas
+from checkpoints.lora.names import TEXT_READERS, Place, places, split_name
+from checkpoints.names.foreign import is_lora, refuse_neighbours
+
+log = logging.getLogger(__name__)
+
+PART_NAMES = {"unet": "U-Net", "text_encoder": "text encoder"}
+
+
+@dataclass(frozen=True)
+class Layer:
+    """The difference that a file has for one weight: down [r, i, ...], up [o, r, ...], mid [r, r, k, k]."""
+
+    place: Place
+    down: Tensor
+    up: Tensor
+    mid: Tensor | None
+    scale: float
+
+    @property
+    def rank(self) -> int:
+        """Of the difference, at most."""
+        return self.down.shape[0]
+
+    def difference(self) -> Tensor:
+        """scale * up @ down in float32, in the shape of its place."""
+        up, down = self.up.float().flatten(1), self.down.float().flatten(1)
+        if self.mid is None:
+            product = up @ down
+        else:  # two 1x1 convolutions around a small one
+            product = torch.einsum("or,rskl,si->oikl", up, self.mid.float(), down)
+        return self.scale * product.reshape(self.place.shape)
+
+
+@dataclass(frozen=True)
+class LoraReport:
+    """What was merged: layers by part of the model, and the ranks that occur."""
+
+    path: str
+    weight: float
+    layers: Mapping[str, int]
+    ranks: tuple[int, ...]
+
+    def __str__(self) -> str:
+        counts = ", ".join(f"{count} of the {PART_NAMES[part]}" for part, count in self.layers.items())
+        ranks = ", ".join(map(str, self.ranks))
+        return f"{self.path} x {self.weight:g} changes weights: {counts}; rank {ranks}"
+
+
+def merge_loras(model: nn.Module, loras: Sequence[tuple[str | Path, float]]) -> tuple[LoraReport, ...]:
+    """Merge files, each with its weight, into the parameters of a whole model; weight 0 changes nothing.
+
+    Raises FileNotFoundError, or ValueError in one sentence, with `model` as it was, for a file that is no
+    LoRA, is of another kind, names what the model does not have or does not fit its shapes.
+    """
+    parameters = dict(model.named_parameters())
+    table = places({name: tuple(parameter.shape) for name, parameter in parameters.items()})
+    read = [(str(path), weight, _read_lora(Path(path), weight, table)) for path, weight in loras]
+    changes: dict[str, list[tuple[float, Layer]]] = {}
+    for _, weight, layers in read:
+        for layer in layers if weight else ():
+            changes.setdefault(layer.place.key, []).append((weight, layer))
+    labels = " + ".join(path for path, *_ in read)
+    merged = {key: _merged(parameters[key], layers, labels) for key, layers in changes.items()}
+    for key, tensor in merged.items():
+        parameters[key].data = tensor
+    reports = tuple(_report(path, weight, layers) for path, weight, layers in read)
+    for report in reports:
+        log.info("%s", report)
+    return reports
+
+
+@torch.no_grad()
+def _merged(parameter: Tensor, layers: Sequence[tuple[float, Layer]], labels: str) -> Tensor:
+    total = parameter.float().clone()
+    for weight, layer in layers:
+        rows = total[layer.place.first : layer.place.first + layer.place.shape[0]]
+        rows += (weight * layer.difference()).to(total.device)
+    merged = total.to(parameter.dtype)
+    if not merged.isfinite().all():
+        key = layers[0][1].place.key
+        raise ValueError(f"{labels}: {key} would not be finite: lower the weight, or get the file again")
+    return merged
+
+
+def _read_lora(path: Path, weight: float, table: Mapping[str, Place]) -> list[Layer]:
+    if not math.isfinite(weight):
+        raise ValueError(f"{path}: weight {weight}: use a number, 1 is as trained")
+    file = read_weight_file(path)
+    refuse_neighbours(path, file.tensors)
+    if not is_lora(file.tensors):
+        raise ValueError(f"{path} is no LoRA, it has {quote(list(file.tensors))}: give models by --weights")
+    groups: dict[str, dict[str, Tensor]] = {}
+    strangers = []
+    for name, tensor in file.tensors.items():
+        module, role = split_name(name) or (name, "")
+        if role and module in table:
+            groups.setdefault(module, {})[role] = tensor
+        else:
+            strangers.append(name)
+    _check_family(path, file.tensors, table)
+    if strangers:
+        raise ValueError(
+            f"{path} has {len(strangers)} of {len(file.tensors)} names unknown to the model "
+            f"({quote(strangers)}): it is for another model, or of a tool whose names are not known here"
+        )
+    alphas = stored_alphas(path, file.metadata, groups)
+    layers = [_layer(path, module, roles, table[module], alphas) for module, roles in groups.items()]
+    twice = [place for place, count in Counter(layer.place for layer in layers).items() if count > 1]
+    if twice:
+        raise ValueError(f"{path} changes {twice[0].key} twice, under two names: get it again")
+    return layers
+
+
+def _layer(path: Path, module: str, roles: Mapping[str, Tensor], place: Place, alphas: Alphas) -> Layer:
+    if missing := [role for role in ("down", "up") if role not in roles]:
+        raise ValueError(f"{path} lacks the {missing[0]} half of {module}: damaged, get it again")
+    down, up, mid = roles["down"], roles["up"], roles.get("mid")
+    halves = [tensor for tensor in (down, up, mid) if tensor is not None]
+    if not all(tensor.is_floating_point() for tensor in halves):
+        raise ValueError(f"{path}: {module} is not of floating point numbers: take a file not quantized")
+    if not _fits(down, up, mid, place.shape):
+        shapes = " and ".join(str(list(tensor.shape)) for tensor in halves)
+        raise ValueError(
+            f"{path} does not fit the model: for {module} it has {shapes}, the weight is {list(place.shape)}"
+        )
+    alpha = float(roles["alpha"].flatten()[0]) if "alpha" in roles else alphas(module)
+    return Layer(place, down, up, mid, 1.0 if alpha is None else alpha / len(down))
+
+
+def _fits(down: Tensor, up: Tensor, mid: Tensor | None, shape: tuple[int, ...]) -> bool:
+    if min(down.ndim, up.ndim) < 2 or 0 in (*down.shape, *up.shape) or up.shape[2:].numel() > 1:
+        return False
+    if mid is None:
+        ranks, kernel = (len(down), len(down)), down.shape[2:]
+    else:
+        ranks, kernel = tuple(mid.shape[:2]), mid.shape[2:]
+    pointwise = mid is None or down.shape[2:].numel() == 1
+    same_kernel = tuple(kernel) == shape[2:] or kernel.numel() == math.prod(shape[2:]) == 1
+    same_ends = (up.shape[0], down.shape[1]) == shape[:2] and (up.shape[1], len(down)) == ranks
+    return pointwise and same_kernel and same_ends
+
+
+def _check_family(path: Path, tensors: Mapping[str, Tensor], table: Mapping[str, Place]) -> None:
+    wanted = next((place.shape[1] for name, place in table.items() if name.endswith(TEXT_READERS)), None)
+    for name, tensor in tensors.items():
+        module, role = split_name(name) or (name, "")
+        if role == "down" and module.endswith(TEXT_READERS) and wanted not in (None, tensor.shape[1]):
+            raise ValueError(
+                f"{path} is a LoRA for {family(tensor.shape[1])}, but the model for {family(wanted)}: "
+                "take one for this model"
+            )
+
+
+def _report(path: str, weight: float, layers: Sequence[Layer]) -> LoraReport:
+    counts = Counter(layer.place.part for layer in layers)
+    return LoraReport(path, weight, dict(counts), tuple(sorted({layer.rank for layer in layers})))

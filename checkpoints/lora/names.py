@@ -1,0 +1,124 @@
+"""The names inside LoRA files: which numbers of which matrix of the model they are for.
+
+A LoRA stores two thin matrices, down and up, for each weight it changes (Hu et al. 2021). Every tool names
+the weight in its own way: kohya's with underscores, diffusers' and PEFT's with dots, each after diffusers'
+or the original name. The table of all these is made from the model's own names. torch is not needed.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from checkpoints.names.diffusers import PARTS, TEXT_LEVEL, open_clip_to_diffusers
+from checkpoints.names.original import OPEN_CLIP_SIGN
+
+ROLES = {"A": "down", "B": "up", "down": "down", "up": "up", "mid": "mid"}
+ENDING = re.compile(
+    r"^(?P<module>.+?)(?:"
+    r"\.lora_(?P<kohya>down|up|mid)\.weight"
+    r"|\.lora_(?P<peft>[AB])(?:\.default)?\.weight"
+    r"|\.lora_linear_layer\.(?P<linear>down|up)\.weight"
+    r"|[._]lora\.(?P<old>down|up)\.weight"
+    r"|\.(?P<alpha>alpha))$"
+)
+TEXT_READERS = ("attn2.to_k", "attn2.to_v", "attn2_to_k", "attn2_to_v")  # their input is as wide as the text
+# What trainers on a tree of modules write before its names, and what those who flatten it do.
+DOTTED = {
+    "unet": ("unet.", "", "base_model.model."),
+    "text_encoder": ("text_encoder.", "", "base_model.model."),
+}
+FLAT = {"unet": ("lora_unet_",), "text_encoder": ("lora_te_", "lora_te1_")}
+ORIGINAL = ("diffusion_model.", "model.diffusion_model.")
+# diffusers' first files named attention's matrices so, in the U-Net and in the text encoder.
+OLD_PROCESSOR = ".processor."
+OLD_NAMES = {
+    ".to_out.0": ".to_out",
+    ".q_proj": ".to_q",
+    ".k_proj": ".to_k",
+    ".v_proj": ".to_v",
+    ".out_proj": ".to_out",
+}
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where in a model a matrix or convolution is: rows from `first` of the weight called `key`.
+
+    part: entry of `checkpoints.names.diffusers.PARTS`.
+    """
+
+    part: str
+    key: str
+    shape: tuple[int, ...]
+    first: int = 0
+
+    def __getitem__(self, rows: slice) -> Place:
+        """Some of its rows, as the split of open_clip's fused matrices asks for them."""
+        return replace(self, shape=(rows.stop - rows.start, *self.shape[1:]), first=self.first + rows.start)
+
+
+def split_name(name: str) -> tuple[str, str] | None:
+    """(what is changed, `down`, `up`, `mid` or `alpha`) of a name in a LoRA file; None for any other name."""
+    found = ENDING.match(name)
+    if found is None:
+        return None
+    role = next((ROLES[one] for one in found.group("kohya", "peft", "linear", "old") if one), "alpha")
+    return found["module"].replace(OLD_PROCESSOR, "."), role
+
+
+def parse_lora(text: str) -> tuple[str, float]:
+    """(file, weight) of `FILE` or `FILE:WEIGHT`; the weight is 1 where none is given."""
+    path, _, number = text.rpartition(":")
+    try:
+        return (path, float(number)) if path and not Path(text).exists() else (text, 1.0)
+    except ValueError:  # a colon in the path itself
+        return text, 1.0
+
+
+def places(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Place]:
+    """Everything that a LoRA may change in a model of these names, by every name that tools have for it."""
+    table: dict[str, Place] = {}
+    for part in ("unet", "text_encoder"):
+        for ours, theirs, place in _renamed(part, shapes):
+            for alias in _aliases(part, ours, theirs):
+                table.setdefault(alias, place)
+    return table
+
+
+def _renamed(part: str, shapes: Mapping[str, tuple[int, ...]]) -> Iterator[tuple[str, str, Place]]:
+    """(original name without prefix, diffusers' name, place) of each weight of a part that is a matrix."""
+    prefix = PARTS[part].prefix
+    own = {
+        key.removeprefix(prefix): Place(part, key, shape)
+        for key, shape in shapes.items()
+        if key.startswith(prefix)
+    }
+    open_clip = any(OPEN_CLIP_SIGN in name for name in own)
+    to_diffusers = open_clip_to_diffusers if open_clip else PARTS[part].to_diffusers
+    for theirs, place in to_diffusers(own).items():
+        if theirs.endswith(".weight") and len(place.shape) > 1:
+            yield (
+                place.key.removeprefix(prefix).removesuffix(".weight"),
+                theirs.removesuffix(".weight"),
+                place,
+            )
+
+
+def _aliases(part: str, ours: str, theirs: str) -> Iterator[str]:
+    for name in _spellings(part, theirs):
+        yield from (prefix + name for prefix in DOTTED[part])
+        yield from (prefix + name.replace(".", "_") for prefix in FLAT[part])
+    if part == "unet":
+        yield from (prefix + ours for prefix in ORIGINAL)
+        yield from (prefix + ours.replace(".", "_") for prefix in FLAT[part])
+
+
+def _spellings(part: str, name: str) -> Iterable[str]:
+    names = [name]
+    if part == "text_encoder" and name.startswith(TEXT_LEVEL):
+        names.append(name.removeprefix(TEXT_LEVEL))
+    old = next((ending for ending in OLD_NAMES if name.endswith(ending)), None)
+    return names + [one.removesuffix(old) + OLD_NAMES[old] for one in names] if old else names

@@ -1,0 +1,159 @@
+"""The CPU engine: what lies between the int8 layers of a loaded model, in few walks over memory.
+
+Blocks of ldm and cldm get another class in place: children, names and numbers stay. Norms and gates hand
+bytes to the layers behind them, activations lie channels last throughout, so that positions are tokens as
+they are, and keys and values of the text are computed once a text and not at every step. The results are the
+layers' own, up to the rounding of float sums. For inference alone, on float32 activations.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from operator import methodcaller
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from cldm.cldm import ControlledUnetModel, ControlNet
+from cldm.compressed.fused_blocks import (
+    ByteGEGLU,
+    FusedAttention,
+    FusedResBlock,
+    FusedResnetBlock,
+    FusedTransformer,
+    FusedTransformerBlock,
+    FusedUpsample,
+)
+from cldm.lite import Block
+from ldm.modules import vae
+from ldm.modules.attention import BasicTransformerBlock, CrossAttention, FeedForward, SpatialTransformer
+from ldm.modules.layers import ResBlock, Upsample
+from ldm.modules.unet import UNetModel
+from quantize.fused.bf16_conv import halve
+from quantize.fused.norms import feed_bytes, feed_silu, read_alike
+from quantize.fused.upsample_conv import UpsampledConv2d
+from quantize.model import quantized_layers
+
+
+def fuse(model: nn.Module) -> None:
+    """Make `model`, loaded and on the CPU, an engine: its blocks compute the same with fewer walks.
+
+    What has no quantized layers, or ranges that do not allow it, stays as it is. Models whose float weights
+    are not float32 stay as a whole.
+    """
+    if any(one.is_floating_point() and one.dtype != torch.float32 for one in model.parameters()):
+        return
+    for module in list(model.modules()):
+        if rule := RULES.get(type(module)):
+            rule(module)
+
+
+def refuse_nan(network: nn.Module, args: tuple, kwargs: Mapping[str, Any]) -> None:
+    """Before a call of `network`: ValueError if a tensor that it is given holds NaN or infinity.
+
+    Bytes cannot carry them: layers with ranges from calibration would make numbers of them, unseen.
+    """
+    for given in (*args, *kwargs.values()):
+        for tensor in given if isinstance(given, list | tuple) else [given]:
+            # Sums keep what is not finite, and are quicker than a look at each number.
+            if isinstance(tensor, Tensor) and not torch.isfinite(tensor.sum()):
+                name = type(network).__name__
+                raise ValueError(f"{name} was given NaN or infinity: only numbers can be quantized")
+
+
+def _res_block(block: ResBlock) -> None:
+    pairs = (block.in_layers[0], block.in_layers[-1]), (block.out_layers[0], block.out_layers[-1])
+    if all(feed_silu(norm, conv) for norm, conv in pairs):
+        block.in_layers[1] = block.out_layers[1] = nn.Identity()
+        block.__class__ = FusedResBlock
+
+
+def _resnet_block(block: vae.ResnetBlock) -> None:
+    pairs = (block.norm1, block.conv1), (block.norm2, block.conv2)
+    if all(feed_silu(norm, conv) for norm, conv in pairs):
+        block.__class__ = FusedResnetBlock
+
+
+def _transformer(block: SpatialTransformer) -> None:
+    if not block.use_linear:  # else positions are turned into tokens between the norm and the layer
+        feed_bytes(block.norm, block.proj_in)
+        block.__class__ = FusedTransformer
+
+
+def _transformer_block(block: BasicTransformerBlock) -> None:
+    feed_bytes(block.norm1, block.attn1.to_q, block.attn1.to_k, block.attn1.to_v)
+    feed_bytes(block.norm2, block.attn2.to_q)
+    feed_bytes(block.norm3, block.ff.net[0].proj)
+    block.__class__ = FusedTransformerBlock
+
+
+def _attention(layer: CrossAttention) -> None:
+    layer.__class__ = FusedAttention
+
+
+def _feed_forward(layer: FeedForward) -> None:
+    gate, _, out = layer.net
+    if read_alike([out]):
+        gate.__class__, gate.feeds = ByteGEGLU, (out,)
+        layer.net[1] = nn.Identity()  # dropout, which takes no bytes
+
+
+def _upsample(layer: Upsample) -> None:
+    if read_alike([layer.conv]):
+        layer.__class__, layer.conv.__class__ = FusedUpsample, UpsampledConv2d
+
+
+def _network(network: nn.Module) -> None:
+    """The U-Net, or a branch with its shape."""
+    network.register_forward_pre_hook(refuse_nan, with_kwargs=True)
+    _prepare_at_first_call(network)
+    _channels_last(network)
+    if isinstance(network, UNetModel) and feed_silu(network.out[0], network.out[-1]):
+        network.out[1] = nn.Identity()
+
+
+def _branch(network: ControlNet) -> None:
+    _network(network)
+    if any(layer.takes_bytes for _, layer in quantized_layers(network)):  # else it is as exact as can be
+        for conv, *_ in (*network.zero_convs, network.middle_block_out):
+            halve(conv)
+
+
+def _prepare_at_first_call(network: nn.Module) -> None:
+    """Pack all weights for the backend side by side: layer by layer, most of a first step would be that."""
+
+    def prepare(_: nn.Module, _args: tuple) -> None:
+        waiting.remove()
+        layers = [layer for _, layer in quantized_layers(network)]
+        with ThreadPoolExecutor(torch.get_num_threads()) as pool:
+            list(pool.map(methodcaller("prepare"), layers))
+
+    waiting = network.register_forward_pre_hook(prepare)
+
+
+def _channels_last(network: nn.Module) -> None:
+    """Let float convolutions answer channels last, which what follows them keeps up."""
+    for layer in network.modules():
+        if isinstance(layer, nn.Conv2d):
+            layer.weight.data = layer.weight.contiguous(memory_format=torch.channels_last)
+
+
+# What is done to the modules of a class; subclasses are others.
+RULES: Mapping[type, Callable[[Any], None]] = {
+    ResBlock: _res_block,
+    SpatialTransformer: _transformer,
+    BasicTransformerBlock: _transformer_block,
+    CrossAttention: _attention,
+    FeedForward: _feed_forward,
+    Upsample: _upsample,
+    Block: lambda block: feed_bytes(block.norm, block.mlp[0]),
+    UNetModel: _network,
+    ControlledUnetModel: _network,
+    ControlNet: _branch,
+    vae.ResnetBlock: _resnet_block,
+    vae.AttnBlock: lambda block: feed_bytes(block.norm, block.q, block.k, block.v),
+    vae.Encoder: lambda network: _channels_last(network.conv_in),
+    vae.Decoder: lambda network: _channels_last(network.conv_in),
+}

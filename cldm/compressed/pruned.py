@@ -1,0 +1,139 @@
+"""Models that pruning has made smaller: the units of their layers, and models built to a file's shapes."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable, Iterator
+from contextlib import suppress
+from pathlib import Path
+
+from safetensors import safe_open
+from torch import nn
+
+from checkpoints.load import Source, open_source
+from cldm.lite import Block
+from ldm.modules.attention import CrossAttention, FeedForward
+from ldm.modules.layers import ResBlock
+from quantize.files.read import read_content
+from quantize.prune.record import read_record
+from quantize.prune.sparse import use_sparse_kernels
+from quantize.prune.units import Cut, Group, Shapes, counts_in, shrink_
+
+log = logging.getLogger(__name__)
+
+# Kinds of units. Those of a ResBlock are whole groups of its inner norm: a norm over some channels of a group
+# would have another mean, so that no smaller network computed the same.
+HEADS, MLP, RES = "heads", "mlp", "res"
+TWO_OF_FOUR = "2:4"  # as `Record.masked` calls the pattern
+MLP_MULTIPLE = 16  # channels: int8 kernels take them by 16 and more
+
+
+def prunable(model: nn.Module) -> list[Group]:
+    """Units of the U-Net and of control branches of either kind, as far as `model` has them.
+
+    Not those of text encoder and autoencoder: they run once a picture, so that little is won.
+    """
+    groups = []
+    for name, module in model.named_modules():
+        if of := UNITS.get(type(module)):
+            groups += of(f"{name}." if name else "", module)
+    return groups
+
+
+def shrink_to_sources(model: nn.Module, sources: Iterable[Source]) -> bool:
+    """Take the units from `model`, built without memory, that weights no longer have; whether any went.
+
+    sources: as of `checkpoints.load.assign_weights`; the last that holds a layer decides. Raises as
+    `checkpoints.load.open_source`, and ValueError for a file pruned in a newer format.
+    """
+    shapes: dict[str, tuple[int, ...]] = {}
+    for source in sources:
+        if isinstance(source, str | Path):
+            read_record(source)
+        shapes |= {name: tuple(tensor.shape) for name, tensor in open_source(source).state.items()}
+    return _shrink(model, shapes)
+
+
+def shrink_to_quantized(model: nn.Module, path: str | Path) -> None:
+    """Take the units from `model`, built without memory, that the quantized file `path` no longer has.
+
+    Raises as `quantize.files.read.read_content` for what is no quantized file.
+    """
+    read_content(path)
+    full = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+    with safe_open(path, framework="numpy") as file:
+        stored = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
+    shapes = {name: shape for name, shape in stored.items() if name in full}
+    readers = {cut.tensor for group in prunable(model) for cut in group.cuts if cut.axis}
+    for name in full.keys() - stored.keys():
+        codes = stored.get(f"{name.removesuffix('.weight')}.qweight", ())
+        if len(codes) == len(full[name]):
+            shapes[name] = codes
+        elif codes and name not in readers:  # packed: only its rows are as they were
+            shapes[name] = (codes[0], *full[name][1:])
+    _shrink(model, shapes)
+
+
+def note_on(files: Iterable[object]) -> str:
+    """What to add to a message about weights that do not fit: that a file is pruned, and from which model."""
+    with suppress(ValueError):
+        for path in files:
+            if isinstance(path, str | Path) and (record := read_record(path)):
+                return f"; {path} is pruned, from the model of {record.config}: take that yaml"
+    return ""
+
+
+def use_zeros(model: nn.Module, files: Iterable[str | Path]) -> None:
+    """Let layers of 2:4 in `files` compute sparsely where the card of `model` can; said in the log."""
+    for path in files:
+        record = read_record(path)
+        layers = [name for name, pattern in record.masked.items() if pattern == TWO_OF_FOUR] if record else []
+        if layers:
+            log.info("%s: %s", path, use_sparse_kernels(model, layers))
+
+
+def _shrink(model: nn.Module, shapes: Shapes) -> bool:
+    groups = prunable(model)
+    full = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+    counts = counts_in(groups, shapes, full)
+    shrink_(model, groups, {name: range(count) for name, count in counts.items()})
+    return bool(counts)
+
+
+def _heads(prefix: str, layer: CrossAttention) -> Iterator[Group]:
+    makes = [Cut(f"{prefix}{name}.weight", 0) for name in ("to_q", "to_k", "to_v")]
+    width = layer.to_q.weight.shape[0] // layer.heads
+    reader = Cut(f"{prefix}to_out.0.weight", 1, reads=True)
+    yield Group(prefix[:-1], HEADS, layer.heads, width, (*makes, reader), (f"{prefix}heads",))
+
+
+def _gated(prefix: str, layer: FeedForward) -> Iterator[Group]:
+    gate, out = f"{prefix}net.0.proj", f"{prefix}net.2.weight"
+    makes = [Cut(f"{gate}.{leaf}", 0, parts=2) for leaf in ("weight", "bias")]  # values, then their gates
+    cuts = (*makes, Cut(out, 1, reads=True))
+    count = layer.net[2].weight.shape[1]
+    yield Group(prefix[:-1], MLP, count, 1, cuts, multiple=_multiple(count))
+
+
+def _plain(prefix: str, block: Block) -> Iterator[Group]:
+    makes = [Cut(f"{prefix}mlp.0.{leaf}", 0) for leaf in ("weight", "bias")]
+    cuts = (*makes, Cut(f"{prefix}mlp.2.weight", 1, reads=True))
+    count = block.mlp[2].weight.shape[1]
+    yield Group(f"{prefix}mlp", MLP, count, 1, cuts, multiple=_multiple(count))
+
+
+def _inner(prefix: str, block: ResBlock) -> Iterator[Group]:
+    norm = block.out_layers[0]
+    makes = ("in_layers.2", "emb_layers.1", "out_layers.0")
+    cuts = [Cut(f"{prefix}{name}.{leaf}", 0) for name in makes for leaf in ("weight", "bias")]
+    reader = Cut(f"{prefix}out_layers.3.weight", 1, reads=True)
+    width = norm.num_channels // norm.num_groups
+    counters = (f"{prefix}out_layers.0.num_groups",)
+    yield Group(f"{prefix}out_layers.0", RES, norm.num_groups, width, (*cuts, reader), counters)
+
+
+def _multiple(count: int) -> int:
+    return MLP_MULTIPLE if count % MLP_MULTIPLE == 0 else 1
+
+
+UNITS = {CrossAttention: _heads, FeedForward: _gated, Block: _plain, ResBlock: _inner}

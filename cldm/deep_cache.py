@@ -1,0 +1,82 @@
+"""Steps between that use features again: deep ones of the U-Net, and what the control branches added.
+
+Ma et al. 2023, "DeepCache", and Li et al. 2023, "Faster Diffusion", with control: a branch mostly feeds
+blocks that such a step leaves out, so it rests too. A step is a noise level: all calls of a second-order
+solver at one timestep are of one kind. What is kept lives in the denoiser of one pass of one request:
+pictures that are made at the same time never meet.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from cldm.cldm import ControlLDM
+from cldm.control_units import ControlUnit, combined_residuals, step_at, unit_residuals
+from ldm.modules.feature_cache import DEFAULT_CUT, get_cut
+
+
+@dataclass(frozen=True)
+class Reuse:
+    """every: one whole step of the U-Net and the branches in so many; the others compute what `cut` says.
+
+    control_every: one step of the branches in so many, among the whole ones. 1 is every step.
+    """
+
+    every: int = 1
+    cut: str = DEFAULT_CUT
+    control_every: int = 1
+
+
+class ReusingDenoiser:
+    """A pass of one request, called by one sampler: `cldm.control_units.controlled_denoiser` with a memory.
+
+    Where all is computed at every step, both give the same numbers to the bit. Raises ValueError for a U-Net
+    that cannot be cut as `reuse` says.
+    """
+
+    def __init__(
+        self, model: ControlLDM, text: Tensor, units: Sequence[ControlUnit], timesteps: Sequence[float],
+        reuse: Reuse,
+    ) -> None:  # fmt: skip
+        self._model, self._units, self._timesteps, self._reuse = model, units, timesteps, reuse
+        self._dtype = next(model.model.parameters()).dtype
+        self._text = text.to(self._dtype)
+        blocks = len(model.model.diffusion_model.input_blocks)
+        self._kept = get_cut(reuse.cut).keeper(blocks) if reuse.every > 1 else None
+        self._whole: tuple[int, list[int]] | None = None  # step of the last whole call, and who acted in it
+        self._residuals: dict[int, tuple[int, list[Tensor]]] = {}  # by unit: when they were made, unscaled
+
+    def __call__(self, x: Tensor, t: Tensor) -> Tensor:
+        """The noise, float32 [b, c, h, w], that the model sees in x [b, c, h, w] at t [b]."""
+        step, total, latent = step_at(self._timesteps, t), len(self._timesteps), x.to(self._dtype)
+        acting = {id(unit): unit for unit in self._units if unit.acts(step, total)}
+        whole = self._is_whole(step, list(acting))
+        if whole:
+            self._whole = step, list(acting)
+            if self._kept is not None:
+                self._kept.deep = None
+
+        def residuals(unit: ControlUnit, *inputs: Tensor) -> list[Tensor]:
+            made, kept = self._residuals.get(id(unit), (None, []))
+            if whole and _is_due(step, made, self._reuse.control_every):
+                kept = unit_residuals(unit, *inputs)
+                self._residuals[id(unit)] = step, kept
+            return kept
+
+        control = combined_residuals(list(acting.values()), latent, t, self._text, residuals)
+        cond = {"c_crossattn": [self._text], "c_concat": None, "control": control, "kept": self._kept}
+        return self._model.predict_eps(latent, t, cond).float()
+
+    def _is_whole(self, step: int, acting: list[int]) -> bool:
+        if self._whole is None:
+            return True
+        before, acted = self._whole
+        return acting != acted or _is_due(step, before, self._reuse.every)
+
+
+def _is_due(step: int, before: int | None, every: int) -> bool:
+    """Whether what is computed once in `every` steps, last at step `before`, is to be computed again."""
+    return before is None or step % every == 0 or step // every != before // every

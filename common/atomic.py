@@ -1,0 +1,53 @@
+"""Files and folders that appear whole or not at all.
+
+They grow under a hidden name beside their place, because a rename is atomic on one disk only, and take that
+place once they are complete. A full disk, a power cut or Ctrl-C leaves what was there before.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+MIB = 2**20
+
+
+@contextmanager
+def atomic_write(path: Path) -> Iterator[Path]:
+    """A hidden name beside `path` for a file or folder to be made; takes its place at the end, or goes.
+
+    A file's bytes are on the disk before it gets its name. OSError in one sentence that names `path`.
+    """
+    partial = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.partial")
+    old = partial.with_suffix(".old")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        yield partial
+        if partial.is_file():
+            _flush(partial)
+        if partial.is_dir() and path.is_dir():  # a folder that is not empty cannot be replaced in one step
+            path.rename(old)
+        partial.replace(path)
+    except OSError as error:
+        raise OSError(error.errno, f"{path} was not written: {error.strerror or error}") from error
+    finally:
+        if old.exists() and not path.exists():
+            old.rename(path)
+        for left in (partial, old):
+            shutil.rmtree(left) if left.is_dir() else left.unlink(missing_ok=True)
+
+
+def check_space(path: Path, size: float) -> None:
+    """OSError unless `size` bytes more have room where `path` is to be; nothing is made for the question."""
+    folder = next(parent for parent in path.absolute().parents if parent.exists())
+    if (free := shutil.disk_usage(folder).free) < size:
+        raise OSError(f"{path} needs {size / MIB:.0f} MiB, but {free / MIB:.0f} MiB are free in {folder}")
+
+
+def _flush(path: Path) -> None:
+    with path.open("rb+") as file:
+        os.fsync(file.fileno())

@@ -1,0 +1,221 @@
+"""Quantized models as safetensors files, written tensor by tensor from any source of float tensors.
+
+The layout is known before the first number: from the model's shapes and the plan. A layer's `weight` is
+replaced by its codes and scales; every other tensor stays as it is. The metadata entry `quantize` is a JSON
+object with the format's version, the plan, the groups of timesteps and the sources' sha256.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import uuid
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import BinaryIO
+
+import torch
+from torch import Tensor, nn
+
+from quantize.arithmetic import check_finite
+from quantize.files.layout import Spans, header_of, layout_of, parameters_of, specs_of
+from quantize.selection import Plan
+from quantize.spec import LayerSpec, Ranges, quantize_tensors
+from quantize.timesteps import TimestepGroups
+
+FORMAT_VERSION = 2  # 1 had no narrow files
+METADATA_KEY = "quantize"
+SUFFIX = ".safetensors"
+HASH_PIECE = 1 << 22
+MIB = 2**20
+
+OnBytes = Callable[[int], None]  # hears how many bytes more are written
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """groups: of the timesteps; modules: name of each network that takes one -> its argument's name."""
+
+    groups: TimestepGroups
+    modules: Mapping[str, str]
+
+
+@dataclass(frozen=True)
+class Content:
+    """What a file is: its plan, the schedule of its static ranges, sha256 of the files it was made of.
+
+    clip: how the steps of its weights were chosen (`quantize.arithmetic`).
+    """
+
+    plan: Plan
+    schedule: Schedule | None = None
+    sources: Mapping[str, str] = field(default_factory=dict)
+    clip: str = "mse"
+
+    def to_json(self) -> str:
+        """For the file's metadata; the same content gives the same text."""
+        schedule = self.schedule and {
+            "edges": list(self.schedule.groups.edges), "modules": dict(self.schedule.modules)
+        }  # fmt: skip
+        content = {"version": FORMAT_VERSION, "plan": json.loads(self.plan.to_json()), "schedule": schedule}
+        content |= {"sources": dict(self.sources), "clip": self.clip}
+        return json.dumps(content, sort_keys=True, ensure_ascii=False)
+
+    @classmethod
+    def from_json(cls, text: str, path: str | Path) -> Content:
+        """What `to_json` wrote into the file `path`; ValueError in one sentence for anything else."""
+        try:
+            found = json.loads(text)
+            version = found["version"]
+            if isinstance(version, int) and version > FORMAT_VERSION:
+                raise ValueError(
+                    f"{path} has format {version}, this program reads up to {FORMAT_VERSION}: update it"
+                )
+            schedule = found["schedule"] and Schedule(
+                TimestepGroups(tuple(found["schedule"]["edges"])), dict(found["schedule"]["modules"])
+            )
+            plan = Plan.from_json(json.dumps(found["plan"]), f"the plan in {path}")
+            return cls(plan, schedule, dict(found["sources"]), found.get("clip", cls.clip))
+        except (KeyError, TypeError, json.JSONDecodeError) as error:
+            reason = " ".join(str(error).split())
+            raise ValueError(
+                f"{path} says nonsense about its quantization, make it again: {reason}"
+            ) from None
+
+
+def write_quantized(
+    path: str | Path,
+    model: nn.Module,
+    tensors: Iterable[tuple[str, Tensor]],
+    content: Content,
+    ranges: Mapping[str, Ranges] | None = None,
+    on_bytes: OnBytes | None = None,
+) -> Path:
+    """Write `tensors`, named as in the float `model`, quantized by the plan of `content`.
+
+    model: gives names and shapes only and may have no memory. tensors: each is let go before the next is
+    asked for, so that a source may read them as they come. ranges: of the static layers. Raises ValueError
+    where names, shapes or numbers do not fit, OSError in one sentence when the disk is full or closed to us.
+    """
+    path, ranges = Path(path), ranges or {}
+    if path.suffix != SUFFIX:
+        raise ValueError(f"{path}: quantized models are {SUFFIX} files, name it {path.stem}{SUFFIX}")
+    content.plan.check(model)
+    specs = specs_of(model, content.plan, ranges)
+    header, spans, size = _header(model, specs, content)
+    _check_space(path, size)
+    with _draft(path) as part, part.open("xb") as file:
+        file.write(header)
+        file.truncate(size)
+        checked = _finite(tensors, parameters_of(model) - {f"{name}.weight" for name in specs})
+        for name, tensor in _quantized(checked, specs, ranges, content.clip):
+            _write(file, name, tensor, spans)
+            if on_bytes:
+                on_bytes(tensor.nbytes)
+            del tensor  # else it would live until the next one is made
+        if spans:
+            raise ValueError(f"{len(spans)} tensors of the model were not given, such as {min(spans)}")
+        file.flush()
+        os.fsync(file.fileno())
+    return path
+
+
+def file_size(model: nn.Module, content: Content, ranges: Mapping[str, Ranges] | None = None) -> int:
+    """Bytes that `write_quantized` would write."""
+    return _header(model, specs_of(model, content.plan, ranges or {}), content)[-1]
+
+
+def hash_files(paths: Iterable[str | Path]) -> dict[str, str]:
+    """sha256 of each file by its name without folders; folders count with the weights in them."""
+    listed = (Path(path) for path in paths)
+    files = [
+        file
+        for path in listed
+        for file in (sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path])
+    ]
+    return {file.name: _sha256(file) for file in files}
+
+
+def _header(model: nn.Module, specs: Mapping[str, LayerSpec], content: Content) -> tuple[bytes, Spans, int]:
+    metadata = {"format": "pt", METADATA_KEY: content.to_json()}
+    return header_of(layout_of(model, specs, narrow=content.plan.narrow), metadata)
+
+
+def _finite(tensors: Iterable[tuple[str, Tensor]], names: set[str]) -> Iterator[tuple[str, Tensor]]:
+    """The tensors, those of `names` looked at: bytes of calibrated ranges would hide a NaN in a norm or bias.
+
+    Constants are none of them, as some may be infinite.
+    """
+    for name, tensor in tensors:
+        if name in names:
+            owner, _, leaf = name.rpartition(".")
+            check_finite(tensor, f"{owner}: a {leaf}")
+        yield name, tensor
+        del tensor
+
+
+def _quantized(
+    tensors: Iterable[tuple[str, Tensor]],
+    specs: Mapping[str, LayerSpec],
+    ranges: Mapping[str, Ranges],
+    clip: str,
+) -> Iterator[tuple[str, Tensor]]:
+    for name, tensor in tensors:
+        owner, _, leaf = name.rpartition(".")
+        if owner not in specs or leaf != "weight":
+            yield name, tensor
+            del tensor
+            continue
+        try:
+            made = quantize_tensors(specs[owner], tensor, ranges.get(owner), clip)
+        except ValueError as error:
+            raise ValueError(f"{owner}: {error}") from None
+        del tensor
+        for part, values in made.items():
+            yield f"{owner}.{part}", values
+
+
+def _write(file: BinaryIO, name: str, tensor: Tensor, spans: Spans) -> None:
+    if name not in spans:
+        raise ValueError(f"{name} is no tensor of the model, or was given twice")
+    offset, dtype, shape = spans.pop(name)
+    if list(tensor.shape) != shape:
+        raise ValueError(f"{name} has shape {list(tensor.shape)}, the model {shape}")
+    file.seek(offset)
+    values = tensor.detach().to("cpu", dtype).contiguous().reshape(-1)
+    if tensor.dtype != dtype and torch.isinf(values).any():
+        most = torch.finfo(dtype).max
+        raise ValueError(f"{name} goes beyond {most:.0f}, the most that two bytes hold: leave out --compact")
+    file.write(values.view(torch.uint8).numpy().data)
+
+
+def _check_space(path: Path, size: int) -> None:
+    folder = next(parent for parent in path.absolute().parents if parent.exists())
+    if (free := shutil.disk_usage(folder).free) < size:
+        raise OSError(f"{path} needs {size / MIB:.0f} MiB, but {free / MIB:.0f} MiB are free in {folder}")
+
+
+@contextmanager
+def _draft(path: Path) -> Iterator[Path]:
+    """A hidden name beside `path`, which takes its place at the end, or goes."""
+    part = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.partial")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        yield part
+        part.replace(path)
+    except OSError as error:
+        raise OSError(f"{path} was not written: {error.strerror or error}") from error
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def _sha256(path: Path) -> str:
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while piece := file.read(HASH_PIECE):
+            digest.update(piece)
+    return digest.hexdigest()

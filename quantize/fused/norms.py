@@ -1,0 +1,88 @@
+"""Norms that hand bytes to the quantized layer behind them, in one walk over memory in place of several.
+
+A norm of a loaded model becomes one of these by changing its class: name, place, numbers and hooks stay as
+they are. What it hands on is `Quantized`, which quantized layers take and nothing else does. The bytes are
+those that the layer would have made, up to the rounding of float sums. For inference alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from quantize.activations import Quantized
+from quantize.cpu.activations import group_norm_quantize, group_norm_silu, layer_norm_quantize
+from quantize.layers import QuantLayer
+
+
+class ByteGroupNorm(nn.GroupNorm):
+    """Group norm, and SiLU if `silu`, as bytes for the layer in `feeds`."""
+
+    feeds: tuple[QuantLayer]  # in a tuple, so that it is no child of the norm
+    silu: bool
+
+    def forward(self, x: Tensor, shift: Tensor | None = None) -> Quantized:
+        """Of x [b, c, h, w] + shift [b, c]; the bytes lie channels last."""
+        parameters = self.num_groups, self.weight, self.bias, self.eps
+        affine = self.feeds[0].input_affine()
+        return group_norm_quantize(x, *parameters, silu=self.silu, affine=affine, shift=shift)
+
+
+class SiluGroupNorm(nn.GroupNorm):
+    """Group norm and SiLU as float32, for a layer that takes no bytes."""
+
+    def forward(self, x: Tensor, shift: Tensor | None = None) -> Tensor:
+        """Of x [b, c, h, w] + shift [b, c]; the numbers lie channels last."""
+        return group_norm_silu(x, self.num_groups, self.weight, self.bias, self.eps, shift)
+
+
+class ByteLayerNorm(nn.LayerNorm):
+    """Layer norm over the last axis as bytes for the layers in `feeds`, which read them alike."""
+
+    feeds: tuple[QuantLayer, ...]
+
+    def forward(self, x: Tensor) -> Quantized:
+        """[..., d] -> bytes of that shape."""
+        return layer_norm_quantize(x, self.weight, self.bias, self.eps, self.feeds[0].input_affine())
+
+
+def read_alike(layers: Sequence[nn.Module]) -> bool:
+    """Whether all of `layers` take bytes, and the same ones: one look at their input then serves them all."""
+    if not all(isinstance(layer, QuantLayer) and layer.takes_bytes for layer in layers):
+        return False
+    first, *others = layers
+    return all(_same_ranges(first, other) for other in others)
+
+
+def feed_bytes(norm: nn.Module, *layers: nn.Module, silu: bool = False) -> bool:
+    """Let `norm`, if it is a norm, hand bytes to `layers`, through SiLU if asked; whether that is possible.
+
+    layers: all that read its output. Where it is not possible nothing changes.
+    """
+    made = {nn.GroupNorm: ByteGroupNorm, nn.LayerNorm: ByteLayerNorm}.get(type(norm))
+    if made is None or norm.weight is None or not read_alike(layers):
+        return False
+    norm.__class__ = made
+    norm.feeds = layers
+    if made is ByteGroupNorm:
+        norm.silu = silu
+    return True
+
+
+def feed_silu(norm: nn.Module, layer: nn.Module) -> bool:
+    """Let `norm` and the SiLU behind it be one, as bytes if `layer`, the next, takes them; whether it is."""
+    if feed_bytes(norm, layer, silu=True):
+        return True
+    if type(norm) is not nn.GroupNorm or norm.weight is None or norm.weight.dtype != torch.float32:
+        return False
+    norm.__class__ = SiluGroupNorm
+    return True
+
+
+def _same_ranges(one: QuantLayer, other: QuantLayer) -> bool:
+    if one.spec.rule.inputs != other.spec.rule.inputs or one.spec.ranges != other.spec.ranges:
+        return False
+    names = ("in_scale", "in_zero") if one.spec.rule.inputs == "static" else ()
+    return all(torch.equal(getattr(one, name), getattr(other, name)) for name in names)

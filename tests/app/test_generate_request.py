@@ -1,0 +1,115 @@
+import pytest
+
+from app.generate_flags import parse_args
+from app.generate_request import request_from_flags, source_from_flags
+from cldm.request import ControlInput, Request
+
+
+def flags(*given):
+    return parse_args([str(one) for one in given], "")
+
+
+def controls(*given):
+    return request_from_flags(flags("--prompt", "x", *given)).controls
+
+
+def test_no_flags_are_the_request_as_it_comes():
+    assert request_from_flags(flags("--prompt", "x")) == Request("x")
+
+
+def test_every_flag_of_a_request_arrives():
+    given = {
+        "negative_prompt": "no", "seed": 3, "steps": 4, "sampler": "euler", "eta": 0.5, "scale": 3.0,
+        "resolution": 128, "num_samples": 2, "denoise": 0.5, "clip_skip": 2,
+        "guidance_start": 0.1, "guidance_end": 0.6, "reuse_every": 2, "reuse_cut": "outer-1",
+        "control_every": 4,
+    }  # fmt: skip
+    pairs = [part for name, value in given.items() for part in ("--" + name.replace("_", "-"), value)]
+    asked = request_from_flags(flags("--prompt", "x", *pairs, "--guess-mode"))
+    assert asked == Request("x", guess_mode=True, **given)
+
+
+def test_a_flag_given_once_is_for_all_controls():
+    assert controls("--control", "canny", "--control", "tile", "--strength", 0.5) == (
+        ControlInput("canny", 0.5),
+        ControlInput("tile", 0.5),
+    )
+
+
+def test_two_pictures_are_two_controls_of_one_kind():
+    assert controls("--image", "a", "--image", "b", "--control", "canny") == (ControlInput("canny"),) * 2
+
+
+def test_flags_given_once_for_each_go_by_their_order():
+    first, second = controls(
+        "--control", "canny", "--control", "tile", "--start", 0, "--start", 0.5, "--end", 0.9
+    )
+    assert (first.start, first.end, second.start, second.end) == (0, 0.9, 0.5, 0.9)
+
+
+def test_flags_that_do_not_match_in_number_are_named():
+    with pytest.raises(ValueError, match="--control stands for 3 controls, --strength for 2"):
+        controls(*["--control", "tile"] * 3, *["--strength", 1] * 2)
+
+
+@pytest.mark.parametrize(("word", "value"), [("auto", None), ("yes", True), ("no", False)])
+def test_polarity_is_asked_in_words(word, value):
+    assert controls("--invert", word)[0].params == {"invert": value}
+
+
+def test_detector_options_go_only_to_detectors_that_know_them():
+    first, second = controls("--control", "canny", "--control", "scribble", "--low", 1, "--invert", "no")
+    assert (first.params, second.params) == ({"low": 1}, {"invert": False})
+
+
+def test_a_ready_made_map_takes_no_detector_options():
+    assert not controls("--no-preprocess", "--control", "depth")[0].preprocess
+    with pytest.raises(ValueError, match="--low says nothing to a ready-made map: it is an option of canny"):
+        controls("--no-preprocess", "--control", "canny", "--low", 1)
+
+
+def test_flags_over_an_old_request_change_only_what_they_say():
+    old = Request("old", seed=9, controls=(ControlInput("canny", 0.5, params={"low": 5.0, "high": 9.0}),))
+    asked = request_from_flags(flags("--low", 6), old)
+    assert asked.controls == (ControlInput("canny", 0.5, params={"low": 6.0, "high": 9.0}),)
+    assert (asked.prompt, asked.seed) == ("old", 9)
+    assert request_from_flags(flags("--control", "scribble"), old).controls[0].params == {}
+
+
+def test_an_old_request_of_two_controls_does_not_become_three():
+    old = Request("old", controls=(ControlInput(), ControlInput("canny")))
+    with pytest.raises(ValueError, match="--control stands for 3 controls, --from for 2"):
+        request_from_flags(flags(*["--control", "tile"] * 3), old)
+
+
+def test_branches_are_called_by_their_files():
+    given = flags("--prompt", "x", "--branch", "own", "--branch", "a/depth.pth", "--weights", "b/base.ckpt")
+    assert [one.branch for one in request_from_flags(given).controls] == [None, "depth"]
+    source = source_from_flags(given)
+    assert (source.branches, source.weights) == (("a/depth.pth",), ("b/base.ckpt",))
+
+
+def test_two_branches_of_one_name_are_refused():
+    with pytest.raises(ValueError, match="two branches are called 'x'"):
+        source_from_flags(flags("--branch", "a/x.pth", "--branch", "b/x.pth"))
+
+
+@pytest.mark.parametrize(
+    ("given", "names"),
+    [
+        (["--weights", "v1-5-pruned.ckpt", "control_v11p_sd15_canny_fp16.safetensors"], ["canny"]),
+        (["--branch", "control_hed-fp16.safetensors", "--no-preprocess"], ["softedge"]),
+        (["--weights", "base.ckpt", "control_sd15_canny.pth", "--branch", "own", "--branch", "x.pth"],
+         ["canny", "scribble"]),
+        (["--weights", "control_sd15_canny.pth", "--control", "tile"], ["tile"]),
+        (["--weights", "base.ckpt"], ["scribble"]),
+    ],
+)  # fmt: skip
+def test_weights_tell_their_control_by_their_name_unless_it_is_given(given, names):
+    assert [one.control for one in controls(*given)] == names
+
+
+def test_loras_are_kept_with_their_weights():
+    source = source_from_flags(flags("--lora", "a.safetensors", "--lora", "sub/b.safetensors:0.5"))
+    assert source.loras == ("a.safetensors:1.0", "sub/b.safetensors:0.5")
+    assert source_from_flags(flags()).loras == ()

@@ -1,0 +1,77 @@
+"""The conversion benchmark sees a wrong tensor, and its smallest run is a row that holds."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from bench.memory.convert_memory import ADD, CASES, FILES, LIMIT, is_intact, main, parse_args, size_of
+from tool_add_control import parse_args as parse_addition
+from tool_convert import parse_args as parse_conversion
+
+ROOT = Path(__file__).parents[3]
+
+
+def test_a_result_is_intact_only_with_every_bit(tmp_path):
+    state = {"control_model.input_hint_block.0.weight": torch.randn(3), "betas": torch.rand(2)}
+    save_file(state, tmp_path / "full.safetensors")
+    save_file({name: tensor.half() for name, tensor in state.items()}, tmp_path / "half.safetensors")
+    assert is_intact(tmp_path / "half.safetensors", tmp_path / "full.safetensors")
+    state["betas"][0] += 1e-7
+    save_file(state, tmp_path / "other.safetensors")
+    assert not is_intact(tmp_path / "other.safetensors", tmp_path / "full.safetensors")
+
+
+def test_a_new_branch_is_intact_where_it_is_the_u_nets(tmp_path):
+    weight, hint = "input_blocks.0.0.weight", "control_model.input_hint_block.0.weight"
+    base = {f"model.diffusion_model.{weight}": torch.randn(3)}
+    save_file(
+        base | {f"control_model.{weight}": torch.randn(3), hint: torch.ones(1)},
+        full := tmp_path / "f.safetensors",
+    )
+    begun = base | {
+        f"control_model.{weight}": base[f"model.diffusion_model.{weight}"].clone(),
+        hint: torch.zeros(1),
+    }
+    save_file(begun, tmp_path / "new.safetensors")
+    assert is_intact(tmp_path / "new.safetensors", full, has_new_branch=True)
+    assert not is_intact(tmp_path / "new.safetensors", full)
+    begun[f"control_model.{weight}"][0] += 1e-6
+    save_file(begun, tmp_path / "other.safetensors")
+    assert not is_intact(tmp_path / "other.safetensors", full, has_new_branch=True)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_every_case_is_a_command_that_exists(name):
+    case = CASES[name]
+    assert case.source in FILES
+    if name.startswith(ADD):
+        parse_addition([case.source, case.result, *case.words], "tool_add_control.py", "cldm_v15.yaml")
+    else:
+        parse_conversion([name.split()[0], case.source, case.result, *case.words])
+
+
+def test_the_size_of_a_folder_is_that_of_its_files(tmp_path):
+    (tmp_path / "a").mkdir()
+    for name in ("a/b", "c"):
+        (tmp_path / name).write_bytes(b"1234")
+    assert size_of(tmp_path) == 8
+    assert size_of(tmp_path / "c") == 4
+
+
+@pytest.mark.skipif("not __import__('pathlib').Path('/proc/self/status').exists()", reason="needs Linux")
+@pytest.mark.parametrize("case", ["extract-control", f"{ADD}, of a ckpt"])
+def test_a_row_has_the_peak_of_a_process_of_its_own(tmp_path, capsys, case):
+    words = ["--config", str(ROOT / "models/tiny.yaml"), "--folder", str(tmp_path), "--cases", case]
+    assert main(words) == 0
+    row = [cell.strip() for cell in capsys.readouterr().out.splitlines()[-1].strip("|").split("|")]
+    assert (row[0], row[-1]) == (case, "True")
+    assert 0.1 < float(row[3]) <= LIMIT
+    assert not list(tmp_path.iterdir())
+
+
+def test_an_unknown_case_lists_the_known_ones(capsys):
+    with pytest.raises(SystemExit):
+        parse_args(["--cases", "to-onnx"])
+    assert "extract-control" in capsys.readouterr().err

@@ -1,0 +1,61 @@
+"""Zero convolutions learn from the first step on, what lies in front of them one step later each."""
+
+import re
+from pathlib import Path
+
+import pytest
+import torch
+
+from bench.speed.zero_convolution import COPY, HINT, HINT_ZERO, ZERO, controlnet, main, parse_args, single
+
+DOCUMENT = Path(__file__).parents[3] / "docs/zero-convolution.md"
+TABLE_ROW = re.compile(r"^\| (?P<name>.*?) \| (?P<cells>[\de0. |+-]+) \|$", re.MULTILINE)
+
+
+@pytest.fixture(autouse=True)
+def _seed():
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        yield
+
+
+def learning(row):
+    return {name for name, gradient in row.items() if gradient > 0}
+
+
+def test_a_zero_convolution_gets_a_gradient_at_once_and_what_is_in_front_of_it_one_step_later():
+    rows, _ = single(2)
+    assert [learning(row) for row in rows] == [
+        {"zero convolution"},
+        {"zero convolution", "convolution in front"},
+    ]
+
+
+def test_its_gradient_is_the_documented_formula():
+    _, error = single(1)
+    assert error < 1e-6  # fp32 sums of 128 products of about 0.05
+
+
+def test_a_control_branch_wakes_up_layer_by_layer():
+    rows = controlnet(3)
+    assert [learning(row) for row in rows] == [{ZERO}, {ZERO, COPY, HINT_ZERO}, {ZERO, COPY, HINT_ZERO, HINT}]
+
+
+def test_the_document_shows_the_same_zeros_as_the_script(capsys):
+    assert main([]) == 0
+    printed, shown = capsys.readouterr().out, DOCUMENT.read_text()
+    zeros = [
+        {match["name"]: [cell.strip() == "0" for cell in match["cells"].split("|")] for match in found}
+        for found in (TABLE_ROW.finditer(printed), TABLE_ROW.finditer(shown))
+    ]
+    assert len(zeros[0]) == 6
+    assert zeros[0] == zeros[1]
+
+
+def test_no_steps_are_refused(capsys):
+    assert main(["--steps", "0"]) == 1
+    assert capsys.readouterr().err == "steps=0: show at least 1\n"
+
+
+def test_the_default_shows_the_whole_staircase():
+    assert parse_args([]).steps == 3

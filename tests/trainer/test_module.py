@@ -1,0 +1,155 @@
+"""A training run: who learns, and that it can stop and go on anywhere without changing a bit."""
+
+import os
+import signal
+
+import pytest
+import torch
+from torch.utils.data import DataLoader
+
+from checkpoints.files.read import read_weight_file
+from scenes.fill50k import Recipe, make_dataset
+from tests.small_models import build
+from tests.small_runs import SETTINGS, SIDE, At, Run
+from trainer.checkpointing import STATE, CheckpointFolder
+from trainer.data.dataset import ControlDataset, View
+from trainer.settings import LearningRate, Optimization, TrainingSettings
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("fill50k")
+    make_dataset(folder, 6, Recipe(size=SIDE))
+    return ControlDataset(folder, View(SIDE, flip=True, empty_prompts=0.2))
+
+
+def tensors(tree, path=""):
+    """All tensors and numbers of nested containers, by their path."""
+    if isinstance(tree, torch.Tensor | int | float):
+        return {path: torch.as_tensor(tree)}
+    items = tree.items() if isinstance(tree, dict) else enumerate(tree if isinstance(tree, list) else ())
+    return {name: one for key, inner in items for name, one in tensors(inner, f"{path}/{key}").items()}
+
+
+def assert_equal_to_the_bit(one, other, parts=("state_dict", "optimizer_states", "lr_schedulers", "average")):
+    for part in parts:
+        first, second = tensors(one[part]), tensors(other[part])
+        assert first.keys() == second.keys()
+        assert len(first) > 0
+        assert not [name for name in first if not torch.equal(first[name], second[name])]
+
+
+def test_ten_steps_equal_five_and_five_more_to_the_bit(data, tmp_path):
+    whole = Run(data, tmp_path / "whole", max_steps=10).go().state()
+    Run(data, tmp_path / "halves", max_steps=5).go()
+    halves = Run(data, tmp_path / "halves", max_steps=10).go("latest").state()
+    assert whole["global_step"] == halves["global_step"] == 10
+    assert whole["draws_done"] == halves["draws_done"] == 20
+    assert_equal_to_the_bit(whole, halves)
+
+
+def test_accumulated_batches_give_the_weights_of_one_large_batch_across_a_resume(data, tmp_path):
+    plain = TrainingSettings(LearningRate(1e-2), optimization=Optimization(clip=0.0))
+    large = Run(data, tmp_path / "large", plain, batch=4, max_steps=4).go().state()
+    Run(data, tmp_path / "small", plain, batch=4, max_steps=2).go()
+    small = Run(data, tmp_path / "small", plain, batch=2, accumulate_grad_batches=2, max_steps=4)
+    small = small.go("latest").state()
+    assert small["draws_done"] == large["draws_done"] == 16
+    for name, value in large["state_dict"].items():
+        torch.testing.assert_close(small["state_dict"][name], value, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("locked", [True, False])
+def test_only_what_should_learn_does_and_is_stored(data, tmp_path, locked):
+    from trainer.module import ControlTraining
+
+    run = Run(data, tmp_path, max_steps=2)
+    run.module.model.sd_locked = locked
+    run.module = ControlTraining(run.module.model, SETTINGS, run.module.loader)
+    before = {name: value.clone() for name, value in run.module.model.state_dict().items()}
+    run.go()
+    after = run.module.model.state_dict()
+    changed = {name for name, value in after.items() if not torch.equal(value, before[name])}
+    unlocked = ("model.diffusion_model.out.", "model.diffusion_model.output_blocks.")
+    parts = ("control_model.", *(() if locked else unlocked))
+    assert all(name.startswith(parts) for name in changed)
+    assert all(any(name.startswith(part) for name in changed) for part in parts)
+    stored = read_weight_file(run.folder.find("latest") / STATE).tensors
+    assert changed <= stored.keys()
+    assert all(name.startswith(parts) for name in stored)
+
+
+def test_a_published_loader_trains_too(data, tmp_path):
+    from trainer.module import ControlTraining
+
+    run = Run(data, tmp_path, max_steps=2)
+    module = ControlTraining(build())
+    assert module.rate.peak == module.model.learning_rate == 1e-5
+    run.trainer.fit(module, DataLoader(data, batch_size=2, shuffle=True))
+    assert run.trainer.global_step == 2
+
+
+def test_checkpoints_come_every_so_many_steps_and_the_oldest_go(data, tmp_path):
+    run = Run(data, tmp_path, max_steps=7, every=2, limit=2).go()
+    assert [path.name for path in run.folder.all()] == ["checkpoint-6", "checkpoint-7"]
+    assert not list(tmp_path.glob("*.partial"))
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_ends_the_run_after_its_step_and_the_state_is_saved(data, tmp_path, number, capsys):
+    before = signal.getsignal(number)
+    send = At(3, lambda module: os.kill(os.getpid(), number))
+    stopped = Run(data, tmp_path, max_steps=10, callbacks=[send]).go()
+    assert "the state is saved first" in capsys.readouterr().err
+    assert [path.name for path in stopped.folder.all()] == ["checkpoint-4"]
+    assert stopped.module.stop.asked == number
+    assert signal.getsignal(number) == before
+
+
+def poison(module):
+    next(iter(module.model.first_stage_model.parameters())).data.fill_(torch.nan)
+
+
+def test_a_loss_that_is_not_finite_ends_the_run_before_it_spoils_anything(data, tmp_path):
+    run = Run(data, tmp_path, max_steps=10, every=2, callbacks=[At(3, poison)])
+    with pytest.raises(FloatingPointError, match="at step 3 is not finite"):
+        run.go()
+    assert [path.name for path in run.folder.all()] == ["checkpoint-2"]
+    assert all(torch.isfinite(value).all() for value in run.module.learning().values())
+
+
+@pytest.mark.parametrize("where", ["space", "write"])
+def test_a_full_disk_costs_no_checkpoint(data, tmp_path, where, monkeypatch):
+    from trainer import module as training
+
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    run = Run(data, tmp_path, max_steps=4, every=2)
+    if where == "space":
+        run.checkpoints.size = 2**60
+    else:
+        run.go()
+        run = Run(data, tmp_path, max_steps=8, every=2)
+        monkeypatch.setattr(training.torch, "save", full)
+    with pytest.raises(OSError, match="GB free: make room" if where == "space" else "the one before is kept"):
+        run.go(None if where == "space" else "latest")
+    kept = [] if where == "space" else ["checkpoint-2", "checkpoint-4"]
+    assert [path.name for path in run.folder.all()] == kept
+    assert not list(tmp_path.glob("*.partial"))
+
+
+def test_checkpoint_folders_are_found_and_replaced(tmp_path):
+    folder = CheckpointFolder(tmp_path)
+    with pytest.raises(FileNotFoundError, match="holds no checkpoint yet"):
+        folder.find("latest")
+    for step, text in ((9, "a"), (10, "b"), (9, "c")):
+        (folder.begin(step) / STATE).write_text(text)
+        folder.finish(step)
+    (folder.begin(11) / STATE).write_text("half")
+    assert folder.find("latest").name == "checkpoint-10"
+    assert (folder.find("checkpoint-9") / STATE).read_text() == "c"
+    with pytest.raises(FileNotFoundError, match="checkpoint-3: no state.ckpt in it; .* has checkpoint-9, "):
+        folder.find("checkpoint-3")
+    with pytest.raises(ValueError, match="keep at least 1"):
+        CheckpointFolder(tmp_path, 0)

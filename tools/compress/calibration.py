@@ -1,0 +1,121 @@
+"""Runs of a float model that show quantization what its networks see: pictures, prompts, hooks.
+
+`quantize` knows no ControlNet; the names of its networks and how a picture is asked for are here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from itertools import cycle, islice
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from tqdm import tqdm
+
+from app.batch import pictures_in, prompt_beside
+from cldm.control_files import control_of_file
+from cldm.controls import get_control
+from cldm.request import ControlInput, Request
+from ldm.config import read_config
+from ldm.image import image_to_model, read_image
+from quantize.calibration.ranges import watch_inputs
+from quantize.calibration.smoothquant import Peaks, balance_
+from quantize.timesteps import TimestepGroups, argument, follow_timesteps
+from tools.compress.smoothing import folds_of
+
+if TYPE_CHECKING:
+    from cldm.pipeline import Pipeline
+
+# Networks that take a timestep -> the name of that argument.
+TIMED = {"control_model": "timesteps", "model.diffusion_model": "timesteps"}
+# Part of a model -> the network whose answers are compared.
+NETWORKS = {
+    "control_model": "control_model",
+    "model": "model.diffusion_model",
+    "first_stage_model": "first_stage_model.decoder",
+}
+TEXT_PART = "cond_stage_model"
+DEFAULT_CONTROL = "scribble"
+
+
+@dataclass(frozen=True)
+class Example:
+    """A picture and the prompt to run the model with."""
+
+    picture: Path
+    prompt: str
+
+
+@dataclass(frozen=True)
+class Runs:
+    """What to run the float model on. control: the name of the kind; steps: of each run."""
+
+    examples: Sequence[Example]
+    control: str = DEFAULT_CONTROL
+    steps: int = 20
+
+    @property
+    def prompts(self) -> list[str]:
+        """One an example."""
+        return [example.prompt for example in self.examples]
+
+    def play(self, pipeline: Pipeline) -> None:
+        """Make a picture of each example, and encode it again; nothing is kept."""
+        # A control without a detector here takes the pictures as ready-made maps.
+        steering = ControlInput(self.control, preprocess=get_control(self.control).annotate is not None)
+        model = pipeline.model
+        for seed, example in enumerate(tqdm(self.examples, unit="picture", disable=None)):
+            request = Request(example.prompt, controls=(steering,), seed=seed, steps=self.steps)
+            made = pipeline(read_image(example.picture), request)
+            with torch.inference_mode():  # the encoder: no request without an initial picture needs it
+                model.encode_first_stage(image_to_model(made.images[0]).to(model.device))
+
+
+def examples_in(folder: Path, config: Path) -> list[Example]:
+    """Pictures of a folder with the prompts that calibration runs them with.
+
+    A picture's prompt is in the text file of its name. The others share the prompts that the yaml lists under
+    `calibration:`, in turns; where that lists more prompts than there are such pictures, pictures come again,
+    so that each prompt is seen. Without such a list a picture's name is its prompt. Errors as
+    `app.batch.pictures_in` and `prompt_beside`.
+    """
+    pictures = pictures_in(folder)
+    beside = {path: prompt_beside(path) for path in pictures}
+    told = [Example(path, prompt) for path, prompt in beside.items() if prompt]
+    rest = [path for path, prompt in beside.items() if not prompt]
+    listed = [str(prompt) for prompt in read_config(config).get("calibration", [])]
+    if not listed or not rest:
+        return told + [Example(path, path.stem.replace("_", " ")) for path in rest]
+    count = max(len(rest), len(listed))
+    pairs = zip(islice(cycle(rest), count), islice(cycle(listed), count), strict=True)
+    return told + [Example(path, prompt) for path, prompt in pairs]
+
+
+def balance(pipeline: Pipeline, runs: Runs) -> int:
+    """Move outliers of inputs into weights wherever our networks have a place for it; how many places.
+
+    The float model changes, what it computes does not: calibrate after this.
+    """
+    folds, peaks = folds_of(pipeline.model), Peaks(pipeline.model)
+    with watch_inputs(pipeline.model, [fold.layers[0] for fold in folds], peaks.see):
+        runs.play(pipeline)
+    return balance_(pipeline.model, folds, peaks.by_name)
+
+
+def control_of(weights: Sequence[Path]) -> str:
+    """The control that these files steer by, as far as their names tell."""
+    return next(filter(None, map(control_of_file, weights)), DEFAULT_CONTROL)
+
+
+@contextmanager
+def followed(model: torch.nn.Module, groups: TimestepGroups) -> Iterator[None]:
+    """Let calls of the networks that take a timestep run inside its group."""
+    with ExitStack() as stack:
+        for name, of in TIMED.items():
+            network = model.get_submodule(name)
+            for handle in follow_timesteps(network, groups, argument(network, of)):
+                stack.callback(handle.remove)
+        yield

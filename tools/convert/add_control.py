@@ -1,0 +1,177 @@
+"""A control branch beside a base model, before its training: what tool_add_control.py writes.
+
+The branch begins with the U-Net's own values wherever names and shapes agree, and is drawn at random or zero
+elsewhere (Zhang et al. 2023, section 3). The base goes from file to file as it is, tensor by tensor; only the
+untrained branch is in memory.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from dataclasses import replace as changed
+from pathlib import Path
+
+import torch
+from omegaconf import DictConfig, OmegaConf
+from torch import Tensor, nn
+
+from checkpoints import surgery
+from checkpoints.compatibility import check_fit, context_width
+from checkpoints.diffusers.check import check_folder, published_yaml
+from checkpoints.diffusers.choose_yaml import read_params
+from checkpoints.diffusers.configs import scheduler_config
+from checkpoints.files.kinds import quote
+from checkpoints.files.lazy import Values
+from checkpoints.load import HALF
+from checkpoints.names.original import DROPPED, PARTS
+from cldm.model import with_branch
+from ldm.config import create_meta_model, read_config
+from ldm.util import instantiate_from_config
+from tools.convert.source import Source, open_original
+from tools.convert.target import Result, Target, check_file, write_file
+
+OWN_PRECISION = "the branch is in fp32, the base as it was: half precision would round steps of training away"
+# Of what a base loses on the way in: here the model puts it back.
+COUNTED = next(reason for pattern, reason in DROPPED.items() if pattern.search(".position_ids"))
+
+
+@dataclass(frozen=True)
+class Start:
+    """How a branch begins. kind: one of `cldm.model.BRANCHES`, None for the yaml's; seed: of what is drawn.
+
+    use_ema: the base's moving averages in place of its weights. renew: in place of a branch that is there.
+    """
+
+    kind: str | None = None
+    seed: int = 0
+    use_ema: bool = False
+    renew: bool = False
+
+
+def attach(base: Path | None, target: Target, config: Path, start: Start) -> Result:
+    """Write `base` with a new control branch as one file for the model of a yaml, in the published order.
+
+    base: anything that loads as a whole base model, None for the first weights that the yaml names. Raises
+    ValueError or OSError in one sentence, before anything is written.
+    """
+    params = read_params(config)
+    settings = with_branch(config, start.kind) if start.kind else read_config(config)
+    base = base or _named_base(config, settings)
+    check_file(target, [base])
+    source = _open_base(base, start)
+    predicts = scheduler_config(params)["prediction_type"]
+    check_folder(base, params, config)
+    if source.prediction not in (None, predicts):
+        raise ValueError(f"{base} says that it predicts {source.prediction}, but {config} means {predicts}")
+    model = create_meta_model(settings)
+    check_base(source, model, config)
+    joined = surgery.add_control(source.state, fresh_branch(settings, start.seed))
+    state, computed = in_published_order(joined.state, model)
+    notes = [*_report(joined), *([f"computed from the yaml: {quote(computed)}"] if computed else [])]
+    notes += [note for note in source.left_out if COUNTED not in note]
+    result = write_file(target, state, changed(source, prediction=predicts).about)
+    return changed(result, notes=(*notes, *result.notes))
+
+
+def fresh_branch(config: Path | DictConfig, seed: int) -> dict[str, Tensor]:
+    """Weights of an untrained branch of the yaml's kind, without prefix; the same for the same seed."""
+    settings = OmegaConf.to_container(read_config(config).model.params.control_stage_config, resolve=True)
+    with torch.random.fork_rng([]):
+        torch.manual_seed(seed)
+        return instantiate_from_config(settings).state_dict()  # type: ignore[arg-type]
+
+
+def check_base(source: Source, model: nn.Module, config: Path) -> None:
+    """Raise ValueError unless `source` holds all that `model` has beside its branch, in its shapes."""
+    parts = {prefix: part for prefix, part in PARTS.items() if prefix != surgery.CONTROL}
+    absent = [part for prefix, part in parts.items() if not any(n.startswith(prefix) for n in source.state)]
+    if absent:
+        raise ValueError(
+            f"{source.path} has no {', '.join(absent)}: name a file or folder that holds a whole base model"
+        )
+    wanted = {name: t for name, t in model.state_dict().items() if not name.startswith(surgery.CONTROL)}
+    shapes = _shapes(source.state)
+    try:
+        check_fit(_shapes(wanted), set(_constants(model)), {str(source.path): shapes})
+    except ValueError as error:
+        fitting = published_yaml(context_width(shapes) or 0)
+        such_as = f", such as models/{fitting.name}" if fitting and fitting.name != config.name else ""
+        raise ValueError(
+            f"{error}; the settings are those of {config}, --config names others{such_as}"
+        ) from None
+    odd = [name for name, t in source.state.items() if _is_whole(t) != _is_whole(wanted[name])]
+    if odd:
+        raise ValueError(
+            f"{source.path} has {odd[0]} in {source.state[odd[0]].dtype}: is the file quantized? take the "
+            "fp16 or fp32 one"
+        )
+
+
+def in_published_order(
+    state: Mapping[str, Values], model: nn.Module
+) -> tuple[dict[str, Values], Sequence[str]]:
+    """`state` in the order of `model`, with what only the yaml says filled in, and the names of that.
+
+    A schedule in half precision counts as absent: the model computes it exactly.
+    """
+    constants = _constants(model)
+    computed = [name for name in constants if name not in state or state[name].dtype in HALF]
+    whole = {**state, **{name: constants[name] for name in computed}}
+    return {name: whole[name] for name in model.state_dict()}, computed
+
+
+def _named_base(config: Path, settings: DictConfig) -> Path:
+    names = settings.get("weights")
+    if not names:
+        raise ValueError(f"{config} names no weights: give the base model in front of the file to write")
+    return config.parent / names[0]
+
+
+def _open_base(path: Path, start: Start) -> Source:
+    source = open_original(path, use_ema=start.use_ema)
+    older = [name for name in source.state if name.startswith(surgery.CONTROL)]
+    if not older or len(older) == len(source.state):  # a branch alone is refused with the other half models
+        return source
+    if not start.renew:
+        raise ValueError(
+            f"{path} has a control branch already: train that one, or --replace-branch begins a new one"
+        )
+    state = {name: tensor for name, tensor in source.state.items() if name not in set(older)}
+    note = f"left out the control branch that was there: {len(older)} tensors"
+    return changed(source, state=state, left_out=(*source.left_out, note))
+
+
+def _constants(model: nn.Module) -> dict[str, Tensor]:
+    """What a model on the meta device has computed itself, by the names that it stores."""
+    stored = model.state_dict().keys()
+    return {name: one for name, one in model.named_buffers() if name in stored and not one.is_meta}
+
+
+def _report(joined: surgery.WithControl) -> list[str]:
+    """What of the branch is copied and what is new, in lines."""
+    groups: dict[str, list[str]] = {}
+    for name in joined.new:
+        groups.setdefault(name.removeprefix(surgery.CONTROL).split(".")[0], []).append(name)
+    lines = [f"copied from the U-Net: {_counted(joined.copied, joined.state)}"] if joined.copied else []
+    for group, names in groups.items():
+        weights = sum(joined.state[name].shape.numel() for name in names)
+        zeros = sum(int((joined.state[name] == 0).sum()) for name in names)
+        begins = "all zero" if zeros == weights else f"{zeros:,} of them zero" if zeros else "drawn"
+        lines.append(f"new {group}: {_counted(names, joined.state)}, {begins}")
+    unet = (t for name, t in joined.state.items() if name.startswith(surgery.UNET))
+    return [*lines, OWN_PRECISION] if any(t.dtype != torch.float32 for t in unet) else lines
+
+
+def _counted(names: Sequence[str], state: Mapping[str, Values]) -> str:
+    weights = sum(state[name].shape.numel() for name in names)
+    some = quote([name.removeprefix(surgery.CONTROL) for name in names])
+    return f"{len(names)} tensors, {weights:,} weights ({some})"
+
+
+def _shapes(state: Mapping[str, Values]) -> dict[str, tuple[int, ...]]:
+    return {name: tuple(tensor.shape) for name, tensor in state.items()}
+
+
+def _is_whole(tensor: Values) -> bool:
+    return not tensor.dtype.is_floating_point

@@ -1,0 +1,216 @@
+"""Pairs of picture and control picture as a training loop takes them.
+
+`ControlDataset` is lllyasviel's `MyDataset` for any data: row i is always the same. `Draws` is the endless
+stream that a training run sees: which row comes, how it is cropped and turned over and whether its prompt is
+left out follow from the seed and the number of the draw alone. So a run that was stopped goes on where it
+was, and several processes share one stream without a word between them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import torch
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from ldm.image import read_image
+from trainer.data.rows import Columns, Row, missing_files, read_rows
+
+RESOLUTION_STEP = 64  # the U-Net halves the latent three times, the autoencoder the picture three times
+READERS = 8  # threads that check a data set; decoding pictures leaves Python's lock
+CHECKED_AT_ONCE = 512  # a set that is wrong from the start is told so soon
+EVERY_ROW = 0x5EED  # marks the generator that shuffles rows, so that no draw shares its numbers
+
+Sample = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class View:
+    """How a pair becomes a sample.
+
+    resolution: side of the square in pixels. random_crop: cut anywhere, not in the middle. flip: turn every
+    second pair over, left to right. empty_prompts: share of samples that lose their text.
+    """
+
+    resolution: int = 512
+    random_crop: bool = False
+    flip: bool = False
+    empty_prompts: float = 0.0
+
+    def __post_init__(self) -> None:
+        if self.resolution < RESOLUTION_STEP or self.resolution % RESOLUTION_STEP:
+            raise ValueError(
+                f"resolution={self.resolution}: give a multiple of {RESOLUTION_STEP}, such as 512"
+            )
+        if not 0 <= self.empty_prompts <= 1:
+            raise ValueError(f"proportion of empty prompts {self.empty_prompts}: a share is between 0 and 1")
+
+    @property
+    def is_fixed(self) -> bool:
+        """Whether a row always gives the same pixels."""
+        return not (self.random_crop or self.flip)
+
+
+class ControlDataset(Dataset):
+    """The pairs of `data`, a folder or a list (see `trainer.data.rows`).
+
+    A sample is {"jpg": float32 [H W 3] in [-1, 1], "txt": str, "hint": float32 [H W 3] in [0, 1]}.
+    limit: use only so many rows. Raises as `read_rows`, and FileNotFoundError for rows without a file unless
+    told not to check.
+    """
+
+    def __init__(
+        self, data: str | Path = Path("training/fill50k"), view: View | None = None,
+        columns: Columns | None = None, limit: int | None = None, *, check_files: bool = True,
+    ) -> None:  # fmt: skip
+        self.view = view or View()
+        self.rows = read_rows(Path(data), columns)[:limit]
+        if check_files and (missing := missing_files(self.rows)):
+            more = f" ({len(missing)} such files)" if len(missing) > 1 else ""
+            raise FileNotFoundError(f"{missing[0]}{more}; --validate-data lists them")
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, index: int) -> Sample:
+        return self.sample(index, None)
+
+    def sample(self, index: int, rng: np.random.Generator | None, *, with_image: bool = True) -> Sample:
+        """Row `index` as seen by `rng`; None for the middle, unturned, with its first text."""
+        row = self.rows[index]
+        text = row.texts[0]
+        if rng is not None:
+            chosen = row.texts[rng.integers(len(row.texts))]
+            text = "" if rng.random() < self.view.empty_prompts else chosen
+        if not with_image:
+            hint = to_square(read_image(row.hint)[:, :, :3], self.view.resolution)
+            return {"txt": text, "hint": hint.astype(np.float32) / 255.0}
+        image, hint = self.view_of(row, rng)
+        return {
+            "jpg": image.astype(np.float32) / 127.5 - 1.0,
+            "txt": text,
+            "hint": hint.astype(np.float32) / 255.0,
+        }
+
+    def view_of(self, row: Row, rng: np.random.Generator | None) -> tuple[np.ndarray, np.ndarray]:
+        """Picture and control picture, uint8 [H W 3], cut and turned alike.
+
+        Raises ValueError naming the row when its pictures cannot be read or differ in size.
+        """
+        try:
+            pair = [read_image(path)[:, :, :3] for path in (row.image, row.hint)]
+        except (ValueError, OSError) as error:
+            raise ValueError(f"{row.place}: {error}") from None
+        if pair[0].shape != pair[1].shape:
+            (height, width), (other_height, other_width) = (one.shape[:2] for one in pair)
+            raise ValueError(
+                f"{row.place}: {row.image.name} is {width}x{height} but its control picture "
+                f"{row.hint.name} {other_width}x{other_height}; make both one size"
+            )
+        place = rng.random(2) if rng is not None and self.view.random_crop else (0.5, 0.5)
+        image, hint = (to_square(one, self.view.resolution, place) for one in pair)
+        if rng is not None and self.view.flip and rng.random() < 0.5:
+            image, hint = image[:, ::-1], hint[:, ::-1]
+        return np.ascontiguousarray(image), np.ascontiguousarray(hint)
+
+
+class Draws(Dataset):
+    """The stream of samples of a run: draw k is {..., "draw": k}, the same whenever it is asked for.
+
+    Every row comes once before any comes again, each time in another order.
+    """
+
+    def __init__(self, data: ControlDataset, seed: int) -> None:
+        self.data, self.seed = data, seed
+
+    def __getitem__(self, draw: int) -> Sample:
+        rng = np.random.default_rng([self.seed, draw])
+        return self.data.sample(self.row(draw), rng) | {"draw": draw}
+
+    def hint_sample(self, draw: int) -> Sample:
+        """The same without its picture, where a cache has that: control picture, text and number."""
+        rng = np.random.default_rng([self.seed, draw])
+        return self.data.sample(self.row(draw), rng, with_image=False) | {"draw": draw}
+
+    def row(self, draw: int) -> int:
+        """Which row draw `draw` shows."""
+        turn, place = divmod(draw, len(self.data))
+        return int(_order(self.seed, turn, len(self.data))[place])
+
+
+class Share(Sampler):
+    """The draws of one process from `start` on, without end: `batch` in a row, then those of the others.
+
+    rank, ranks: which process of how many. All together take every draw once.
+    """
+
+    def __init__(self, start: int, batch: int, rank: int = 0, ranks: int = 1) -> None:
+        self.start, self.batch, self.rank, self.ranks = start, batch, rank, ranks
+
+    def __iter__(self) -> Iterator[int]:
+        first = self.start + self.rank * self.batch
+        while True:
+            yield from range(first, first + self.batch)
+            first += self.batch * self.ranks
+
+
+@dataclass(frozen=True)
+class DrawLoader:
+    """How a run reads its stream: `batch` samples a step and process, by so many worker processes."""
+
+    draws: Dataset
+    batch: int
+    workers: int = 0
+
+    def of(self, start: int, rank: int = 0, ranks: int = 1) -> DataLoader:
+        """The batches of one process from draw `start` on, without end."""
+        share = Share(start, self.batch, rank, ranks)
+        return DataLoader(
+            self.draws, self.batch, sampler=share, num_workers=self.workers, drop_last=True,
+            pin_memory=torch.cuda.is_available(),
+        )  # fmt: skip
+
+
+def validate(dataset: ControlDataset, most: int = 10) -> list[str]:
+    """The first `most` rows that cannot be used, each in one sentence; every picture is decoded."""
+
+    def problem(row: Row) -> str | None:
+        try:
+            dataset.view_of(row, None)
+        except ValueError as error:
+            return str(error)
+        return None if any(text.strip() for text in row.texts) else f"{row.place} has no text"
+
+    found: list[str] = []
+    with ThreadPoolExecutor(READERS) as pool:
+        for start in range(0, len(dataset), CHECKED_AT_ONCE):
+            rows = dataset.rows[start : start + CHECKED_AT_ONCE]
+            found += [sentence for sentence in pool.map(problem, rows) if sentence]
+            if len(found) >= most:
+                break
+    return found[:most]
+
+
+@lru_cache(maxsize=2)  # a batch may lie across two turns
+def _order(seed: int, turn: int, count: int) -> np.ndarray:
+    return np.random.default_rng([seed, turn, EVERY_ROW]).permutation(count)
+
+
+def to_square(image: np.ndarray, side: int, place: tuple[float, float] = (0.5, 0.5)) -> np.ndarray:
+    """The picture with its short side scaled to `side`, cut to a square at `place` (0 left or top, 1 end)."""
+    height, width = image.shape[:2]
+    scale = side / min(height, width)
+    if scale != 1:
+        size = max(side, round(width * scale)), max(side, round(height * scale))
+        way = cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR
+        image = cv2.resize(image, size, interpolation=way)
+        height, width = image.shape[:2]
+    top, left = round((height - side) * place[1]), round((width - side) * place[0])
+    return image[top : top + side, left : left + side]

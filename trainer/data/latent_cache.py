@@ -1,0 +1,158 @@
+"""Latents and text embeddings of a training set, computed once and kept on disk in shards.
+
+A shard holds the rows of a fixed range; it appears under its name only when it is complete, so that a cache
+that was interrupted goes on where it stopped. `cache.json` says what the cache was made of: one of another
+model, resolution or data set is refused. Means and deviations are kept, not draws: a run on a cache sees
+every picture under as many draws as a run without.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors import safe_open
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from checkpoints.files.write import write_weights
+from cldm.cldm import ControlLDM
+from common.atomic import check_space
+from trainer.data.dataset import ControlDataset, Draws
+from trainer.losses import latent_moments
+
+SHARD = 256  # rows: about 35 MB of Stable Diffusion in half precision
+EMPTY = "empty.safetensors"  # the text that --proportion-empty-prompts puts in
+BATCH = 4
+SETTINGS_FILE = "cache.json"
+OPEN_SHARDS = 8
+
+
+class LatentCache:
+    """The cache of one data set, seen by one model, in `folder`."""
+
+    def __init__(self, folder: Path, count: int) -> None:
+        self.folder, self.count = Path(folder), count
+
+    def shard(self, row: int) -> Path:
+        """The file that row `row` is in."""
+        return self.folder / f"shard-{row // SHARD:06}.safetensors"
+
+    def missing(self) -> list[range]:
+        """The rows of each shard that is not there yet."""
+        starts = range(0, self.count, SHARD)
+        rows = (range(start, min(start + SHARD, self.count)) for start in starts)
+        return [one for one in rows if not self.shard(one.start).exists()]
+
+    def read(self, row: int) -> dict[str, Tensor]:
+        """mean and std [c, h, w] and text [n, d] of one row."""
+        file = _opened(self.shard(row))
+        return {name: file.get_slice(name)[row % SHARD] for name in ("mean", "std", "text")}
+
+    def empty_text(self) -> Tensor:
+        """The embedding of an empty prompt, [n, d]."""
+        return _opened(self.folder / EMPTY).get_tensor("text")
+
+
+class CachedDraws(Dataset):
+    """`Draws` with latents from a cache in place of pictures; control pictures are read as ever."""
+
+    def __init__(self, draws: Draws, cache: LatentCache) -> None:
+        self.draws, self.cache = draws, cache
+
+    def __getitem__(self, draw: int) -> dict[str, Any]:
+        sample = self.draws.hint_sample(draw)
+        cached = self.cache.read(self.draws.row(draw))
+        if sample["txt"] == "":
+            cached["text"] = self.cache.empty_text()
+        return sample | cached
+
+
+def build_cache(
+    model: ControlLDM, data: ControlDataset, folder: Path, dtype: torch.dtype, weights: Sequence[Path]
+) -> LatentCache:
+    """Compute what is missing of the cache in `folder`.
+
+    Raises ValueError for a view that changes from draw to draw, or a folder with another cache; OSError when
+    there is no room for it.
+    """
+    if not data.view.is_fixed or any(len(row.texts) > 1 for row in data.rows):
+        raise ValueError(
+            "--cache-latents keeps one latent and one text of each pair: leave out --random-crop and --flip, "
+            "and give each row one text"
+        )
+    from filelock import FileLock
+
+    folder.mkdir(parents=True, exist_ok=True)
+    cache = LatentCache(folder, len(data))
+    with FileLock(folder / ".lock"):  # of several processes one computes and the others wait for it
+        _claim(folder, fingerprint(model, data, dtype, weights))
+        if not (folder / EMPTY).exists():
+            with torch.no_grad():
+                empty = model.get_unconditional_conditioning(1)[0].to(dtype).cpu()
+            write_weights(folder / EMPTY, {"text": empty})
+        _fill(model, data, cache, dtype)
+    return cache
+
+
+def fingerprint(
+    model: ControlLDM, data: ControlDataset, dtype: torch.dtype, weights: Sequence[Path]
+) -> dict[str, Any]:
+    """What a cache depends on."""
+    rows = "\n".join(
+        f"{row.image.resolve()}\t{row.image.stat().st_size}\t{row.texts[0]}" for row in data.rows
+    )
+    files = [f"{path.resolve()} {path.stat().st_size} {path.stat().st_mtime_ns}" for path in weights]
+    return {
+        "rows": hashlib.sha256(rows.encode()).hexdigest(),
+        "weights": files,
+        "resolution": data.view.resolution,
+        "dtype": str(dtype),
+    }
+
+
+def _fill(model: ControlLDM, data: ControlDataset, cache: LatentCache, dtype: torch.dtype) -> None:
+    from tqdm import tqdm
+
+    missing = cache.missing()
+    bar = tqdm(total=sum(map(len, missing)), desc="latents", unit="pair", disable=not missing)
+    for number, rows in enumerate(missing):
+        pieces: dict[str, list[Tensor]] = {"mean": [], "std": [], "text": []}
+        for start in range(rows.start, rows.stop, BATCH):
+            samples = [data[row] for row in range(start, min(start + BATCH, rows.stop))]
+            batch = {
+                model.first_stage_key: torch.from_numpy(np.stack([one["jpg"] for one in samples])),
+                model.cond_stage_key: [one["txt"] for one in samples],
+            }
+            for name, value in zip(pieces, latent_moments(model, batch), strict=True):
+                pieces[name].append(value.to(dtype).cpu())
+            bar.update(len(samples))
+        shard = {name: torch.cat(values) for name, values in pieces.items()}
+        if number == 0:
+            size = sum(value.nbytes for value in shard.values()) * len(missing)
+            check_space(cache.shard(rows.start), size)
+        write_weights(cache.shard(rows.start), shard)
+    bar.close()
+
+
+def _claim(folder: Path, wanted: dict[str, Any]) -> None:
+    settings = folder / SETTINGS_FILE
+    if settings.exists():
+        found = json.loads(settings.read_text("utf-8"))
+        if other := [name for name in wanted if found.get(name) != wanted[name]]:
+            raise ValueError(
+                f"{folder} caches latents of other {', '.join(other)}: delete it, or name another folder"
+            )
+        return
+    settings.write_text(json.dumps(wanted, indent=2), "utf-8")
+
+
+@lru_cache(OPEN_SHARDS)
+def _opened(path: Path) -> Any:
+    return safe_open(path, framework="pt")

@@ -1,0 +1,104 @@
+"""The model of a run: base and branch in memory, ready to learn, in the types that the run computes in."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+from omegaconf import DictConfig
+from torch import Tensor, nn
+
+from checkpoints.load import assign_weights, read_state_dict
+from checkpoints.surgery import add_control, extract_control
+from cldm.cldm import ControlLDM
+from cldm.model import CONTROL_PREFIX, assign_parts
+from ldm.config import create_meta_model
+from tools.convert.add_control import fresh_branch
+
+log = logging.getLogger(__name__)
+
+AWAY = ("first_stage_model", "cond_stage_model")  # what a run with cached latents does without
+
+
+def load_for_training(
+    config: Path | DictConfig, weights: Sequence[Path], *, seed: int = 0, use_ema: bool = False
+) -> tuple[ControlLDM, bool]:
+    """The model of a yaml with `weights` overlaid, and whether a new branch was begun for want of one.
+
+    A new branch copies from the U-Net's encoder what it can and draws the rest by `seed`. Errors as
+    `cldm.model.assign_parts`.
+    """
+    model = create_meta_model(config)
+    names = [name for path in weights for name in read_state_dict(path)]
+    is_new = not any(name.startswith(CONTROL_PREFIX) for name in names)
+    ema_of = tuple(model.state_dict()) if use_ema else ()
+    extra = [new_branch(config, weights, seed, ema_of)] if is_new else []
+    assign_parts(model, *weights, *extra, use_ema=use_ema)
+    return model, is_new
+
+
+def new_branch(
+    config: Path | DictConfig, weights: Sequence[Path], seed: int, ema_of: tuple[str, ...] = ()
+) -> dict[str, Tensor]:
+    """Weights of an untrained branch beside `weights`, under the names of a whole model.
+
+    ema_of: as of `checkpoints.load.read_state_dict`, for a branch that copies the moving averages.
+    """
+    base: dict[str, Tensor] = {}
+    for path in weights:
+        base |= read_state_dict(path, ema_of=ema_of)
+    try:
+        return extract_control(add_control(base, fresh_branch(config, seed)).state)
+    except ValueError as error:
+        raise ValueError(f"{' + '.join(map(str, weights))}: {error}") from None
+
+
+def prepare(model: ControlLDM, *, frozen: torch.dtype, checkpointing: bool | None = None) -> None:
+    """What learns in float32, in memory of its own; what does not in `frozen`.
+
+    checkpointing: compute activations twice, None for what the yaml says.
+    """
+    learns = {id(parameter) for parameter in model.trainable_parameters()}
+    for module in model.modules():
+        if checkpointing is not None and hasattr(module, "use_checkpoint"):
+            module.use_checkpoint = checkpointing
+    for name, parameter in model.named_parameters():
+        if id(parameter) in learns:
+            parameter.data = parameter.data.to(torch.float32, copy=True)  # not the pages of a file
+        elif frozen != torch.float32 and not name.startswith(CONTROL_PREFIX):
+            parameter.data = parameter.data.to(frozen)
+
+
+class PutAway:
+    """Autoencoder and text encoder of `model`, out of memory but for as long as somebody needs them."""
+
+    def __init__(self, model: ControlLDM, weights: Sequence[Path]) -> None:
+        self.model, self.weights = model, weights
+        self.dtype = next(model.first_stage_model.parameters()).dtype
+        self.parts = nn.ModuleDict({name: getattr(model, name) for name in AWAY})
+        self._leave()
+
+    @contextmanager
+    def back(self) -> Iterator[None]:
+        """Inside, both are there, read from their files again."""
+        stored: dict[str, Tensor] = {}
+        for path in self.weights:
+            stored |= {name: one for name, one in read_state_dict(path).items() if name.startswith(AWAY)}
+        assign_weights(self.parts, stored, dtype=self.dtype)
+        for name, part in self.parts.to(self.model.device).items():
+            setattr(self.model, name, part)
+        try:
+            yield
+        finally:
+            self._leave()
+
+    def _leave(self) -> None:
+        for name in AWAY:
+            setattr(self.model, name, nn.Module())  # what moves or lists the model's parts finds nothing here
+        for module in self.parts.modules():
+            for key, parameter in module._parameters.items():
+                if parameter is not None:
+                    module._parameters[key] = nn.Parameter(parameter.to("meta"), requires_grad=False)
