@@ -21,7 +21,7 @@ SEEDS = 2**63  # torch takes them below
 
 def parse_args(argv: list[str] | None, prog: str, config: str) -> argparse.Namespace:
     """Read the command line; SystemExit with one sentence when it is wrong."""
-    flags = Parser(prog=prog, add_help=False, allow_abbrev=False)
+    flags = Parser(prog=prog, add_help=False)
     add = flags.add_argument
     add("--config", type=Path, metavar="YAML", help=f"of the model (default: models/{config})")
     add("--branch", choices=BRANCH_KINDS, help="kind of branch (default: the yaml's)")

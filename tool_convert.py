@@ -14,27 +14,15 @@ complete. Exit codes: 0; 1 with one sentence about what is wrong; 130 after Ctrl
 
 import argparse
 from pathlib import Path
-from typing import NoReturn
 
-from common.shell import run_command
+from common.shell import Parser, run_command
 
-USER_ERROR = 1
 DTYPES = ("fp32", "fp16", "bf16")
-
-
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        self.exit(USER_ERROR, f"{message}; python {self.prog} --help lists everything\n")
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     """Read the command line."""
-    parser = _Parser(
-        prog="tool_convert.py",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
+    parser = Parser("tool_convert.py", __doc__)
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
     def command(name: str, about: str, output: str = "file to write") -> argparse.ArgumentParser:

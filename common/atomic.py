@@ -33,7 +33,7 @@ def atomic_write(path: Path) -> Iterator[Path]:
             path.rename(old)
         partial.replace(path)
     except OSError as error:
-        raise OSError(error.errno, f"{path} was not written: {error.strerror or error}") from error
+        raise OSError(f"{path} was not written: {error.strerror or error}") from error
     finally:
         if old.exists() and not path.exists():
             old.rename(path)

@@ -12,7 +12,7 @@ import signal
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import NoReturn
+from typing import Any, NoReturn
 
 DONE, NOT_MET, USER_ERROR = 0, 1, 2  # 2 is argparse's own for a wrong command line
 INTERRUPTED = 130  # 128 + SIGINT, as shells count
@@ -34,15 +34,9 @@ class Stopped(Exception):
 class Parser(argparse.ArgumentParser):
     """Keeps the line breaks of its description and says what is wrong with a command line in one sentence."""
 
-    def __init__(
-        self,
-        prog: str,
-        description: str | None,
-        formatter_class: type[argparse.HelpFormatter] = argparse.RawDescriptionHelpFormatter,
-    ) -> None:
-        super().__init__(
-            prog=prog, description=description, formatter_class=formatter_class, allow_abbrev=False
-        )
+    def __init__(self, prog: str, description: str | None = None, **options: Any) -> None:
+        ours = {"formatter_class": argparse.RawDescriptionHelpFormatter, "allow_abbrev": False}
+        super().__init__(prog=prog, description=description, **(ours | options))
 
     def error(self, message: str) -> NoReturn:
         """Exit with the sentence."""
@@ -57,8 +51,9 @@ def run_command(
 ) -> int:
     """Run `act` and return the exit code.
 
-    act: returns an exit code, or what is printed for code 0. stopped: the sentence after Ctrl-C; out_of_memory:
-    what helps then. A mistake becomes one sentence on stderr; a fault of the program keeps its traceback.
+    act: returns an exit code, or what is printed for code 0. stopped: the sentence after Ctrl-C.
+    out_of_memory: what helps then. A mistake becomes one sentence on stderr, a fault of the program keeps its
+    traceback.
     """
     with _remembered_interrupt() as interrupted:
         try:

@@ -32,7 +32,7 @@ def parse_args(
 
     Without --config the tiny model's defaults hold. SystemExit with one sentence when it is wrong.
     """
-    parser = Parser(prog=prog, description=description, formatter_class=_Help, allow_abbrev=False)
+    parser = Parser(prog=prog, description=description, formatter_class=_Help)
     for add_flags in (
         _add_files, _add_data, _add_steps, _add_optimizer, _add_loss, _add_memory, _add_machines,
         _add_pictures, _add_output,

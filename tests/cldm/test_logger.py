@@ -7,12 +7,12 @@ import numpy as np
 import pytest
 import torch
 from pytorch_lightning.loggers import CSVLogger, TensorBoardLogger
-from tests.cldm.test_training import assert_equal_to_the_bit
 
 from cldm.logger import GAP, ImageLogger, Meter, ValidationPictures, grid_of
 from ldm.image import read_image, write_png
 from scenes.fill50k import Recipe, make_dataset
 from tests.small_runs import SIDE, Run
+from tests.trainer.test_module import assert_equal_to_the_bit
 from trainer.callbacks import Validation, read_validation
 from trainer.data.dataset import ControlDataset, View
 

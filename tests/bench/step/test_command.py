@@ -12,8 +12,8 @@ from omegaconf import OmegaConf
 from safetensors.torch import load_file
 from torch import nn
 
-from bench.step.command import command as step
-from bench.step.command import results as step_results
+from bench.step import command as step
+from bench.step import results as step_results
 from bench.step.contenders import CPU
 from bench.step.openvino import ir_path
 from bench.step.results import EQUAL, compare, read_results, step_table, write_results

@@ -9,7 +9,7 @@ from torch import nn
 
 from quantize import native
 from quantize.arithmetic import dequantize_channels, sqnr_db
-from quantize.fused.norms import upsample_conv as upsampling
+from quantize.fused import upsample_conv as upsampling
 from quantize.fused.upsample_conv import UpsampledConv2d
 from quantize.layers import quantize_layer
 
