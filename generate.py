@@ -167,13 +167,13 @@ def _report(args: argparse.Namespace, made: "list[Made]", failed: dict[str, str]
 def _listing() -> str:
     from cldm.controls import CONTROLS
     from ldm.models.diffusion.samplers import SAMPLERS
-    from ldm.modules.feature_cache import CUTS
+    from ldm.modules.feature_cache import CACHE_POINTS
 
     lines = ["controls, and what their maps show (* has no detector here: give a map with --no-preprocess)"]
     for name, control in CONTROLS.items():
         lines.append(f"  {name + ('' if control.annotate else ' *'):16} {control.shows}")
     lines += ["samplers", *(f"  {name}" for name in SAMPLERS)]
-    return "\n".join([*lines, "cuts for --reuse-every", *(f"  {name}" for name in CUTS)])
+    return "\n".join([*lines, "cuts for --reuse-every", *(f"  {name}" for name in CACHE_POINTS)])
 
 
 def _sentence(error: Exception) -> str:

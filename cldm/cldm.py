@@ -16,8 +16,8 @@ from torch import Tensor, nn
 
 from cldm.log_images import SampleSettings, log_images
 from ldm.models.diffusion.ddpm import LatentDiffusion
-from ldm.modules.feature_cache import KeptFeatures
-from ldm.modules.layers import repeat_rows, rows_before_text, zero_module
+from ldm.modules.feature_cache import FeatureCache
+from ldm.modules.layers import expand_batch, shared_batch, zero_module
 from ldm.modules.unet import Encoder, TimestepEmbedSequential, UNetConfig, UNetModel
 from ldm.util import instantiate_from_config
 
@@ -56,7 +56,7 @@ class ControlNet(Encoder):
         x: [b, c, h, w]; hint: [b, 3, 8h, 8w] in [0, 1], or its features when `encoded`; timesteps: [b];
         context: [b, n, d].
         """
-        rows = rows_before_text(context, x, timesteps, hint)
+        rows = shared_batch(context, x, timesteps, hint)
         features = hint[:rows] if encoded else self.encode_hint(hint[:rows])
         h, features, text = self.cast(x[:rows], features, context)
         emb, residuals = self.embed(timesteps), []
@@ -64,7 +64,7 @@ class ControlNet(Encoder):
             h = block(h, emb, text)
             if index == 0:
                 h = h + features
-            residuals.append(repeat_rows(zero_conv(h, emb), x))
+            residuals.append(expand_batch(zero_conv(h, emb), x))
         h = self.middle_block(h, emb, text)
         return [*residuals, self.middle_block_out(h, emb)]
 
@@ -77,21 +77,21 @@ class ControlledUnetModel(UNetModel):
     def forward(  # noqa: PLR0913 - the published signature and what sampling adds to it
         self, x: Tensor, timesteps: Tensor, context: Tensor | None = None,
         control: Sequence[Tensor] | None = None, only_mid_control: bool = False, into_encoder: bool = False,
-        kept: KeptFeatures | None = None,
+        cache: FeatureCache | None = None,
     ) -> Tensor:  # fmt: skip
         """As `UNetModel.forward`; control: residuals in a control branch's order, None for none.
 
         only_mid_control: use the last residual alone. into_encoder: add each behind its encoder block, where
         the blocks after it see it too, not onto the skip alone; gradients then run through the encoder.
-        kept: features of an earlier call to use again, or where to leave this one's.
+        cache: features of an earlier call to use again, or where to leave this one's.
         """
         within = into_encoder and control is not None and not only_mid_control
-        if kept is not None and kept.deep is not None:
+        if cache is not None and cache.deep is not None:
             added = None if only_mid_control else control
-            return self._resumed(x, timesteps, context, added, kept, within=within)
+            return self._resumed(x, timesteps, context, added, cache, within=within)
         residuals = [] if control is None else list(self.cast(*control))
         inside = residuals[:-1] if within else []
-        h, text = self.cast(x[: rows_before_text(context, x, timesteps, *inside)], context)
+        h, text = self.cast(x[: shared_batch(context, x, timesteps, *inside)], context)
         with torch.set_grad_enabled((within or self.encoder_learns) and torch.is_grad_enabled()):
             emb = self.embed(timesteps)
             h, skips = self.encode(h, emb, text, inside)
@@ -99,20 +99,20 @@ class ControlledUnetModel(UNetModel):
             h = h + residuals[-1]
         outside = residuals and not (only_mid_control or within)
         pairs = zip(skips, residuals[:-1] if outside else [None] * len(skips), strict=True)
-        return self.decode(h, list(pairs), emb, text, kept).to(x.dtype)
+        return self.decode(h, list(pairs), emb, text, cache).to(x.dtype)
 
     def _resumed(
         self, x: Tensor, timesteps: Tensor, context: Tensor | None, control: Sequence[Tensor] | None,
-        kept: KeptFeatures, *, within: bool,
+        cache: FeatureCache, *, within: bool,
     ) -> Tensor:  # fmt: skip
         h, text = self.cast(x, context)
         emb, skips = self.embed(timesteps), []
-        for index, block in enumerate(self.input_blocks[: kept.encoder]):
+        for index, block in enumerate(self.input_blocks[: cache.encoder]):
             h = block(h, emb, text)
             steered = h if control is None else h + control[index].to(h.dtype)
             skips.append((steered, None))
             h = steered if within else h
-        return self.decode(kept.deep, [*skips, *kept.skips], emb, text).to(x.dtype)
+        return self.decode(cache.deep, [*skips, *cache.skips], emb, text).to(x.dtype)
 
 
 class ControlLDM(LatentDiffusion):
@@ -164,8 +164,8 @@ class ControlLDM(LatentDiffusion):
         """The controlled U-Net's answer for [b, c, h, w] latents at [b] timesteps.
 
         control_scales: one factor for each residual, `self.control_scales` when None. `cond` may hold ready
-        residuals under "control" (see `cldm.control_units`): they are used as they are; and `KeptFeatures`
-        under "kept" (see `cldm.deep_cache`).
+        residuals under "control" (see `cldm.control_units`): they are used as they are; and `FeatureCache`
+        under "cache" (see `cldm.deep_cache`).
         """
         text = torch.cat(list(cond["c_crossattn"]), dim=1)
         residuals = cond.get("control")
@@ -176,7 +176,7 @@ class ControlLDM(LatentDiffusion):
             residuals = scale_residuals(residuals, scales, pool=self.global_average_pooling)
         return self.model.diffusion_model(
             x_noisy, t, context=text, control=residuals, only_mid_control=self.only_mid_control,
-            into_encoder=getattr(self.control_model, "into_encoder", False), kept=cond.get("kept"),
+            into_encoder=getattr(self.control_model, "into_encoder", False), cache=cond.get("cache"),
         )  # fmt: skip
 
     @torch.no_grad()

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from cldm.cldm import ControlLDM, scale_residuals
 from ldm.models.diffusion.sampling_run import Denoise
-from ldm.modules.layers import repeat_rows
+from ldm.modules.layers import expand_batch
 
 GUESS_MODE_DECAY = 0.825  # per block, deepest = 1: 0.825**12 is about 0.1, so shallow blocks hardly steer
 ROUNDING = 1e-9  # a third of three steps is one step
@@ -84,7 +84,7 @@ def combined_residuals(
 def _for_each(x: Tensor, features: Tensor | list[Tensor]) -> Tensor | list[Tensor]:
     if isinstance(features, list):
         return [_for_each(x, one) for one in features]
-    return features.expand(len(x), -1, -1, -1) if len(features) == 1 else repeat_rows(features, x)
+    return features.expand(len(x), -1, -1, -1) if len(features) == 1 else expand_batch(features, x)
 
 
 def controlled_denoiser(

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from cldm.cldm import ControlLDM
 from cldm.control_units import ControlUnit, combined_residuals, step_at, unit_residuals
-from ldm.modules.feature_cache import DEFAULT_CUT, get_cut
+from ldm.modules.feature_cache import DEFAULT_CACHE_POINT, get_cache_point
 
 
 @dataclass(frozen=True)
@@ -26,11 +26,11 @@ class Reuse:
     """
 
     every: int = 1
-    cut: str = DEFAULT_CUT
+    cut: str = DEFAULT_CACHE_POINT
     control_every: int = 1
 
 
-class ReusingDenoiser:
+class CachedDenoiser:
     """A pass of one request, called by one sampler: `cldm.control_units.controlled_denoiser` with a memory.
 
     Where all is computed at every step, both give the same numbers to the bit. Raises ValueError for a U-Net
@@ -45,7 +45,7 @@ class ReusingDenoiser:
         self._dtype = next(model.model.parameters()).dtype
         self._text = text.to(self._dtype)
         blocks = len(model.model.diffusion_model.input_blocks)
-        self._kept = get_cut(reuse.cut).keeper(blocks) if reuse.every > 1 else None
+        self._cache = get_cache_point(reuse.cut).make_cache(blocks) if reuse.every > 1 else None
         self._whole: tuple[int, list[int]] | None = None  # step of the last whole call, and who acted in it
         self._residuals: dict[int, tuple[int, list[Tensor]]] = {}  # by unit: when they were made, unscaled
 
@@ -56,8 +56,8 @@ class ReusingDenoiser:
         whole = self._is_whole(step, list(acting))
         if whole:
             self._whole = step, list(acting)
-            if self._kept is not None:
-                self._kept.deep = None
+            if self._cache is not None:
+                self._cache.deep = None
 
         def residuals(unit: ControlUnit, *inputs: Tensor) -> list[Tensor]:
             made, kept = self._residuals.get(id(unit), (None, []))
@@ -67,7 +67,7 @@ class ReusingDenoiser:
             return kept
 
         control = combined_residuals(list(acting.values()), latent, t, self._text, residuals)
-        cond = {"c_crossattn": [self._text], "c_concat": None, "control": control, "kept": self._kept}
+        cond = {"c_crossattn": [self._text], "c_concat": None, "control": control, "cache": self._cache}
         return self._model.predict_eps(latent, t, cond).float()
 
     def _is_whole(self, step: int, acting: list[int]) -> bool:

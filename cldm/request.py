@@ -9,7 +9,7 @@ from typing import Any
 
 from cldm.controls import get_control
 from ldm.models.diffusion.samplers import get_sampler
-from ldm.modules.feature_cache import DEFAULT_CUT, get_cut
+from ldm.modules.feature_cache import DEFAULT_CACHE_POINT, get_cache_point
 
 MAX_STEPS = 500  # what the published DDIM can do with 1000 training timesteps
 MAX_SAMPLES = 64
@@ -66,8 +66,8 @@ class Request:
     These save time and change the picture (docs/speed.md); as they are they do nothing. guidance_start,
     guidance_end: the part of the steps that are guided; the others leave out the pass without the prompt.
     reuse_every: one step in so many computes the whole U-Net and the branches, those between use its deep
-    features again, cut at `reuse_cut` (ldm.modules.feature_cache.CUTS). control_every: the same of the
-    branches alone.
+    features again, cached at `reuse_cut` (ldm.modules.feature_cache.CACHE_POINTS). control_every: the same
+    of the branches alone.
     """
 
     prompt: str
@@ -87,7 +87,7 @@ class Request:
     guidance_start: float = 0.0
     guidance_end: float = 1.0
     reuse_every: int = 1
-    reuse_cut: str = DEFAULT_CUT
+    reuse_cut: str = DEFAULT_CACHE_POINT
     control_every: int = 1
 
     def __post_init__(self) -> None:
@@ -111,7 +111,7 @@ class Request:
         for name in ("reuse_every", "control_every"):
             every = getattr(self, name)
             _check(1 <= every <= MAX_STEPS, f"{name}={every}: use 1 (compute every step) to {MAX_STEPS}")
-        get_cut(self.reuse_cut)
+        get_cache_point(self.reuse_cut)
         object.__setattr__(self, "controls", tuple(self.controls))
 
     def to_json(self) -> str:

@@ -10,10 +10,10 @@ from torch import Tensor
 
 from cldm.cldm import ControlLDM
 from cldm.control_units import ControlUnit, controlled_denoiser, step_at, within
-from cldm.deep_cache import Reuse, ReusingDenoiser
+from cldm.deep_cache import CachedDenoiser, Reuse
 from cldm.request import Request
-from ldm.models.diffusion.samplers import get_sampler, guided, keep_known, start_latent
-from ldm.models.diffusion.sampling_run import Denoise, Generators, Step, drawer
+from ldm.models.diffusion.samplers import classifier_free_guidance, get_sampler, inpaint_blend, start_latent
+from ldm.models.diffusion.sampling_run import Denoise, Generators, Step, noise_sampler
 
 
 @dataclass(frozen=True)
@@ -42,14 +42,14 @@ def sample_latents(model: ControlLDM, job: Job) -> Tensor:
     sampler, abar = get_sampler(request.sampler), model.alphas_cumprod
     timesteps = sampler.timesteps(request.steps, abar, request.denoise)
     channels = model.model.diffusion_model.config.in_channels
-    x_T = drawer(torch.empty(n, channels, *job.size, device=model.device), job.noise)()
+    x_T = noise_sampler(torch.empty(n, channels, *job.size, device=model.device), job.noise)()
     blend = None
     if job.known is not None:
         known = job.known.expand(n, -1, -1, -1)
         if request.denoise < 1:
             x_T = start_latent(request.sampler, known, x_T, request.steps, abar, request.denoise)
         if job.keep is not None:
-            blend = keep_known(known, job.keep.to(known), abar, job.noise)
+            blend = inpaint_blend(known, job.keep.to(known), abar, job.noise)
     unconditional = [unit for unit in job.units if unit.unconditional]
     cond = _denoiser(model, job.texts[0], job.units, timesteps, request)
     uncond = _denoiser(model, job.texts[1], unconditional, timesteps, request)
@@ -61,7 +61,7 @@ def sample_latents(model: ControlLDM, job: Job) -> Tensor:
     both = None
     if job.together and len(unconditional) == len(job.units) and not _reuses(request):
         both = controlled_denoiser(model, torch.cat(job.texts), job.units, timesteps)
-    denoise = guided(cond, uncond, request.scale, guides, both)
+    denoise = classifier_free_guidance(cond, uncond, request.scale, guides, both)
     hooks = {"generator": job.noise, "on_step": job.on_step, "blend": blend}
     return sampler(denoise, x_T, timesteps, abar, eta=request.eta, **hooks)
 
@@ -73,7 +73,7 @@ def _denoiser(
     if not _reuses(request):
         return controlled_denoiser(model, text, units, timesteps)
     reuse = Reuse(request.reuse_every, request.reuse_cut, request.control_every)
-    return ReusingDenoiser(model, text, units, timesteps, reuse)
+    return CachedDenoiser(model, text, units, timesteps, reuse)
 
 
 def _reuses(request: Request) -> bool:

@@ -22,7 +22,7 @@ from typing import Any
 
 from bench.quality.savings_parts import PEER
 from bench.quality.savings_rows import BETWEEN, BRANCH, LONG, ROWS, UNSAVED, WHOLE, Task, likeness, passes_of
-from ldm.modules.feature_cache import DEFAULT_CUT
+from ldm.modules.feature_cache import DEFAULT_CACHE_POINT
 
 HEAD = (
     "row", f"PSNR to {UNSAVED}", "its 5 %", f"SSIM to {UNSAVED}",
@@ -82,7 +82,7 @@ def baseline(long: Mapping[str, float], reports: Mapping[str, Mapping[str, Any]]
             parts = _medians(report)
             return f"diffusers, {LONG}", ROWS[LONG]["steps"] * parts[PEER] + sum(parts[one] for one in ONCE)
     name, report = next(iter(reports.items()))
-    return f"{name}, {LONG}", seconds_of(long, DEFAULT_CUT, _medians(report))
+    return f"{name}, {LONG}", seconds_of(long, DEFAULT_CACHE_POINT, _medians(report))
 
 
 def seconds_table(passes: Mapping[str, Mapping[str, float]], reports: Mapping[str, Mapping[str, Any]]) -> str:
@@ -93,7 +93,7 @@ def seconds_table(passes: Mapping[str, Mapping[str, float]], reports: Mapping[st
     for name, counts in passes.items():
         cells = [name, *(f"{counts[kind]}" for kind in (WHOLE, BETWEEN, BRANCH))]
         for report in reports.values():
-            took = seconds_of(counts, ROWS[name].get("reuse_cut", DEFAULT_CUT), _medians(report))
+            took = seconds_of(counts, ROWS[name].get("reuse_cut", DEFAULT_CACHE_POINT), _medians(report))
             cells += [f"{took:.1f}", f"{base / took:.2f} x"]
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)

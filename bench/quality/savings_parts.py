@@ -54,7 +54,7 @@ def parts(model: ControlLDM, size: int) -> dict[str, Run]:
     """What computes each part, by name: the passes that steps are made of, then what a picture needs once."""
     import torch
 
-    from ldm.modules.feature_cache import CUTS
+    from ldm.modules.feature_cache import CACHE_POINTS
 
     unet, branch, side = model.model.diffusion_model, model.control_model, size // LATENT_FACTOR
     noise = torch.Generator().manual_seed(0)
@@ -65,13 +65,13 @@ def parts(model: ControlLDM, size: int) -> dict[str, Run]:
     residuals = branch(x, features, t, text, encoded=True)
 
     def between(name: str) -> Run:
-        kept = CUTS[name].keeper(len(unet.input_blocks))
-        unet(x, t, text, control=residuals, kept=kept)
-        return lambda: unet(x, t, text, control=residuals, kept=kept)
+        cache = CACHE_POINTS[name].make_cache(len(unet.input_blocks))
+        unet(x, t, text, control=residuals, cache=cache)
+        return lambda: unet(x, t, text, control=residuals, cache=cache)
 
     return {
         WHOLE: lambda: unet(x, t, text, control=residuals),
-        **{name: between(name) for name in CUTS},
+        **{name: between(name) for name in CACHE_POINTS},
         BRANCH: lambda: branch(x, features, t, text, encoded=True),
         "hint": lambda: branch.encode_hint(hint),
         "text": lambda: model.get_learned_conditioning(PROMPTS),

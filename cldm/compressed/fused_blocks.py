@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from ldm.modules import vae
 from ldm.modules.attention import GEGLU, BasicTransformerBlock, CrossAttention, SpatialTransformer
-from ldm.modules.layers import ResBlock, Upsample, repeat_rows
+from ldm.modules.layers import ResBlock, Upsample, expand_batch
 from quantize.activations import Quantized
 from quantize.cpu.activations import geglu_quantize
 from quantize.cpu.attention import attend_bf16, attend_int8
@@ -49,7 +49,7 @@ class FusedTransformer(SpatialTransformer):
         for block in self.transformer_blocks:
             tokens = block(tokens, context)
         h = rearrange(tokens, "b (h w) c -> b c h w", h=x.shape[-2])
-        return _add(self.proj_out, h, repeat_rows(x, h))
+        return _add(self.proj_out, h, expand_batch(x, h))
 
 
 class FusedTransformerBlock(BasicTransformerBlock):
@@ -57,8 +57,8 @@ class FusedTransformerBlock(BasicTransformerBlock):
 
     def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
         """x: [b, n, c]; context: [b, m, d] -> [b, n, c]."""
-        x = repeat_rows(_add(self.attn1.to_out[0], self.attn1.mix(self.norm1(x)), x), context)
-        x = _add(self.attn2.to_out[0], self.attn2.mix(self.norm2(x), context), x)
+        x = expand_batch(_add(self.attn1.to_out[0], self.attn1.attend_heads(self.norm1(x)), x), context)
+        x = _add(self.attn2.to_out[0], self.attn2.attend_heads(self.norm2(x), context), x)
         gate, _, out = self.ff.net
         return _add(out, gate(self.norm3(x)), x)
 
@@ -81,7 +81,7 @@ class FusedAttention(CrossAttention):
         self.kept = ((context.clone(), read, made), *kept[: TEXTS_KEPT - 1])
         return made
 
-    def mix(self, x: Tensor | Quantized, context: Tensor | None = None) -> Tensor | Quantized:
+    def attend_heads(self, x: Tensor | Quantized, context: Tensor | None = None) -> Tensor | Quantized:
         """As bytes where the layer behind takes them. Without slices: no step of it holds all logits."""
         q = self.split(self.to_q(x))
         # Models that ask for float32 here have logits of hundreds, of which bytes would miss whole units.

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
-from ldm.modules.layers import recompute, repeat_rows, zero_module
+from ldm.modules.layers import expand_batch, maybe_checkpoint, zero_module
 
 TRANSFORMER_NORM_EPS = 1e-6  # the published transformers and VAE; ResBlocks keep torch's 1e-5
 
@@ -47,9 +47,9 @@ class CrossAttention(nn.Module):
 
     def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
         """x: [b, n, c]; context: [b, m, d] -> [b, n, c]."""
-        return self.to_out(self.mix(x, context))
+        return self.to_out(self.attend_heads(x, context))
 
-    def mix(self, x: Tensor, context: Tensor | None = None) -> Tensor:
+    def attend_heads(self, x: Tensor, context: Tensor | None = None) -> Tensor:
         """What the heads find, before it is projected: [b, n, heads * d]."""
         q = self.split(self.to_q(x))
         k, v = self.keys_and_values(x if context is None else context)
@@ -65,7 +65,7 @@ class CrossAttention(nn.Module):
         """[b, n, heads * d] -> [b, heads, n, d]."""
         return rearrange(projected, "b n (h d) -> b h n d", h=self.heads)
 
-    # An inference engine puts its own in place of `mix` and this (`cldm.compressed.fuse_cpu`).
+    # An inference engine puts its own in place of `attend_heads` and this (`cldm.compressed.fuse_cpu`).
     def keys_and_values(self, context: Tensor) -> tuple[Tensor, Tensor]:
         """Of context [b, m, d]: [b, heads, m, d] each."""
         return self.split(self.to_k(context)), self.split(self.to_v(context))
@@ -125,7 +125,7 @@ class BasicTransformerBlock(nn.Module):
 
     def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
         """x: [b, n, c], or rows that several texts share; context: [b, m, d] -> [b, n, c]."""
-        x = repeat_rows(x + self.attn1(self.norm1(x)), context)
+        x = expand_batch(x + self.attn1(self.norm1(x)), context)
         x = x + self.attn2(self.norm2(x), context)
         return x + self.ff(self.norm3(x))
 
@@ -163,8 +163,8 @@ class SpatialTransformer(nn.Module):
         if self.use_linear:
             h = self.proj_in(h)
         for block in self.transformer_blocks:
-            h = recompute(self.use_checkpoint, block, h, context)
+            h = maybe_checkpoint(self.use_checkpoint, block, h, context)
         if self.use_linear:
             h = self.proj_out(h)
         h = rearrange(h, "b (h w) c -> b c h w", h=height, w=width)
-        return repeat_rows(x, h) + (h if self.use_linear else self.proj_out(h))
+        return expand_batch(x, h) + (h if self.use_linear else self.proj_out(h))

@@ -10,13 +10,13 @@ from dataclasses import dataclass, field
 
 from torch import Tensor
 
-DEFAULT_CUT = "outer-2"
+DEFAULT_CACHE_POINT = "outer-2"
 Skip = tuple[Tensor, Tensor | None]  # of an input block, and the residual that is to be added to it
 
 
 @dataclass
-class KeptFeatures:
-    """Features of the last whole call. They belong to whoever samples one picture, never to the model.
+class FeatureCache:
+    """Features of the last whole call. They belong to whoever samples one image, never to the model.
 
     encoder: how many input blocks, from the first, every call computes; decoder: how many output blocks, up
     to the last. deep: what entered the first of these output blocks; None makes the next call a whole one.
@@ -28,7 +28,7 @@ class KeptFeatures:
     deep: Tensor | None = None
     skips: list[Skip] = field(default_factory=list)
 
-    def look(self, h: Tensor, skips: list[Skip]) -> None:
+    def store(self, h: Tensor, skips: list[Skip]) -> None:
         """Keep `h` [b, c, h, w], about to enter an output block, if it is the first that is always computed.
 
         skips: those left for this block and the later ones, in the order of the input blocks.
@@ -38,35 +38,36 @@ class KeptFeatures:
 
 
 @dataclass(frozen=True)
-class Cut:
-    """Which blocks calls between compute: the first input blocks and the last output blocks, None for all."""
+class CachePoint:
+    """Which blocks every call computes: the first input blocks and the last output blocks, None for all."""
 
     encoder: int
     decoder: int | None
 
-    def keeper(self, blocks: int) -> KeptFeatures:
-        """Room for the features of a U-Net of that many input blocks, and as many output blocks.
+    def make_cache(self, blocks: int) -> FeatureCache:
+        """An empty cache for a U-Net of that many input blocks, and as many output blocks.
 
-        Raises ValueError for one that is too small to be cut here.
+        Raises ValueError for one that is too small to be cached here.
         """
         decoder = blocks if self.decoder is None else self.decoder
         if max(self.encoder, decoder) > blocks:
             raise ValueError(
                 f"this U-Net has {blocks} output blocks, too few for a cut that computes {decoder}"
             )
-        return KeptFeatures(self.encoder, decoder)
+        return FeatureCache(self.encoder, decoder)
 
 
-def get_cut(name: str) -> Cut:
-    """The cut of that name; ValueError lists the known ones."""
-    if name not in CUTS:
-        raise ValueError(f"reuse_cut={name!r} is no way to cut the U-Net: choose from {', '.join(CUTS)}")
-    return CUTS[name]
+def get_cache_point(name: str) -> CachePoint:
+    """The cache point of that name; ValueError lists the known ones."""
+    if name not in CACHE_POINTS:
+        known = ", ".join(CACHE_POINTS)
+        raise ValueError(f"reuse_cut={name!r} is no way to cut the U-Net: choose from {known}")
+    return CACHE_POINTS[name]
 
 
-CUTS = {
-    "outer-1": Cut(1, 1),  # the outermost block of each half: DeepCache's cheapest
-    "outer-2": Cut(2, 2),
-    "outer-3": Cut(3, 3),  # all of the finest resolution of SD 1.5
-    "decoder": Cut(0, None),  # the whole decoder on the encoder's old features: Faster Diffusion
+CACHE_POINTS = {
+    "outer-1": CachePoint(1, 1),  # the outermost block of each half: DeepCache's cheapest
+    "outer-2": CachePoint(2, 2),
+    "outer-3": CachePoint(3, 3),  # all of the finest resolution of SD 1.5
+    "decoder": CachePoint(0, None),  # the whole decoder on the encoder's old features: Faster Diffusion
 }

@@ -34,14 +34,14 @@ def zero_module(module: nn.Module) -> nn.Module:
     return module
 
 
-def recompute(enabled: bool, function: Callable[..., Tensor], *inputs: Tensor | None) -> Tensor:
+def maybe_checkpoint(enabled: bool, function: Callable[..., Tensor], *inputs: Tensor | None) -> Tensor:
     """`function(*inputs)`; when enabled, activations are dropped and computed again in the backward pass."""
     if enabled and torch.is_grad_enabled():
         return checkpoint(function, *inputs, use_reentrant=False)
     return function(*inputs)
 
 
-def rows_before_text(context: Tensor | None, *inputs: Tensor) -> int:
+def shared_batch(context: Tensor | None, *inputs: Tensor) -> int:
     """How many rows of all `inputs` [b, ...] to compute until the text `context` [b, n, d] comes in.
 
     Half of them where guidance gives the same rows twice, each time with another text; all b otherwise. All
@@ -56,14 +56,14 @@ def rows_before_text(context: Tensor | None, *inputs: Tensor) -> int:
     return half if all(torch.equal(one[:half], one[half:]) for one in inputs) else rows
 
 
-def repeat_rows(x: Tensor, like: Tensor | None) -> Tensor:
+def expand_batch(x: Tensor, like: Tensor | None) -> Tensor:
     """x [a, ...], behind itself until it has the rows of `like` [b, ...], a multiple; x alone for None."""
     if like is None or len(x) >= len(like):
         return x
     return torch.cat([x] * (len(like) // len(x)))  # unlike Tensor.repeat it keeps channels last
 
 
-def beside(h: Tensor, skip: Tensor, residual: Tensor | None = None) -> Tensor:
+def cat_skip(h: Tensor, skip: Tensor, residual: Tensor | None = None) -> Tensor:
     """[b, c + d, h, w]: `h` [b, c, h, w] and behind it `skip` [b, d, h, w], plus `residual` if there is one.
 
     Where no gradient is wanted the sum is written to its place at once, and not copied there.
@@ -109,7 +109,7 @@ class ResBlock(TimestepBlock):
 
     def forward(self, x: Tensor, emb: Tensor) -> Tensor:
         """x: [b, c, h, w]; emb: [b, e] -> [b, out_channels, h, w]."""
-        return recompute(self.use_checkpoint, self._forward, x, emb)
+        return maybe_checkpoint(self.use_checkpoint, self._forward, x, emb)
 
     def _forward(self, x: Tensor, emb: Tensor) -> Tensor:
         h = self.in_layers(x)

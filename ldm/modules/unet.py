@@ -16,15 +16,15 @@ import torch
 from torch import Tensor, nn
 
 from ldm.modules.attention import SpatialTransformer
-from ldm.modules.feature_cache import KeptFeatures, Skip
+from ldm.modules.feature_cache import FeatureCache, Skip
 from ldm.modules.layers import (
     Downsample,
     ResBlock,
     TimestepBlock,
     Upsample,
-    beside,
-    repeat_rows,
-    rows_before_text,
+    cat_skip,
+    expand_batch,
+    shared_batch,
     timestep_embedding,
     zero_module,
 )
@@ -182,14 +182,14 @@ class Encoder(nn.Module):
                residuals: Sequence[Tensor] = ()) -> tuple[Tensor, list[Tensor]]:  # fmt: skip
         """What the middle block puts out, and the skips of all input blocks, for each row of `emb` [b, e].
 
-        x: [b, c, h, w], or the first `rows_before_text` of it. residuals: to add behind each input block.
+        x: [b, c, h, w], or the first `shared_batch` rows of it. residuals: to add behind each input block.
         """
         skips, added = [], residuals or [None] * len(self.input_blocks)
         for block, residual in zip(self.input_blocks, added, strict=True):
             x = block(x, emb, context)
             x = x if residual is None else x + residual[: len(x)]
             skips.append(x)
-        return self.middle_block(x, emb, context), [repeat_rows(skip, emb) for skip in skips]
+        return self.middle_block(x, emb, context), [expand_batch(skip, emb) for skip in skips]
 
 
 class UNetModel(Encoder):
@@ -218,20 +218,20 @@ class UNetModel(Encoder):
                 yield TimestepEmbedSequential(*layers)
 
     def decode(self, h: Tensor, skips: list[Skip], emb: Tensor, context: Tensor | None,
-               kept: KeptFeatures | None = None) -> Tensor:  # fmt: skip
+               cache: FeatureCache | None = None) -> Tensor:  # fmt: skip
         """As many of the last output blocks as there are `skips`, over `h`, which enters the first of them.
 
-        For all skips that is the middle block's. They are taken from the end and used up; `kept` looks on.
+        For all skips that is the middle block's. They are used up from the end; `cache` stores its part.
         """
         for block in self.output_blocks[len(self.output_blocks) - len(skips) :]:
-            if kept is not None:
-                kept.look(h, skips)
-            h = block(beside(h, *skips.pop()), emb, context)
+            if cache is not None:
+                cache.store(h, skips)
+            h = block(cat_skip(h, *skips.pop()), emb, context)
         return self.out(h)
 
     def forward(self, x: Tensor, timesteps: Tensor, context: Tensor | None = None) -> Tensor:
         """x: [b, c, h, w] latents; timesteps: [b]; context: [b, n, d] text -> [b, out_channels, h, w]."""
-        h, text = self.cast(x[: rows_before_text(context, x, timesteps)], context)
+        h, text = self.cast(x[: shared_batch(context, x, timesteps)], context)
         emb = self.embed(timesteps)
         h, skips = self.encode(h, emb, text)
         return self.decode(h, [(skip, None) for skip in skips], emb, text).to(x.dtype)

@@ -10,11 +10,11 @@ import pytest
 import torch
 
 from cldm.control_units import ControlUnit, control_scales, controlled_denoiser
-from cldm.deep_cache import Reuse, ReusingDenoiser
+from cldm.deep_cache import CachedDenoiser, Reuse
 from cldm.pipeline import Pipeline
 from cldm.request import ControlInput, Request
 from ldm.models.diffusion.samplers import SAMPLERS, get_sampler
-from ldm.modules.feature_cache import CUTS, Cut, KeptFeatures
+from ldm.modules.feature_cache import CACHE_POINTS, CachePoint, FeatureCache
 from tests.small_models import SD15, build
 
 BLOCKS = 9  # input blocks of the small model, and output blocks
@@ -24,7 +24,7 @@ TEXT = torch.randn(2, 5, SD15["context_dim"], generator=torch.Generator().manual
 TIMESTEPS = [1.0, 200.0, 400.0, 600.0, 800.0, 999.0]
 SKETCH = np.full((64, 64, 3), 255, np.uint8)
 SKETCH[20:44, 20:22] = SKETCH[20:44, 42:44] = SKETCH[20:22, 20:44] = SKETCH[42:44, 20:44] = 0
-each_cut = pytest.mark.parametrize("cut", CUTS)
+each_cut = pytest.mark.parametrize("cut", CACHE_POINTS)
 
 
 @pytest.fixture(scope="module")
@@ -75,7 +75,7 @@ def counted(model):
 def test_reusing_nothing_is_the_plain_denoiser_to_the_bit(model, cut):
     units = [unit(model), unit(model, 0.5, start=0.5)]
     plain = walk(controlled_denoiser(model, TEXT, units, TIMESTEPS))
-    assert same(walk(ReusingDenoiser(model, TEXT, units, TIMESTEPS, Reuse(1, cut, 1))), plain)
+    assert same(walk(CachedDenoiser(model, TEXT, units, TIMESTEPS, Reuse(1, cut, 1))), plain)
 
 
 @each_cut
@@ -83,11 +83,11 @@ def test_reusing_nothing_is_the_plain_denoiser_to_the_bit(model, cut):
 def test_a_step_between_with_nothing_changed_is_the_whole_step_to_the_bit(model, cut, way):
     unet, t = model.model.diffusion_model, torch.tensor([500, 500])
     control = model.control_model(X, HINT.expand(2, -1, -1, -1), t, TEXT)
-    kept, options = CUTS[cut].keeper(BLOCKS), {"control": control, **way}
-    whole = unet(X, t, TEXT, kept=kept, **options)
+    cache, options = CACHE_POINTS[cut].make_cache(BLOCKS), {"control": control, **way}
+    whole = unet(X, t, TEXT, cache=cache, **options)
     assert torch.equal(whole, unet(X, t, TEXT, **options))
     with counted(model) as calls:
-        assert torch.equal(unet(X, t, TEXT, kept=kept, **options), whole)
+        assert torch.equal(unet(X, t, TEXT, cache=cache, **options), whole)
     assert calls["middle"] == 0
 
 
@@ -95,7 +95,7 @@ def test_a_step_between_with_nothing_changed_is_the_whole_step_to_the_bit(model,
 def test_whole_steps_are_exact_and_those_between_are_not(model, cut):
     units = [unit(model)]
     plain = walk(controlled_denoiser(model, TEXT, units, TIMESTEPS))
-    reused = walk(ReusingDenoiser(model, TEXT, units, TIMESTEPS, Reuse(2, cut)))
+    reused = walk(CachedDenoiser(model, TEXT, units, TIMESTEPS, Reuse(2, cut)))
     assert same(reused[::2], plain[::2])  # whole steps
     assert not any(torch.equal(a, b) for a, b in zip(reused[1::2], plain[1::2], strict=True))
 
@@ -110,7 +110,7 @@ def test_whole_steps_are_exact_and_those_between_are_not(model, cut):
 )
 def test_every_second_step_computes_only_what_the_cut_says(model, cut, computed):
     with counted(model) as calls:
-        walk(ReusingDenoiser(model, TEXT, [unit(model)], TIMESTEPS, Reuse(2, cut)))
+        walk(CachedDenoiser(model, TEXT, [unit(model)], TIMESTEPS, Reuse(2, cut)))
     assert {name for name in calls if name[:2] in ("in", "ou") and calls[name] == 6} == computed
     assert {calls[name] for name in calls if name not in computed | {"unet"}} == {3}
     assert calls["unet"] == 6
@@ -121,7 +121,7 @@ def test_the_branch_alone_rests_and_its_residuals_stay(model):
     model.apply_model = lambda x, t, cond: seen.append(cond["control"]) or plain(x, t, cond)
     try:
         with counted(model) as calls:
-            walk(ReusingDenoiser(model, TEXT, [unit(model, 0.5)], TIMESTEPS, Reuse(control_every=4)))
+            walk(CachedDenoiser(model, TEXT, [unit(model, 0.5)], TIMESTEPS, Reuse(control_every=4)))
     finally:
         del model.apply_model
     assert (calls["branch"], calls["middle"]) == (2, 6)
@@ -131,7 +131,7 @@ def test_the_branch_alone_rests_and_its_residuals_stay(model):
 
 def test_branches_rest_longer_than_the_unet_where_both_are_asked(model):
     with counted(model) as calls:
-        walk(ReusingDenoiser(model, TEXT, [unit(model)], TIMESTEPS, Reuse(2, control_every=4)))
+        walk(CachedDenoiser(model, TEXT, [unit(model)], TIMESTEPS, Reuse(2, control_every=4)))
     assert (calls["branch"], calls["middle"]) == (2, 3)
 
 
@@ -139,12 +139,12 @@ def test_a_branch_that_comes_or_goes_makes_a_step_whole(model):
     late, early = [unit(model, start=0.5)], [unit(model, end=0.5)]
     for units, calls_of_branch in ((late, 1), (early, 1)):
         with counted(model) as calls:
-            walk(ReusingDenoiser(model, TEXT, units, TIMESTEPS, Reuse(6)))
+            walk(CachedDenoiser(model, TEXT, units, TIMESTEPS, Reuse(6)))
         assert (calls["middle"], calls["branch"]) == (2, calls_of_branch)
 
 
 def test_what_a_branch_added_is_gone_with_it_to_the_bit(model):
-    denoise = ReusingDenoiser(model, TEXT, [unit(model, end=0.5)], TIMESTEPS, Reuse(control_every=6))
+    denoise = CachedDenoiser(model, TEXT, [unit(model, end=0.5)], TIMESTEPS, Reuse(control_every=6))
     plain = walk(controlled_denoiser(model, TEXT, [], TIMESTEPS))
     got = walk(denoise)
     assert same(got[3:], plain[3:])
@@ -155,7 +155,7 @@ def test_what_a_branch_added_is_gone_with_it_to_the_bit(model):
     ("steps", "whole"), [([0, 1, 2, 3, 4, 5], [0, 3]), ([1, 2, 3, 4], [1, 3]), ([2, 4, 5], [2, 4])]
 )
 def test_a_pass_that_begins_late_or_misses_steps_keeps_the_same_rhythm(model, steps, whole):
-    denoise, found = ReusingDenoiser(model, TEXT, [], TIMESTEPS, Reuse(3)), []
+    denoise, found = CachedDenoiser(model, TEXT, [], TIMESTEPS, Reuse(3)), []
     for step in steps:
         with counted(model) as calls:
             denoise(X, torch.full((2,), int(TIMESTEPS[-1 - step])))
@@ -166,7 +166,7 @@ def test_a_pass_that_begins_late_or_misses_steps_keeps_the_same_rhythm(model, st
 def test_both_looks_of_a_second_order_solver_at_a_level_are_of_one_kind(model):
     abar, steps = model.alphas_cumprod, 5
     levels = get_sampler("heun").timesteps(steps, abar)
-    denoise, seen = ReusingDenoiser(model, TEXT, [], levels, Reuse(2)), []
+    denoise, seen = CachedDenoiser(model, TEXT, [], levels, Reuse(2)), []
 
     def listen(x, t):
         with counted(model) as calls:
@@ -214,7 +214,7 @@ def test_unguided_steps_are_those_of_scale_one_to_the_bit(pipe, fields):
 
 def test_the_defaults_and_one_are_off_to_the_bit(pipe):
     plain = pictures(pipe, ask(num_samples=2))
-    for cut in CUTS:
+    for cut in CACHE_POINTS:
         off = ask(
             num_samples=2, guidance_start=0, guidance_end=1, reuse_every=1, reuse_cut=cut, control_every=1
         )
@@ -235,7 +235,7 @@ def test_savings_go_with_several_controls_a_picture_to_start_from_and_a_mask(pip
 
 def test_requests_in_two_threads_keep_their_features_apart(pipe):
     requests = [
-        ask(seed=seed, reuse_every=2, control_every=4, reuse_cut=cut) for seed, cut in enumerate(CUTS)
+        ask(seed=seed, reuse_every=2, control_every=4, reuse_cut=cut) for seed, cut in enumerate(CACHE_POINTS)
     ]
     alone = [pictures(pipe, request) for request in requests]
     with ThreadPoolExecutor(2) as pool:
@@ -248,11 +248,11 @@ def test_a_half_precision_model_saves_too(pipe):
     assert half(SKETCH, ask(reuse_every=2)).images[0].std() > 0
 
 
-@pytest.mark.parametrize("cut", [Cut(10, 10), Cut(1, 10)])
+@pytest.mark.parametrize("cut", [CachePoint(10, 10), CachePoint(1, 10)])
 def test_a_unet_too_small_for_a_cut_is_refused(cut):
     with pytest.raises(ValueError, match="this U-Net has 9 output blocks"):
-        cut.keeper(BLOCKS)
-    assert Cut(0, None).keeper(BLOCKS) == KeptFeatures(0, BLOCKS)
+        cut.make_cache(BLOCKS)
+    assert CachePoint(0, None).make_cache(BLOCKS) == FeatureCache(0, BLOCKS)
 
 
 @pytest.mark.parametrize(

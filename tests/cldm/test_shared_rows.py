@@ -6,7 +6,7 @@ import torch
 from cldm.control_units import ControlUnit, combined_residuals, control_scales
 from cldm.model import create_model, with_branch
 from ldm.modules.attention import BasicTransformerBlock
-from ldm.modules.feature_cache import CUTS
+from ldm.modules.feature_cache import CACHE_POINTS
 from tests.small_models import SD15, SD21, build, randomize, relative_error, settings
 
 FP32 = 1e-6  # relative: libraries may sum another number of rows in another order
@@ -127,13 +127,13 @@ def test_a_lite_branch_that_steers_inside_the_encoder(family):
     assert seen == [PICTURES, *[2 * PICTURES] * 7]
 
 
-@pytest.mark.parametrize("cut", CUTS)
+@pytest.mark.parametrize("cut", CACHE_POINTS)
 def test_what_is_kept_for_later_steps_has_all_rows(model, cut):
     x, t, hint, text = guided()
 
     def steps():
-        kept = CUTS[cut].keeper(len(model.model.diffusion_model.input_blocks))
-        cond = condition(hint, text, kept=kept)
+        cache = CACHE_POINTS[cut].make_cache(len(model.model.diffusion_model.input_blocks))
+        cond = condition(hint, text, cache=cache)
         return torch.cat([model.apply_model(x * scale, t, cond) for scale in (1, 1.1)])
 
     shared, apart = both_ways(steps)

@@ -2,8 +2,14 @@ import pytest
 import torch
 
 from ldm.models.diffusion import samplers
-from ldm.models.diffusion.samplers import SAMPLERS, guided, keep_known, sample, start_latent
-from ldm.models.diffusion.sampling_run import drawer
+from ldm.models.diffusion.samplers import (
+    SAMPLERS,
+    classifier_free_guidance,
+    inpaint_blend,
+    sample,
+    start_latent,
+)
+from ldm.models.diffusion.sampling_run import noise_sampler
 from ldm.models.diffusion.schedule import schedule_buffers, sigma_levels
 
 # diffusers hands tensors to numpy in a way that numpy 2 warns of
@@ -169,7 +175,7 @@ def test_ddim_draws_one_randn_per_step_even_without_noise(eta, x_T):
 
 def test_noise_is_drawn_on_the_generators_device_and_moved_to_the_latents():
     ours, counted = (torch.Generator().manual_seed(3) for _ in range(2))
-    noise = drawer(torch.empty(SHAPE, dtype=torch.bfloat16, device="meta"), ours)()
+    noise = noise_sampler(torch.empty(SHAPE, dtype=torch.bfloat16, device="meta"), ours)()
     torch.randn(SHAPE, generator=counted)
     assert torch.equal(ours.get_state(), counted.get_state())
     assert (noise.device.type, noise.dtype) == ("meta", torch.bfloat16)
@@ -186,7 +192,7 @@ def test_inputs_are_not_changed(name, x_T):
 def test_known_part_returns_and_the_rest_is_sampled(name, x_T, rng):
     known, mask = torch.full(SHAPE, 0.7), torch.zeros(2, 1, 8, 8)
     mask[..., :4] = 1
-    blend = keep_known(known, mask, ABAR, rng)
+    blend = inpaint_blend(known, mask, ABAR, rng)
     free = sample(name, denoise, x_T, 20, ABAR, generator=torch.Generator().manual_seed(0))
     kept = sample(name, denoise, x_T, 20, ABAR, generator=torch.Generator().manual_seed(0), blend=blend)
     last_noise = sigma_levels(SAMPLERS[name].timesteps(20, ABAR)[:1], ABAR)[0]
@@ -201,7 +207,7 @@ def test_known_part_returns_and_the_rest_is_sampled(name, x_T, rng):
 @pytest.mark.parametrize("t", [torch.tensor([1, 900]), torch.tensor([20.5, 900.25])])
 def test_known_part_is_noised_freshly_to_the_level_of_the_call(t, x_T):
     known, mask = torch.full(SHAPE, 0.7), torch.ones(2, 1, 8, 8)
-    blend = keep_known(known, mask, ABAR, torch.Generator().manual_seed(2))
+    blend = inpaint_blend(known, mask, ABAR, torch.Generator().manual_seed(2))
     draws = torch.Generator().manual_seed(2)
     for _ in range(2):
         noise = torch.randn(SHAPE, generator=draws)
@@ -243,7 +249,7 @@ def test_model_is_told_whole_timesteps_except_by_the_sigma_samplers(x_T):
 @pytest.mark.parametrize("scale", [0.0, 1.0, 7.5])
 def test_guidance_walks_the_line_from_unconditional_to_conditional(scale, x_T):
     cond, uncond = (lambda x, t: x + 1), (lambda x, t: x - 1)
-    out = guided(cond, uncond, scale)(x_T, torch.zeros(2))
+    out = classifier_free_guidance(cond, uncond, scale)(x_T, torch.zeros(2))
     torch.testing.assert_close(out, x_T - 1 + 2 * scale, rtol=1e-5, atol=1e-5)
 
 
@@ -251,8 +257,8 @@ def test_guidance_at_scale_one_runs_only_the_conditional_model(x_T):
     def never(x, t):
         raise AssertionError("the unconditional model ran")
 
-    assert guided(denoise, never, 1.0) is denoise
-    assert guided(denoise, None, 9.0) is denoise
+    assert classifier_free_guidance(denoise, never, 1.0) is denoise
+    assert classifier_free_guidance(denoise, None, 9.0) is denoise
 
 
 @pytest.mark.parametrize("t", [torch.tensor([1, 900]), torch.tensor([0.5, 998.75])])

@@ -10,9 +10,9 @@ from ldm.modules.layers import (
     Downsample,
     ResBlock,
     Upsample,
-    beside,
-    repeat_rows,
-    rows_before_text,
+    cat_skip,
+    expand_batch,
+    shared_batch,
     timestep_embedding,
     zero_module,
 )
@@ -88,29 +88,29 @@ def test_rows_given_twice_are_computed_once_until_the_text_comes_in():
         torch.tensor([3, 741]).repeat(2),
         torch.randn(4, 7, 8),
     )
-    assert rows_before_text(text, x, t) == 2
-    assert rows_before_text(text[:3], x[:3], t[:3]) == 3
+    assert shared_batch(text, x, t) == 2
+    assert shared_batch(text[:3], x[:3], t[:3]) == 3
     for other in (x + torch.tensor([0.0, 0, 0, 1])[:, None, None, None], x * float("nan")):
-        assert rows_before_text(text, other, t) == rows_before_text(text, x, t, other) == 4
-    assert rows_before_text(text, x, torch.tensor([3, 741, 3, 740])) == 4
+        assert shared_batch(text, other, t) == shared_batch(text, x, t, other) == 4
+    assert shared_batch(text, x, torch.tensor([3, 741, 3, 740])) == 4
 
 
 @torch.no_grad()
 def test_rows_are_shared_neither_without_texts_of_their_own_nor_on_a_card_nor_with_gradients():
     x, text = torch.ones(2, 4), torch.randn(2, 7, 8)
-    assert rows_before_text(text, x) == 1
-    assert rows_before_text(None, x) == rows_before_text(text[:1], x) == 2
-    assert rows_before_text(text.to("meta"), x.to("meta")) == 2  # holds no numbers: was not asked for any
+    assert shared_batch(text, x) == 1
+    assert shared_batch(None, x) == shared_batch(text[:1], x) == 2
+    assert shared_batch(text.to("meta"), x.to("meta")) == 2  # holds no numbers: was not asked for any
     with torch.enable_grad():
-        assert rows_before_text(text, x) == 2
+        assert shared_batch(text, x) == 2
 
 
 def test_repeated_rows_keep_their_order_and_lie_as_before():
     x = torch.randn(2, 3, 4, 5).contiguous(memory_format=torch.channels_last)
-    repeated = repeat_rows(x, torch.empty(6, 1))
+    repeated = expand_batch(x, torch.empty(6, 1))
     assert torch.equal(repeated, torch.cat([x, x, x]))
     assert repeated.is_contiguous(memory_format=torch.channels_last)
-    assert all(repeat_rows(x, like) is x for like in (None, x, x[:1]))
+    assert all(expand_batch(x, like) is x for like in (None, x, x[:1]))
 
 
 @FAMILIES
@@ -240,7 +240,7 @@ def test_a_residual_is_added_to_its_skip_on_the_way_to_its_place(form, layout, g
     }[form]
     before = [one.clone() for one in (h, skip)]
     with torch.set_grad_enabled(grad):
-        joined = beside(h.requires_grad_(grad), skip, residual)
+        joined = cat_skip(h.requires_grad_(grad), skip, residual)
     assert torch.equal(joined, torch.cat([h, skip if residual is None else skip + residual], dim=1))
     assert joined.is_contiguous(memory_format=layout)
     assert joined.requires_grad == grad

@@ -16,8 +16,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ldm.models.diffusion import solvers
-from ldm.models.diffusion.samplers import eps_from_v, guided
-from ldm.models.diffusion.sampling_run import Blend, Denoise, Step, Walk
+from ldm.models.diffusion.samplers import classifier_free_guidance, eps_from_v
+from ldm.models.diffusion.sampling_run import Blend, Denoise, SamplerRun, Step
 from ldm.models.diffusion.schedule import check_steps, ddim_sigma, ddim_timesteps, sigma_levels
 
 log = logging.getLogger(__name__)
@@ -84,14 +84,14 @@ class DDIMSampler:
             x_T = torch.randn((batch_size, *shape), device=self.device)
         scales = self._scales(unconditional_guidance_scale, ucg_schedule)
         kept = {"x_inter": [x_T], "pred_x0": [x_T]}
-        walk = self._walk(
+        run = self._run(
             self._denoiser(conditioning, unconditional_conditioning, scales),
             x_T,
             noise=_tempered(x_T, temperature, noise_dropout),
-            on_step=_keeper(kept, log_every_t, callback, img_callback),
+            on_step=_recorder(kept, log_every_t, callback, img_callback),
             blend=self._blend(mask, x0),
         )
-        return solvers.ddim(walk), kept
+        return solvers.ddim(run), kept
 
     @torch.no_grad()
     def p_sample_ddim(  # noqa: PLR0913 - published signature
@@ -120,8 +120,8 @@ class DDIMSampler:
         denoise = self._denoiser(cond, unconditional_conditioning, repeat(unconditional_guidance_scale))
         hear = None if callback is None else lambda step: callback(step.index)
         noise = _tempered(x_latent, temperature=1.0, dropout=0.0)
-        walk = self._walk(denoise, x_latent, t_start, use_original_steps, noise=noise, on_step=hear)
-        return solvers.ddim(walk)
+        run = self._run(denoise, x_latent, t_start, use_original_steps, noise=noise, on_step=hear)
+        return solvers.ddim(run)
 
     @torch.no_grad()
     def encode(  # noqa: PLR0913 - published signature
@@ -169,17 +169,17 @@ class DDIMSampler:
         timesteps = self.ddim_timesteps.tolist()
         return timesteps, sigma_levels([0, *timesteps], abar)
 
-    def _walk(
+    def _run(
         self, denoise: Denoise, x: Tensor, count: int | None = None, original: bool = False, **hooks: Any
-    ) -> Walk:
+    ) -> SamplerRun:
         timesteps, sigmas = self._levels(original)
         count = len(timesteps) if count is None else count
         check_steps(count, len(timesteps))
-        told = torch.tensor(timesteps[:count][::-1], device=x.device)
-        return Walk(denoise, x, told, sigmas[: count + 1][::-1], eta=self.ddim_eta, **hooks)
+        model_timesteps = torch.tensor(timesteps[:count][::-1], device=x.device)
+        return SamplerRun(denoise, x, model_timesteps, sigmas[: count + 1][::-1], eta=self.ddim_eta, **hooks)
 
     def _denoiser(self, cond: Any, uncond: Any, scales: Iterable[float]) -> Denoise:
-        model, scales = self.model, iter(scales)
+        model, scales, has_uncond = self.model, iter(scales), uncond is not None
 
         def conditional(x: Tensor, t: Tensor) -> Tensor:
             return model.apply_model(x, t, cond)
@@ -188,7 +188,10 @@ class DDIMSampler:
             return model.apply_model(x, t, uncond)
 
         def denoise(x: Tensor, t: Tensor) -> Tensor:
-            out = guided(conditional, None if uncond is None else unconditional, next(scales))(x, t)
+            guided = classifier_free_guidance(
+                conditional, unconditional if has_uncond else None, next(scales)
+            )
+            out = guided(x, t)
             return eps_from_v(out, x, t, model.alphas_cumprod) if model.parameterization == "v" else out
 
         return denoise
@@ -216,7 +219,7 @@ def _tempered(like: Tensor, temperature: float, dropout: float) -> Callable[[], 
     return draw
 
 
-def _keeper(
+def _recorder(
     kept: dict[str, list[Tensor]], every: int, callback: Callable | None, img_callback: Callable | None
 ) -> Callable[[Step], None]:
     def on_step(step: Step) -> None:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from ldm.models.diffusion import solvers
-from ldm.models.diffusion.sampling_run import Blend, Denoise, Step, Walk, drawer
+from ldm.models.diffusion.sampling_run import Blend, Denoise, SamplerRun, Step, noise_sampler
 from ldm.models.diffusion.schedule import (
     ddim_timesteps,
     even_timesteps,
@@ -36,7 +36,7 @@ class Sampler:
     ends_clean: the last step leads to no noise at all; else to that of timestep 0, as published for DDIM.
     """
 
-    solve: Callable[[Walk], Tensor]
+    solve: Callable[[SamplerRun], Tensor]
     spacing: Callable[[int, Tensor], Sequence[float]]
     fractions: bool = False
     ends_clean: bool = True
@@ -53,23 +53,23 @@ class Sampler:
         on_step: Callable[[Step], None] | None = None,
         blend: Blend | None = None,
     ) -> Tensor:
-        """Walk from x_T [b c h w], noised to the last of the ascending `timesteps`, to a clean latent.
+        """Sample from x_T [b c h w], noised to the last of the ascending `timesteps`, to a clean latent.
 
-        blend(x, t) may replace x before each model call (see `keep_known`); on_step hears of finished steps.
+        blend(x, t) may replace x before each model call (see `inpaint_blend`); on_step is told of each step.
         """
-        told = torch.tensor(list(reversed(timesteps)), device=x_T.device, dtype=torch.float32)
+        model_timesteps = torch.tensor(list(reversed(timesteps)), device=x_T.device, dtype=torch.float32)
         end = 0.0 if self.ends_clean else sigma_levels([0], alphas_cumprod)[0]
-        walk = Walk(
+        run = SamplerRun(
             denoise=denoise,
             x_T=x_T,
-            timesteps=told if self.fractions else told.round().long(),
+            timesteps=model_timesteps if self.fractions else model_timesteps.round().long(),
             sigmas=[*sigma_levels(timesteps, alphas_cumprod)[::-1], end],
-            noise=drawer(x_T, generator),
+            noise=noise_sampler(x_T, generator),
             eta=eta,
             on_step=on_step,
             blend=blend,
         )
-        return self.solve(walk)
+        return self.solve(run)
 
     def timesteps(self, steps: int, alphas_cumprod: Tensor, start: float = 1.0) -> list[float]:
         """The ascending timesteps of `steps` steps, or of the last `start` part of them (img2img strength).
@@ -118,7 +118,7 @@ def get_sampler(name: str) -> Sampler:
     return SAMPLERS[name]
 
 
-def guided(
+def classifier_free_guidance(
     cond_denoise: Denoise,
     uncond_denoise: Denoise | None,
     scale: float,
@@ -146,7 +146,7 @@ def guided(
     return denoise
 
 
-def keep_known(
+def inpaint_blend(
     known: Tensor, mask: Tensor, alphas_cumprod: Tensor, generator: torch.Generator | None = None
 ) -> Blend:
     """A `blend` that keeps the clean latent `known` [b c h w] where mask [b 1 h w] is 1 (inpainting).
@@ -154,7 +154,7 @@ def keep_known(
     The known part is noised freshly to the level of each model call, as published. The final latent is not
     blended once more: paste the known part back to have it exactly.
     """
-    draw = drawer(known, generator)
+    draw = noise_sampler(known, generator)
 
     def blend(x: Tensor, t: Tensor) -> Tensor:
         return add_noise(known, draw(), t, alphas_cumprod) * mask + (1 - mask) * x

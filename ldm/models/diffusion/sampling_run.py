@@ -1,7 +1,7 @@
-"""One walk from noise to picture: what a solver may call and which noise levels it passes.
+"""One run from noise to image: what a solver may call and which noise levels it passes.
 
-A solver (ldm.models.diffusion.solvers) is a function of one `Walk` and holds the update rule only. Timesteps,
-random draws, masks and progress reports live here, once for all solvers.
+A solver (ldm.models.diffusion.solvers) is a function of one `SamplerRun` and holds the update rule only.
+Timesteps, random draws, masks and progress reports live here, once for all solvers.
 """
 
 from collections.abc import Callable, Sequence
@@ -26,7 +26,7 @@ class Step:
 
 
 @dataclass(frozen=True)
-class Walk:
+class SamplerRun:
     """Everything one run of a solver needs; latents are in the variance-preserving scale.
 
     timesteps: [n] descending, as the model is told them: int64, or float32 with fractions.
@@ -64,7 +64,7 @@ class Walk:
 Generators = torch.Generator | Sequence[torch.Generator] | None
 
 
-def drawer(like: Tensor, generator: Generators) -> Callable[[], Tensor]:
+def noise_sampler(like: Tensor, generator: Generators) -> Callable[[], Tensor]:
     """A function that draws standard noise for `like` [b c h w] from `generator`, or from torch's global one.
 
     One generator for the batch, or one for each of its b pictures: then a picture does not depend on those
@@ -72,7 +72,7 @@ def drawer(like: Tensor, generator: Generators) -> Callable[[], Tensor]:
     for every precision and, with a CPU generator, on every machine.
     """
     if isinstance(generator, Sequence):
-        draws = [drawer(row, own) for row, own in zip(like.split(1), generator, strict=True)]
+        draws = [noise_sampler(row, own) for row, own in zip(like.split(1), generator, strict=True)]
         return lambda: torch.cat([draw() for draw in draws])
     source = like.device if generator is None else generator.device
     return lambda: torch.randn(like.shape, generator=generator, device=source).to(like)

@@ -1,4 +1,4 @@
-"""The update rules: functions that walk from x_T to x0, each taking one `Walk`.
+"""The update rules: functions that lead from x_T to x0, each taking one `SamplerRun`.
 
 ddim: Song, Meng & Ermon 2021, "Denoising Diffusion Implicit Models", eq. 12. euler, euler_ancestral, heun:
 Karras et al. 2022 (algorithm 1, without churn), as k-diffusion steps them. dpmpp_2m: Lu et al. 2022,
@@ -11,18 +11,18 @@ import math
 
 from torch import Tensor
 
-from ldm.models.diffusion.sampling_run import Walk
+from ldm.models.diffusion.sampling_run import SamplerRun
 from ldm.models.diffusion.schedule import ddim_sigma
 
 
-def ddim(walk: Walk) -> Tensor:
+def ddim(run: SamplerRun) -> Tensor:
     """Latent [b c h w] by DDIM: eta=0 is the ODE, eta=1 is ancestral. One draw per step, at eta 0 too."""
-    x = walk.x_T
-    abars = [1 / (1 + sigma**2) for sigma in walk.sigmas]
-    for i in range(walk.total):
-        x, eps = walk.predict(x, i)
-        x, x0 = ddim_step(x, eps, abars[i : i + 2], walk.eta, walk.noise())
-        walk.report(i, x, x0)
+    x = run.x_T
+    abars = [1 / (1 + sigma**2) for sigma in run.sigmas]
+    for i in range(run.total):
+        x, eps = run.predict(x, i)
+        x, x0 = ddim_step(x, eps, abars[i : i + 2], run.eta, run.noise())
+        run.report(i, x, x0)
     return x
 
 
@@ -39,70 +39,70 @@ def ode_step(x: Tensor, eps: Tensor, here: float, there: float) -> Tensor:
     return _signal(there) * (x / _signal(here) + (there - here) * eps)
 
 
-def euler(walk: Walk) -> Tensor:
+def euler(run: SamplerRun) -> Tensor:
     """Latent [b c h w] by straight steps along the ODE; draws nothing."""
-    x = walk.x_T
-    for i in range(walk.total):
-        x, eps = walk.predict(x, i)
-        x0 = _clean(x, eps, walk.sigmas[i])
-        x = ode_step(x, eps, walk.sigmas[i], walk.sigmas[i + 1])
-        walk.report(i, x, x0)
+    x = run.x_T
+    for i in range(run.total):
+        x, eps = run.predict(x, i)
+        x0 = _clean(x, eps, run.sigmas[i])
+        x = ode_step(x, eps, run.sigmas[i], run.sigmas[i + 1])
+        run.report(i, x, x0)
     return x
 
 
-def euler_ancestral(walk: Walk) -> Tensor:
+def euler_ancestral(run: SamplerRun) -> Tensor:
     """Latent [b c h w]: each Euler step goes below its level and noise lifts it back. One draw per step."""
-    x = walk.x_T
-    for i in range(walk.total):
-        x, eps = walk.predict(x, i)
-        here, there = walk.sigmas[i : i + 2]
+    x = run.x_T
+    for i in range(run.total):
+        x, eps = run.predict(x, i)
+        here, there = run.sigmas[i : i + 2]
         x0 = _clean(x, eps, here)
         up = there * (1 - there**2 / here**2) ** 0.5
         down = there**2 / here  # up^2 + down^2 = there^2
-        unscaled = x / _signal(here) + (down - here) * eps + up * walk.noise()
+        unscaled = x / _signal(here) + (down - here) * eps + up * run.noise()
         x = _signal(there) * unscaled
-        walk.report(i, x, x0)
+        run.report(i, x, x0)
     return x
 
 
-def heun(walk: Walk) -> Tensor:
+def heun(run: SamplerRun) -> Tensor:
     """Latent [b c h w] by the trapezium rule: two model calls per step, one in the last; draws nothing."""
-    x = walk.x_T
-    for i in range(walk.total):
-        x, eps = walk.predict(x, i)
-        here, there = walk.sigmas[i : i + 2]
+    x = run.x_T
+    for i in range(run.total):
+        x, eps = run.predict(x, i)
+        here, there = run.sigmas[i : i + 2]
         x0 = _clean(x, eps, here)
-        if i + 1 < walk.total:
-            _, eps_there = walk.predict(ode_step(x, eps, here, there), i + 1)
+        if i + 1 < run.total:
+            _, eps_there = run.predict(ode_step(x, eps, here, there), i + 1)
             eps = (eps + eps_there) / 2
         x = ode_step(x, eps, here, there)
-        walk.report(i, x, x0)
+        run.report(i, x, x0)
     return x
 
 
-def dpmpp_2m(walk: Walk) -> Tensor:
+def dpmpp_2m(run: SamplerRun) -> Tensor:
     """Latent [b c h w] by second-order multistep DPM-Solver++; first and last step are of order 1."""
-    x, x0_before = walk.x_T, None
-    for i in range(walk.total):
-        x, eps = walk.predict(x, i)
-        x0 = _clean(x, eps, walk.sigmas[i])
-        x = _predictor(x, x0, x0_before, i, walk.sigmas)
+    x, x0_before = run.x_T, None
+    for i in range(run.total):
+        x, eps = run.predict(x, i)
+        x0 = _clean(x, eps, run.sigmas[i])
+        x = _predictor(x, x0, x0_before, i, run.sigmas)
         x0_before = x0
-        walk.report(i, x, x0)
+        run.report(i, x, x0)
     return x
 
 
-def unipc(walk: Walk) -> Tensor:
+def unipc(run: SamplerRun) -> Tensor:
     """Latent [b c h w]: the DPM-Solver++ step, corrected once the model has seen where it led (UniC)."""
-    x, last_x, x0s = walk.x_T, None, []
-    for i in range(walk.total):
-        x, eps = walk.predict(x, i)
-        x0 = _clean(x, eps, walk.sigmas[i])
+    x, last_x, x0s = run.x_T, None, []
+    for i in range(run.total):
+        x, eps = run.predict(x, i)
+        x0 = _clean(x, eps, run.sigmas[i])
         if i > 0:
-            x = _corrector(last_x, x0, x0s, i, walk.sigmas)
+            x = _corrector(last_x, x0, x0s, i, run.sigmas)
         last_x, x0s = x, [*x0s[-1:], x0]
-        x = _predictor(x, x0, x0s[-2] if i > 0 else None, i, walk.sigmas)
-        walk.report(i, x, x0)
+        x = _predictor(x, x0, x0s[-2] if i > 0 else None, i, run.sigmas)
+        run.report(i, x, x0)
     return x
 
 

@@ -18,7 +18,7 @@ from bench.quality.savings_rows import (
     passes_counted,
 )
 from cldm.pipeline import Pipeline
-from ldm.modules.feature_cache import CUTS
+from ldm.modules.feature_cache import CACHE_POINTS
 
 TINY = "models/tiny.yaml"
 SIZE = 64
@@ -76,7 +76,7 @@ def test_rows_are_made_once(tmp_path, capsys):
 
 
 def test_seconds_are_those_of_the_passes_that_are_made(tmp_path, capsys):
-    parts = {name: {"median": 1.0} for name in (WHOLE, *CUTS, BRANCH, "text", "hint", "decode")}
+    parts = {name: {"median": 1.0} for name in (WHOLE, *CACHE_POINTS, BRANCH, "text", "hint", "decode")}
     (tmp_path / "fp32.json").write_text(json.dumps({"parts": parts}))
     assert savings.main(["--rows", NAME, "--parts", str(tmp_path / "fp32.json")]) == 0
     long, row = capsys.readouterr().out.splitlines()[-2:]
@@ -120,7 +120,7 @@ def test_parts_are_measured_and_whole_pictures_made(tmp_path, capsys):
     ]
     assert savings_parts.main(flags) == 0
     report = json.loads(out.read_text())
-    assert set(report["parts"]) == {WHOLE, *CUTS, BRANCH, "hint", "text", "decode"}
+    assert set(report["parts"]) == {WHOLE, *CACHE_POINTS, BRANCH, "hint", "text", "decode"}
     assert set(report["pictures"]["unipc 8"]) == {"annotate", "encode", "sample", "decode"}
     assert "| whole picture: unipc 8 |" in capsys.readouterr().out
 
