@@ -29,6 +29,7 @@ from quantize.files.read import read_content
 __all__ = [
     "BRANCHES",
     "create_model",
+    "fresh_branch",
     "get_state_dict",
     "load_control",
     "load_model",
@@ -120,6 +121,13 @@ def with_branch(config: str | Path | DictConfig, kind: str) -> DictConfig:
         branch.target = BRANCHES[kind]
         branch.params.pop("lite", None)  # the lite branch's own settings
     return settings
+
+
+def fresh_branch(config: str | Path | DictConfig, seed: int) -> dict[str, Tensor]:
+    """Weights of an untrained branch of the yaml's kind, without prefix; the same for the same seed."""
+    with torch.random.fork_rng([]):
+        torch.manual_seed(seed)
+        return build_part(model_settings(config)["params"]["control_stage_config"], config).state_dict()
 
 
 def kind_of_branch(names: Iterable[str]) -> str | None:

@@ -14,9 +14,8 @@ from torch import Tensor, nn
 from checkpoints.load import assign_weights, read_state_dict
 from checkpoints.surgery import add_control, extract_control
 from cldm.cldm import ControlLDM
-from cldm.model import CONTROL_PREFIX, assign_parts
+from cldm.model import CONTROL_PREFIX, assign_parts, fresh_branch
 from ldm.config import create_meta_model
-from tools.convert.add_control import fresh_branch
 
 log = logging.getLogger(__name__)
 

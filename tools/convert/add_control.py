@@ -13,7 +13,7 @@ from dataclasses import replace as changed
 from pathlib import Path
 
 import torch
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 from torch import Tensor, nn
 
 from checkpoints import surgery
@@ -25,9 +25,8 @@ from checkpoints.files.kinds import quote
 from checkpoints.files.lazy import Values
 from checkpoints.load import HALF
 from checkpoints.names.original import DROPPED, PARTS
-from cldm.model import with_branch
+from cldm.model import fresh_branch, with_branch
 from ldm.config import create_meta_model, read_config
-from ldm.util import instantiate_from_config
 from tools.convert.source import Source, open_original
 from tools.convert.target import Result, Target, check_file, write_file
 
@@ -72,14 +71,6 @@ def attach(base: Path | None, target: Target, config: Path, start: Start) -> Res
     notes += [note for note in source.left_out if COUNTED not in note]
     result = write_file(target, state, changed(source, prediction=predicts).about)
     return changed(result, notes=(*notes, *result.notes))
-
-
-def fresh_branch(config: Path | DictConfig, seed: int) -> dict[str, Tensor]:
-    """Weights of an untrained branch of the yaml's kind, without prefix; the same for the same seed."""
-    settings = OmegaConf.to_container(read_config(config).model.params.control_stage_config, resolve=True)
-    with torch.random.fork_rng([]):
-        torch.manual_seed(seed)
-        return instantiate_from_config(settings).state_dict()  # type: ignore[arg-type]
 
 
 def check_base(source: Source, model: nn.Module, config: Path) -> None:

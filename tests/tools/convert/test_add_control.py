@@ -7,12 +7,12 @@ import torch
 from omegaconf import OmegaConf
 
 from checkpoints import surgery
-from cldm.model import BRANCHES, load_model, with_branch
+from cldm.model import BRANCHES, fresh_branch, load_model, with_branch
 from ldm.config import create_meta_model
 from tests.cldm.test_golden import golden
 from tests.converted_models import write_model, write_training_checkpoint
 from tests.hostile_files import entry, write_safetensors
-from tools.convert.add_control import Start, attach, check_base, fresh_branch, in_published_order
+from tools.convert.add_control import Start, attach, check_base, in_published_order
 from tools.convert.source import open_original
 from tools.convert.target import Target
 from trainer.model import load_for_training
