@@ -1,8 +1,7 @@
 """Quantized files at the size of Stable Diffusion 1.5: making them, their size, loading them.
 
     python -m bench.memory.quantized_load
-    python -m bench.memory.quantized_load --plans int8_dynamic int8_weight+compact+decoder --folder \
-        outputs/bench
+    python -m bench.memory.quantized_load --plans int8_dynamic int8_weight+compact+decoder
 
 Weights are random: sizes, memory and time do not depend on them. Each measurement has a process of its own;
 memory is what its resident set reaches above the same process with everything imported, pages of mapped files
