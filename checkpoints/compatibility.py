@@ -13,7 +13,7 @@ from checkpoints.names.original import part_of
 
 Shapes = Mapping[str, tuple[int, ...]]  # name -> shape
 
-CONTEXT_SIGN = "attn2.to_k.weight"  # [c, d]: it reads the text, so its width d tells the family
+CONTEXT_MARKER = "attn2.to_k.weight"  # [c, d]: it reads the text, so its width d tells the family
 FAMILIES = {768: "SD 1.x", 1024: "SD 2.x", 1280: "the refiner of SDXL", 2048: "SDXL"}
 
 
@@ -48,7 +48,7 @@ def _check_family(model: Shapes, sources: Mapping[str, Shapes]) -> None:
 
 def context_width(shapes: Shapes) -> int | None:
     """Width of the text that a model of these shapes reads, in either naming; None where it reads none."""
-    return next((shape[-1] for name, shape in shapes.items() if name.endswith(CONTEXT_SIGN)), None)
+    return next((shape[-1] for name, shape in shapes.items() if name.endswith(CONTEXT_MARKER)), None)
 
 
 def family(width: int) -> str:

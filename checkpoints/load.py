@@ -23,7 +23,7 @@ from checkpoints.diffusers.folder import open_weights
 from checkpoints.files.kinds import quote
 from checkpoints.files.lazy import LazyTensor, Values, read, release, walk
 from checkpoints.files.read import WeightFile
-from checkpoints.names.original import EMA_PREFIX, canonical, ema_names, part_of
+from checkpoints.names.original import EMA_PREFIX, ema_names, normalize_names, part_of
 
 log = logging.getLogger(__name__)
 
@@ -109,7 +109,7 @@ def open_source(source: Source, label: str = "the dictionary", ema_of: tuple[str
     else:
         file, label = open_weights(source), str(source)
     try:
-        state, dropped = canonical(file.tensors, ema_of)
+        state, dropped = normalize_names(file.tensors, ema_of)
     except ValueError as error:
         raise ValueError(f"{label} cannot be loaded: {error}") from None
     if file.others:

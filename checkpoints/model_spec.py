@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping
 
 from checkpoints.compatibility import context_width
 from checkpoints.files.lazy import Values
-from checkpoints.names.diffusers import PARTS, part_with
+from checkpoints.names.diffusers import COMPONENTS, detect_component
 
 VERSION = "1.0.0"
 ARCHITECTURES = {
@@ -43,7 +43,7 @@ def describe(
     told = {
         "sai_model_spec": VERSION,
         "architecture": architecture + (CONTROL if _is_branch(state) else ""),
-        "implementation": "diffusers" if part_with(state) else ORIGINAL,
+        "implementation": "diffusers" if detect_component(state) else ORIGINAL,
         "prediction_type": short,
         "title": source.get(f"{KEY}title", title),
     }
@@ -57,5 +57,5 @@ def prediction_in(metadata: Mapping[str, str]) -> str | None:
 
 def _is_branch(names: Iterable[str]) -> bool:
     names = list(names)
-    branch = PARTS["controlnet"]
-    return part_with(names) == "controlnet" or all(name.startswith(branch.prefix) for name in names)
+    branch = COMPONENTS["controlnet"]
+    return detect_component(names) == "controlnet" or all(name.startswith(branch.prefix) for name in names)

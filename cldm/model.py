@@ -20,7 +20,7 @@ from checkpoints.files.lazy import read
 from checkpoints.files.read import get_state_dict
 from checkpoints.load import assign_weights
 from checkpoints.lora.merge import merge_loras
-from checkpoints.names.diffusers import part_with, to_original
+from checkpoints.names.diffusers import detect_component, to_original
 from cldm.cldm import ControlLDM
 from cldm.compressed.pruned import note_on, shrink_to_sources, use_zeros
 from ldm.config import build_part, config_label, create_meta_model, model_settings, read_config
@@ -55,7 +55,7 @@ def load_state_dict(ckpt_path: str | Path, location: str | torch.device = "cpu")
     `checkpoints.diffusers.folder.open_weights`.
     """
     tensors = open_weights(ckpt_path).tensors
-    if part := part_with(tensors):
+    if part := detect_component(tensors):
         tensors = to_original(tensors, part)
     return {name: read(tensor).to(location) for name, tensor in tensors.items()}
 

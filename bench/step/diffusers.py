@@ -43,12 +43,12 @@ def load_networks(files: Files) -> Networks:
 
 
 def load_part(files: Files, part: str) -> nn.Module:
-    """diffusers' module for one of `checkpoints.names.diffusers.PARTS`, with the float file's tensors."""
+    """diffusers' module for an entry of `names.diffusers.COMPONENTS`, with the float file's tensors."""
     from checkpoints.diffusers.choose_yaml import read_params
     from checkpoints.diffusers.configs import part_config
-    from checkpoints.names.diffusers import PARTS
+    from checkpoints.names.diffusers import COMPONENTS
 
-    names = PARTS[part]
+    names = COMPONENTS[part]
     state = {name[len(names.prefix) :]: t for name, t in files.tensors() if name.startswith(names.prefix)}
     with torch.device("meta"):
         module = _kinds()[part](part_config(part, read_params(files.config)))

@@ -14,7 +14,7 @@ from checkpoints.compatibility import check_fit, context_width, family
 from checkpoints.diffusers.check import MODELS, published_yaml
 from checkpoints.diffusers.configs import is_open_clip, text_config
 from checkpoints.files.lazy import Values
-from checkpoints.names.diffusers import PARTS
+from checkpoints.names.diffusers import COMPONENTS
 from ldm.config import read_config
 from ldm.util import instantiate_from_config
 
@@ -79,7 +79,7 @@ def _check_part(source: Path, part: str, state: State, stage: Mapping[str, Any])
         raise ValueError(f"a {kind} branch has no form in diffusers")
     with torch.device("meta"):
         built = instantiate_from_config(stage).state_dict()
-    prefix = PARTS[part].prefix
+    prefix = COMPONENTS[part].prefix
     wanted, got = ({prefix + name: tuple(t.shape) for name, t in one.items()} for one in (built, state))
     check_fit(wanted, set(), {str(source): got})
 

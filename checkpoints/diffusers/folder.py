@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from checkpoints.files.headers import read_header
-from checkpoints.names.diffusers import PARTS, part_with, to_original
+from checkpoints.names.diffusers import COMPONENTS, detect_component, to_original
 
 if TYPE_CHECKING:
     from checkpoints.files.lazy import Values
@@ -42,7 +42,7 @@ OPEN_CLIP_ACT = "gelu"  # of Stable Diffusion 2.x; that of 1.x is quick_gelu
 
 @dataclass(frozen=True)
 class Component:
-    """One part of a model on disk: an entry of PARTS, its files, and what its config.json says."""
+    """One part of a model on disk: an entry of COMPONENTS, its files, and what its config.json says."""
 
     part: str
     folder: Path
@@ -74,7 +74,7 @@ def open_weights(path: str | Path) -> WeightFile:
 
 
 def find_components(folder: Path) -> dict[str, Component]:
-    """The parts that a folder in diffusers' form holds, by their entry of PARTS; empty for another folder.
+    """The parts that a folder in diffusers' form holds, by entry of COMPONENTS; empty for another folder.
 
     Raises as `open_weights`.
     """
@@ -82,7 +82,7 @@ def find_components(folder: Path) -> dict[str, Component]:
         return {}
     index = read_settings(folder / INDEX)
     _check_pipeline(folder, index)
-    parts = [name for name in PARTS if _is_part(folder / name)]
+    parts = [name for name in COMPONENTS if _is_part(folder / name)]
     if index or parts:
         found = [_component(folder / name, name) for name in parts]
         return {one.part: one for one in found if one}
@@ -109,7 +109,7 @@ def _check_pipeline(folder: Path, index: Mapping[str, Any]) -> None:
         raise ValueError(f"{folder} is a {kind}: take a folder of Stable Diffusion 1.x or 2.x")
     if (folder / "controlnet_1").is_dir():
         raise ValueError(f"{folder} holds several control branches: give one of them by its own folder")
-    for name in PARTS:
+    for name in COMPONENTS:
         if _listed(index, name) and not (folder / name).is_dir():
             raise FileNotFoundError(
                 f"{folder / INDEX} lists {name}, but there is no such folder: fetch {folder.name} whole"
@@ -140,7 +140,7 @@ def _component(folder: Path, part: str | None) -> Component | None:
     if files is None:
         stem = STEMS[found == CLASSES["text_encoder"] or part == "text_encoder"]
         raise FileNotFoundError(f"{folder} holds no weights: fetch its {stem}.safetensors")
-    part = part or known.get(found) or part_with(read_header(files[0]).tensors)
+    part = part or known.get(found) or detect_component(read_header(files[0]).tensors)
     return Component(part, folder, files, config) if part else None
 
 
@@ -174,7 +174,7 @@ def _shards(index: Path) -> tuple[Path, ...]:
 
 
 def _check_part(component: Component, state: Mapping[str, Values]) -> None:
-    found, wanted = part_with(state), CLASSES[component.part]
+    found, wanted = detect_component(state), CLASSES[component.part]
     if found is None:
         some = next(iter(state))
         raise ValueError(f"the weights of {component.folder} are no {wanted}: they hold names such as {some}")

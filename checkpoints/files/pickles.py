@@ -2,7 +2,7 @@
 
 `torch.load(weights_only=True)` refuses training checkpoints, because they pickle callbacks, numpy scalars and
 settings beside the weights. Here every file is first followed on paper (`checkpoints.files.pickle_header`);
-where the names that it asks for are harmless, those of known libraries are bound to `Inert`, a class that
+where the names that it asks for are harmless, those of known libraries are bound to `OpaqueObject`, which
 swallows whatever it is given, and torch loads it with its own guard still up. All else, and so every hostile
 file, is refused. Zip files are memory mapped; the format from before torch 1.6 cannot be.
 """
@@ -21,7 +21,7 @@ from checkpoints.files.kinds import printable
 from checkpoints.files.pickle_header import one_sentence, read_pickle_file
 from checkpoints.files.pickle_machine import DICTIONARIES, PARAMETER_MAKERS, TENSOR_MAKERS
 
-# Libraries whose objects training checkpoints carry. None of their code runs: here they mean `Inert`.
+# Libraries whose objects training checkpoints carry. None of their code runs: here they mean `OpaqueObject`.
 LIBRARIES = """
     pytorch_lightning lightning lightning_fabric lightning_utilities torchmetrics torch numpy omegaconf fsspec
     pathlib collections datetime typing enum argparse ldm cldm
@@ -34,10 +34,10 @@ MADE_BY_TORCH = re.compile(r"torch\.(_utils|_tensor|nested|distributed)\.|torch\
 _BINDING = threading.Lock()  # torch keeps one list of bound names for the whole process
 
 
-class Inert:
+class OpaqueObject:
     """Stands for any pickled object but a tensor: takes every argument and state, keeps and does nothing."""
 
-    def __new__(cls, *_args: Any, **_kwargs: Any) -> Inert:
+    def __new__(cls, *_args: Any, **_kwargs: Any) -> OpaqueObject:
         """An empty object."""
         return super().__new__(cls)
 
@@ -55,14 +55,17 @@ class PlainDict:
 
 
 def load_pickle(path: Path) -> Any:
-    """The object saved in the PyTorch file `path`: tensors on the CPU, other objects replaced by `Inert`.
+    """The object saved in the PyTorch file `path`: tensors on the CPU, others replaced by `OpaqueObject`.
 
     Tensors of a zip file are mapped from it, copy on write: memory fills only as they are read, so the file
     must not be overwritten in place while they live. Raises ValueError for a file that is cut short, that is
     another kind of zip archive, or that asks for names outside the known libraries.
     """
     described = read_pickle_file(path)
-    bound = [(PlainDict if name in DICTIONARIES else Inert, name) for name in _allowed(described.names, path)]
+    bound = [
+        (PlainDict if name in DICTIONARIES else OpaqueObject, name)
+        for name in _allowed(described.names, path)
+    ]
     with one_sentence(path), _BINDING, torch.serialization.safe_globals(bound):
         return torch.load(path, map_location="cpu", weights_only=True, mmap=is_mappable(path))
 

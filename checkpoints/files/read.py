@@ -17,7 +17,7 @@ from checkpoints.files.headers import get_state_dict, read_header
 from checkpoints.files.kinds import quote
 from checkpoints.files.lazy import Mapped, Values
 from checkpoints.files.pickles import is_mappable, load_pickle
-from checkpoints.names.foreign import refuse_neighbours
+from checkpoints.names.foreign import refuse_foreign
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,7 @@ def read_weight_file(path: str | Path) -> WeightFile:
     if header.kind == "safetensors":
         return WeightFile(_read_safetensors(path), {}, mapped=True, metadata=header.metadata)
     if not header.tensors:
-        refuse_neighbours(path, header.nested)
+        refuse_foreign(path, header.nested)
         raise ValueError(f"{path} holds no tensors, only {quote(header.nested) or 'nothing'}")
     saved = get_state_dict(load_pickle(path))
     tensors = {str(name): value.detach() for name, value in saved.items() if isinstance(value, Tensor)}

@@ -19,9 +19,9 @@ from checkpoints.diffusers.folder import find_components, read_settings
 from checkpoints.files.headers import Header, TensorHeader, read_header
 from checkpoints.files.kinds import printable
 from checkpoints.inspect.lora import describe_lora
-from checkpoints.inspect.model import PREDICTIONS, Inspection, Part, describe_model
+from checkpoints.inspect.model import PREDICTIONS, Inspection, PartSummary, describe_model
 from checkpoints.names.controls import control_kind
-from checkpoints.names.diffusers import PARTS
+from checkpoints.names.diffusers import COMPONENTS
 from checkpoints.names.foreign import Family, is_lora, neighbour, unusual_lora
 
 FORMATS = {"safetensors": "safetensors", "zip": "torch zip", "legacy": "torch before 1.6"}
@@ -54,7 +54,7 @@ def _describe_folder(folder: Path) -> Inspection:
         for file in component.files:
             header = read_header(file)
             size += header.size
-            tensors |= {PARTS[part].prefix + name: one for name, one in header.tensors.items()}
+            tensors |= {COMPONENTS[part].prefix + name: one for name, one in header.tensors.items()}
     stored = read_settings(folder / SCHEDULER).get("prediction_type")
     predicts = stored and f"{PREDICTIONS.get(stored, stored)}, says {SCHEDULER}"
     return describe_model(folder, Header("folder", size, tensors), "diffusers folder", predicts)
@@ -66,7 +66,7 @@ def _describe_neighbour(path: Path, header: Header, form: str, other: Family) ->
         what=other.what,
         format=form,
         size=header.size,
-        parts=(Part.of("all of it", header.tensors.values()),) if header.tensors else (),
+        parts=(PartSummary.of("all of it", header.tensors.values()),) if header.tensors else (),
         control=control_kind(path),
         notes=(f"it does not load here: {other.instead}",),
     )
@@ -85,7 +85,7 @@ def to_text(found: Inspection) -> str:
     return "\n".join([found.path, *lines])
 
 
-def _numbers(part: Part) -> str:
+def _numbers(part: PartSummary) -> str:
     return f"{part.parameters:>13,} parameters, {_mebibytes(part.nbytes):>10}, {', '.join(part.dtypes)}"
 
 

@@ -9,11 +9,11 @@ from pathlib import Path
 
 from checkpoints.files.headers import Header, TensorHeader, read_safetensors_header
 from checkpoints.files.kinds import SAFETENSORS_BRACE
-from checkpoints.inspect.model import FAMILIES, TEXT, UNET, Inspection, Part
+from checkpoints.inspect.model import FAMILIES, TEXT, UNET, Inspection, PartSummary
 from checkpoints.lora.alpha import PEFT_PREFIX, stored_alphas
 from checkpoints.lora.names import TEXT_READERS, split_name
 
-TEXT_SIGN = ("lora_te", "text_encoder", "text_model", f"{PEFT_PREFIX}text_model")
+TEXT_MARKER = ("lora_te", "text_encoder", "text_model", f"{PEFT_PREFIX}text_model")
 UNKNOWN = "unknown use"
 NUMBERS = {"F64": "<d", "F32": "<f", "F16": "<e", "I64": "<q"}
 SAID = {  # entry of the metadata -> how a note begins
@@ -32,7 +32,7 @@ def describe_lora(path: Path, header: Header, form: str) -> Inspection:
     modules, width = set(), None
     for name, tensor in header.tensors.items():
         module, role = split_name(name) or (name, "")
-        part = (TEXT if module.startswith(TEXT_SIGN) else UNET) if role else UNKNOWN
+        part = (TEXT if module.startswith(TEXT_MARKER) else UNET) if role else UNKNOWN
         parts.setdefault(part, []).append(tensor)
         modules.add(module)
         if role == "down" and len(tensor.shape) > 1:
@@ -48,7 +48,7 @@ def describe_lora(path: Path, header: Header, form: str) -> Inspection:
         format=form,
         size=header.size,
         family=family,
-        parts=tuple(Part.of(f"for the {part}", tensors) for part, tensors in parts.items() if tensors),
+        parts=tuple(PartSummary.of(f"for the {part}", tensors) for part, tensors in parts.items() if tensors),
         missing=("the model that it changes: merge it into one at load with --lora FILE:WEIGHT",),
         notes=(f"changes {counts}; rank {_range(ranks)}, alpha {_alpha(path, header, modules)}", *said),
     )

@@ -13,9 +13,8 @@ from checkpoints.compatibility import context_width
 from checkpoints.files.headers import Header, TensorHeader
 from checkpoints.files.kinds import quote
 from checkpoints.names.controls import control_kind
-from checkpoints.names.diffusers import PARTS as DIFFUSERS_PARTS
-from checkpoints.names.diffusers import part_with
-from checkpoints.names.original import EMA_PREFIX, PARTS, missing_prefix
+from checkpoints.names.diffusers import COMPONENTS, detect_component
+from checkpoints.names.original import EMA_PREFIX, PART_LABELS, missing_prefix
 
 Tensors = Mapping[str, TensorHeader]
 
@@ -30,7 +29,7 @@ PUBLISHED_CHANNELS = 320  # of the first block of all their U-Nets
 TINY = (64, 64)  # width of the text and channels in models/tiny.yaml
 EMA = "moving averages"
 SCHEDULE, UNKNOWN = "schedule", "other tensors"
-UNET, VAE, TEXT, CONTROL = PARTS.values()
+UNET, VAE, TEXT, CONTROL = PART_LABELS.values()
 BASE = [UNET, VAE, TEXT]
 INPUTS = {  # channels that a U-Net takes -> what they are for
     5: "a depth map too (depth-to-image)",
@@ -44,7 +43,7 @@ PREDICTIONS = {"v": VELOCITY, "v_prediction": VELOCITY, "epsilon": NOISE}
 
 
 @dataclass(frozen=True)
-class Part:
+class PartSummary:
     """One part of a model: parameters are floating point numbers; dtypes as in DTYPES, else lower case."""
 
     name: str
@@ -53,7 +52,7 @@ class Part:
     dtypes: tuple[str, ...]
 
     @classmethod
-    def of(cls, name: str, tensors: Iterable[TensorHeader]) -> Part:
+    def of(cls, name: str, tensors: Iterable[TensorHeader]) -> PartSummary:
         """The sum of `tensors`."""
         tensors = list(tensors)
         floats = [one for one in tensors if one.dtype.startswith(("F", "BF"))]
@@ -75,7 +74,7 @@ class Inspection:
     format: str
     size: int
     family: str | None = None
-    parts: tuple[Part, ...] = ()
+    parts: tuple[PartSummary, ...] = ()
     predicts: str | None = None
     control: str | None = None
     beside: Mapping[str, int] = field(default_factory=dict)
@@ -86,16 +85,16 @@ class Inspection:
 def describe_model(path: Path, header: Header, form: str, predicts: str | None = None) -> Inspection:
     """What the model with this header is. predicts: where something beside it says so."""
     named = _named_parts(header.tensors)
-    found = [part for part in PARTS.values() if part in named]
+    found = [part for part in PART_LABELS.values() if part in named]
     family = _family(named)
     what = _kind(found) + (f" of {family}" if family else "")
     return Inspection(
         path=str(path),
-        what=what + (", in diffusers' names" if part_with(header.tensors) else ""),
+        what=what + (", in diffusers' names" if detect_component(header.tensors) else ""),
         format=form,
         size=header.size,
         family=family,
-        parts=tuple(Part.of(name, tensors.values()) for name, tensors in named.items()),
+        parts=tuple(PartSummary.of(name, tensors.values()) for name, tensors in named.items()),
         predicts=(predicts or _prediction(header, family, path)) if UNET in named else None,
         control=control_kind(path) if CONTROL in named else None,
         beside=header.others,
@@ -105,17 +104,17 @@ def describe_model(path: Path, header: Header, form: str, predicts: str | None =
 
 
 def _named_parts(tensors: Tensors) -> dict[str, dict[str, TensorHeader]]:
-    """The tensors of each part, by what messages call it: first those of PARTS, then the rest.
+    """The tensors of each part, by what messages call it: first those of PART_LABELS, then the rest.
 
     Names lose the prefix of their part.
     """
-    alone = part_with(tensors)
-    prefix = DIFFUSERS_PARTS[alone].prefix if alone else missing_prefix(tensors)
-    named: dict[str, dict[str, TensorHeader]] = {part: {} for part in (*PARTS.values(), EMA, SCHEDULE)}
+    alone = detect_component(tensors)
+    prefix = COMPONENTS[alone].prefix if alone else missing_prefix(tensors)
+    named: dict[str, dict[str, TensorHeader]] = {part: {} for part in (*PART_LABELS.values(), EMA, SCHEDULE)}
     for name, tensor in tensors.items():
         full = prefix + name
-        owner = next((one for one in PARTS if full.startswith(one)), "")
-        part = PARTS.get(owner) or (
+        owner = next((one for one in PART_LABELS if full.startswith(one)), "")
+        part = PART_LABELS.get(owner) or (
             EMA if name.startswith(EMA_PREFIX) else UNKNOWN if "." in name else SCHEDULE
         )
         named.setdefault(part, {})[full.removeprefix(owner)] = tensor
@@ -125,7 +124,7 @@ def _named_parts(tensors: Tensors) -> dict[str, dict[str, TensorHeader]]:
 def _kind(found: list[str]) -> str:
     if not found:
         return "no model that is known here"
-    if found == list(PARTS.values()):
+    if found == list(PART_LABELS.values()):
         return "base model with a control branch"
     return "base model" if found == BASE else f"{' and '.join(found)} alone"
 

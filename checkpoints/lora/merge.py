@@ -20,8 +20,8 @@ from checkpoints.compatibility import family
 from checkpoints.files.kinds import quote
 from checkpoints.files.read import read_weight_file
 from checkpoints.lora.alpha import Alphas, stored_alphas
-from checkpoints.lora.names import TEXT_READERS, Place, places, split_name
-from checkpoints.names.foreign import is_lora, refuse_neighbours
+from checkpoints.lora.names import TEXT_READERS, LoraTarget, lora_targets, split_name
+from checkpoints.names.foreign import is_lora, refuse_foreign
 
 log = logging.getLogger(__name__)
 
@@ -29,10 +29,10 @@ PART_NAMES = {"unet": "U-Net", "text_encoder": "text encoder"}
 
 
 @dataclass(frozen=True)
-class Layer:
+class LoraLayer:
     """The difference that a file has for one weight: down [r, i, ...], up [o, r, ...], mid [r, r, k, k]."""
 
-    place: Place
+    place: LoraTarget
     down: Tensor
     up: Tensor
     mid: Tensor | None
@@ -75,9 +75,9 @@ def merge_loras(model: nn.Module, loras: Sequence[tuple[str | Path, float]]) -> 
     LoRA, is of another kind, names what the model does not have or does not fit its shapes.
     """
     parameters = dict(model.named_parameters())
-    table = places({name: tuple(parameter.shape) for name, parameter in parameters.items()})
+    table = lora_targets({name: tuple(parameter.shape) for name, parameter in parameters.items()})
     read = [(str(path), weight, _read_lora(Path(path), weight, table)) for path, weight in loras]
-    changes: dict[str, list[tuple[float, Layer]]] = {}
+    changes: dict[str, list[tuple[float, LoraLayer]]] = {}
     for _, weight, layers in read:
         for layer in layers if weight else ():
             changes.setdefault(layer.place.key, []).append((weight, layer))
@@ -92,7 +92,7 @@ def merge_loras(model: nn.Module, loras: Sequence[tuple[str | Path, float]]) -> 
 
 
 @torch.no_grad()
-def _merged(parameter: Tensor, layers: Sequence[tuple[float, Layer]], labels: str) -> Tensor:
+def _merged(parameter: Tensor, layers: Sequence[tuple[float, LoraLayer]], labels: str) -> Tensor:
     total = parameter.float().clone()
     for weight, layer in layers:
         rows = total[layer.place.first : layer.place.first + layer.place.shape[0]]
@@ -104,11 +104,11 @@ def _merged(parameter: Tensor, layers: Sequence[tuple[float, Layer]], labels: st
     return merged
 
 
-def _read_lora(path: Path, weight: float, table: Mapping[str, Place]) -> list[Layer]:
+def _read_lora(path: Path, weight: float, table: Mapping[str, LoraTarget]) -> list[LoraLayer]:
     if not math.isfinite(weight):
         raise ValueError(f"{path}: weight {weight}: use a number, 1 is as trained")
     file = read_weight_file(path)
-    refuse_neighbours(path, file.tensors)
+    refuse_foreign(path, file.tensors)
     if not is_lora(file.tensors):
         raise ValueError(f"{path} is no LoRA, it has {quote(list(file.tensors))}: give models by --weights")
     groups: dict[str, dict[str, Tensor]] = {}
@@ -133,7 +133,9 @@ def _read_lora(path: Path, weight: float, table: Mapping[str, Place]) -> list[La
     return layers
 
 
-def _layer(path: Path, module: str, roles: Mapping[str, Tensor], place: Place, alphas: Alphas) -> Layer:
+def _layer(
+    path: Path, module: str, roles: Mapping[str, Tensor], place: LoraTarget, alphas: Alphas
+) -> LoraLayer:
     if missing := [role for role in ("down", "up") if role not in roles]:
         raise ValueError(f"{path} lacks the {missing[0]} half of {module}: damaged, get it again")
     down, up, mid = roles["down"], roles["up"], roles.get("mid")
@@ -146,7 +148,7 @@ def _layer(path: Path, module: str, roles: Mapping[str, Tensor], place: Place, a
             f"{path} does not fit the model: for {module} it has {shapes}, the weight is {list(place.shape)}"
         )
     alpha = float(roles["alpha"].flatten()[0]) if "alpha" in roles else alphas(module)
-    return Layer(place, down, up, mid, 1.0 if alpha is None else alpha / len(down))
+    return LoraLayer(place, down, up, mid, 1.0 if alpha is None else alpha / len(down))
 
 
 def _fits(down: Tensor, up: Tensor, mid: Tensor | None, shape: tuple[int, ...]) -> bool:
@@ -162,7 +164,7 @@ def _fits(down: Tensor, up: Tensor, mid: Tensor | None, shape: tuple[int, ...]) 
     return pointwise and same_kernel and same_ends
 
 
-def _check_family(path: Path, tensors: Mapping[str, Tensor], table: Mapping[str, Place]) -> None:
+def _check_family(path: Path, tensors: Mapping[str, Tensor], table: Mapping[str, LoraTarget]) -> None:
     wanted = next((place.shape[1] for name, place in table.items() if name.endswith(TEXT_READERS)), None)
     for name, tensor in tensors.items():
         module, role = split_name(name) or (name, "")
@@ -173,6 +175,6 @@ def _check_family(path: Path, tensors: Mapping[str, Tensor], table: Mapping[str,
             )
 
 
-def _report(path: str, weight: float, layers: Sequence[Layer]) -> LoraReport:
+def _report(path: str, weight: float, layers: Sequence[LoraLayer]) -> LoraReport:
     counts = Counter(layer.place.part for layer in layers)
     return LoraReport(path, weight, dict(counts), tuple(sorted({layer.rank for layer in layers})))

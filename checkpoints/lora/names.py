@@ -12,8 +12,8 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from checkpoints.names.diffusers import PARTS, TEXT_LEVEL, open_clip_to_diffusers
-from checkpoints.names.original import OPEN_CLIP_SIGN
+from checkpoints.names.diffusers import COMPONENTS, TEXT_LEVEL, open_clip_to_diffusers
+from checkpoints.names.original import OPEN_CLIP_MARKER
 
 ROLES = {"A": "down", "B": "up", "down": "down", "up": "up", "mid": "mid"}
 ENDING = re.compile(
@@ -44,10 +44,10 @@ OLD_NAMES = {
 
 
 @dataclass(frozen=True)
-class Place:
+class LoraTarget:
     """Where in a model a matrix or convolution is: rows from `first` of the weight called `key`.
 
-    part: entry of `checkpoints.names.diffusers.PARTS`.
+    part: entry of `checkpoints.names.diffusers.COMPONENTS`.
     """
 
     part: str
@@ -55,7 +55,7 @@ class Place:
     shape: tuple[int, ...]
     first: int = 0
 
-    def __getitem__(self, rows: slice) -> Place:
+    def __getitem__(self, rows: slice) -> LoraTarget:
         """Some of its rows, as the split of open_clip's fused matrices asks for them."""
         return replace(self, shape=(rows.stop - rows.start, *self.shape[1:]), first=self.first + rows.start)
 
@@ -78,9 +78,9 @@ def parse_lora(text: str) -> tuple[str, float]:
         return text, 1.0
 
 
-def places(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Place]:
+def lora_targets(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, LoraTarget]:
     """Everything that a LoRA may change in a model of these names, by every name that tools have for it."""
-    table: dict[str, Place] = {}
+    table: dict[str, LoraTarget] = {}
     for part in ("unet", "text_encoder"):
         for ours, theirs, place in _renamed(part, shapes):
             for alias in _aliases(part, ours, theirs):
@@ -88,16 +88,16 @@ def places(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Place]:
     return table
 
 
-def _renamed(part: str, shapes: Mapping[str, tuple[int, ...]]) -> Iterator[tuple[str, str, Place]]:
+def _renamed(part: str, shapes: Mapping[str, tuple[int, ...]]) -> Iterator[tuple[str, str, LoraTarget]]:
     """(original name without prefix, diffusers' name, place) of each weight of a part that is a matrix."""
-    prefix = PARTS[part].prefix
+    prefix = COMPONENTS[part].prefix
     own = {
-        key.removeprefix(prefix): Place(part, key, shape)
+        key.removeprefix(prefix): LoraTarget(part, key, shape)
         for key, shape in shapes.items()
         if key.startswith(prefix)
     }
-    open_clip = any(OPEN_CLIP_SIGN in name for name in own)
-    to_diffusers = open_clip_to_diffusers if open_clip else PARTS[part].to_diffusers
+    open_clip = any(OPEN_CLIP_MARKER in name for name in own)
+    to_diffusers = open_clip_to_diffusers if open_clip else COMPONENTS[part].to_diffusers
     for theirs, place in to_diffusers(own).items():
         if theirs.endswith(".weight") and len(place.shape) > 1:
             yield (

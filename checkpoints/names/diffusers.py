@@ -30,7 +30,7 @@ Pairs = Mapping[str, str]
 POSITIONS = "position_ids"  # 0, 1, 2, ...: older files store them, newer ones and diffusers do not
 TEXT_LEVEL = "text_model."  # above CLIP's names in files from transformers before 5.6, absent in newer ones
 IN_PROJ = "attn.in_proj_"  # open_clip's query, key and value in one
-TEXT_SIGN = "embeddings.position_embedding.weight"
+TEXT_MARKER = "embeddings.position_embedding.weight"
 OPEN_CLIP_WIDTH = 1024  # of the text encoder of Stable Diffusion 2.x; that of 1.x has 768
 HEADS = ("q_proj", "k_proj", "v_proj")
 
@@ -133,50 +133,50 @@ def open_clip_from_diffusers(state: State) -> dict[str, Tensor]:
 
 
 @dataclass(frozen=True)
-class Part:
+class ComponentNames:
     """One part of a model: the prefix of its original names, one of diffusers' names, and the ways over."""
 
     prefix: str
-    sign: str
+    marker_key: str
     to_diffusers: Callable[[State], dict[str, Tensor]]
     from_diffusers: Callable[[State], dict[str, Tensor]]
 
 
 # By the folder that a diffusers pipeline keeps it in. CLIP's names need no table: whatever the level, they
 # are brought to the published ones with those of every other file.
-PARTS = {
-    "unet": Part(
+COMPONENTS = {
+    "unet": ComponentNames(
         "model.diffusion_model.", "up_blocks.0.resnets.0.norm1.weight", unet_to_diffusers, unet_from_diffusers
     ),
-    "vae": Part(
+    "vae": ComponentNames(
         "first_stage_model.",
         "decoder.up_blocks.0.resnets.0.norm1.weight",
         vae_to_diffusers,
         vae_from_diffusers,
     ),
-    "text_encoder": Part("cond_stage_model.", TEXT_SIGN, clip_to_diffusers, dict),
-    "controlnet": Part(
+    "text_encoder": ComponentNames("cond_stage_model.", TEXT_MARKER, clip_to_diffusers, dict),
+    "controlnet": ComponentNames(
         "control_model.", "controlnet_mid_block.weight", controlnet_to_diffusers, controlnet_from_diffusers
     ),
 }
-OPEN_CLIP = Part("cond_stage_model.", TEXT_SIGN, open_clip_to_diffusers, open_clip_from_diffusers)
+OPEN_CLIP = ComponentNames("cond_stage_model.", TEXT_MARKER, open_clip_to_diffusers, open_clip_from_diffusers)
 
 
-def part_with(names: Iterable[str]) -> str | None:
-    """The entry of PARTS that a file with these diffusers names holds; None for any other file."""
+def detect_component(names: Iterable[str]) -> str | None:
+    """The entry of COMPONENTS that a file with these diffusers names holds; None for any other file."""
     bare = {name.removeprefix(TEXT_LEVEL) for name in names}
-    return next((name for name, part in PARTS.items() if part.sign in bare), None)
+    return next((name for name, part in COMPONENTS.items() if part.marker_key in bare), None)
 
 
 def to_original(state: State, name: str, *, open_clip: bool | None = None) -> dict[str, Tensor]:
-    """`state` of the entry `name` of PARTS under the original names, prefix and all.
+    """`state` of the entry `name` of COMPONENTS under the original names, prefix and all.
 
     open_clip: whether a text encoder is that of Stable Diffusion 2.x; None tells it by its width.
     """
     if open_clip is None and name == "text_encoder":
         full = {TEXT_LEVEL + one.removeprefix(TEXT_LEVEL): tensor for one, tensor in state.items()}
-        open_clip = full[TEXT_LEVEL + TEXT_SIGN].shape[1] == OPEN_CLIP_WIDTH
-    part = OPEN_CLIP if open_clip and name == "text_encoder" else PARTS[name]
+        open_clip = full[TEXT_LEVEL + TEXT_MARKER].shape[1] == OPEN_CLIP_WIDTH
+    part = OPEN_CLIP if open_clip and name == "text_encoder" else COMPONENTS[name]
     return {part.prefix + one: tensor for one, tensor in part.from_diffusers(state).items()}
 
 

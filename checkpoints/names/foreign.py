@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 CONTROL = "take a ControlNet file of your base model, such as control_v11p_sd15_canny.safetensors"
 BASE = "take a file of Stable Diffusion 1.x or 2.x"
-LORA_SIGN = re.compile(r"\.lora_(down|up|mid|A|B|linear_layer)\b|[._]lora\.(down|up)\.")
+LORA_MARKER = re.compile(r"\.lora_(down|up|mid|A|B|linear_layer)\b|[._]lora\.(down|up)\.")
 RETRAINED = "take a plain LoRA, or have the tool that made this one save the whole merged model"
 
 
@@ -37,7 +37,7 @@ def unusual_lora(names: Iterable[str]) -> Family | None:
     return next((family for family in LORA_RELATIVES if family.sign.search(text)), None)
 
 
-def refuse_neighbours(label: object, names: Iterable[str]) -> None:
+def refuse_foreign(label: object, names: Iterable[str]) -> None:
     """Raise ValueError, one sentence, if the file called `label` with these names is a neighbour's."""
     if other := neighbour(names := list(names)) or unusual_lora(names):
         raise ValueError(f"{label} is {other.what}; {other.instead}")
@@ -45,7 +45,7 @@ def refuse_neighbours(label: object, names: Iterable[str]) -> None:
 
 def is_lora(names: Iterable[str]) -> bool:
     """Whether these are names of low-rank differences, in the naming of any tool."""
-    return any(LORA_SIGN.search(name) for name in names)
+    return any(LORA_MARKER.search(name) for name in names)
 
 
 def _families(*rows: tuple[str, str, str]) -> tuple[Family, ...]:

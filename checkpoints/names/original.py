@@ -12,14 +12,14 @@ from collections import Counter
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
-from checkpoints.names.diffusers import part_with, to_original
+from checkpoints.names.diffusers import detect_component, to_original
 from checkpoints.names.foreign import is_lora, neighbour, unusual_lora
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 # Prefixes of a whole model's parts, and what messages call them.
-PARTS = {
+PART_LABELS = {
     "model.diffusion_model.": "U-Net",
     "first_stage_model.": "autoencoder",
     "cond_stage_model.": "text encoder",
@@ -32,7 +32,7 @@ BARE_PARTS = {
     "post_quant_conv.weight": "first_stage_model.",
 }
 TEXT_PREFIX = "cond_stage_model."
-OPEN_CLIP_SIGN = ".resblocks."  # only open_clip calls its layers so
+OPEN_CLIP_MARKER = ".resblocks."  # only open_clip calls its layers so
 EMA_PREFIX = "model_ema."
 EMA_OWNER = "model."  # moving averages exist for everything under it: the U-Net
 DROPPED = {
@@ -43,7 +43,7 @@ DROPPED = {
 UNUSED_TEXT = "halves of CLIP that a text encoder never runs"
 
 
-def canonical(
+def normalize_names(
     tensors: dict[str, Tensor], ema_of: Iterable[str] = ()
 ) -> tuple[dict[str, Tensor], Counter[str]]:
     """`tensors` under the names of a whole model, and how many were dropped for each reason.
@@ -52,7 +52,7 @@ def canonical(
     Raises ValueError for a file of another family, such as a LoRA.
     """
     _refuse_other_families(tensors)
-    if part := part_with(tensors):
+    if part := detect_component(tensors):
         tensors = to_original(tensors, part)
     averages = ema_names(ema_of)
     averaged = {averages[name]: tensor for name, tensor in tensors.items() if name in averages}
@@ -86,7 +86,7 @@ def ema_names(names: Iterable[str]) -> dict[str, str]:
 
 def part_of(name: str) -> str:
     """What messages call the part of the model that holds `name`."""
-    return next((part for prefix, part in PARTS.items() if name.startswith(prefix)), "schedule")
+    return next((part for prefix, part in PART_LABELS.items() if name.startswith(prefix)), "schedule")
 
 
 def _adapt_text(kept: dict[str, Tensor], dropped: Counter[str]) -> dict[str, Tensor]:
@@ -95,7 +95,7 @@ def _adapt_text(kept: dict[str, Tensor], dropped: Counter[str]) -> dict[str, Ten
     from ldm.modules.encoders.published_keys import published_clip_keys, published_open_clip_keys
 
     text = {name: tensor for name, tensor in kept.items() if name.startswith(TEXT_PREFIX)}
-    open_clip = any(OPEN_CLIP_SIGN in name for name in text)
+    open_clip = any(OPEN_CLIP_MARKER in name for name in text)
     adapted = (published_open_clip_keys if open_clip else published_clip_keys)(kept, TEXT_PREFIX)
     survivors = {id(tensor) for tensor in adapted.values()}
     if unused := sum(id(tensor) not in survivors for tensor in text.values()):
@@ -106,7 +106,7 @@ def _adapt_text(kept: dict[str, Tensor], dropped: Counter[str]) -> dict[str, Ten
 def missing_prefix(names: Iterable[str]) -> str:
     """What the names of a part stored alone lack in front; "" where they lack nothing or are not known."""
     names = set(names)
-    if any(name.startswith(tuple(PARTS)) for name in names):
+    if any(name.startswith(tuple(PART_LABELS)) for name in names):
         return ""
     return next((prefix for sign, prefix in BARE_PARTS.items() if sign in names), "")
 

@@ -10,7 +10,7 @@ from safetensors.torch import save_file
 
 from checkpoints.diffusers.configs import part_config
 from checkpoints.diffusers.folder import CLASSES
-from checkpoints.names.diffusers import PARTS
+from checkpoints.names.diffusers import COMPONENTS
 from cldm.cldm import ControlNet
 from cldm.model import create_model, load_control, load_model, load_state_dict
 from ldm.config import read_config
@@ -174,12 +174,12 @@ def test_load_state_dict_gives_the_files_own_names(tmp_path):
 def folder(published, tmp_path):
     """The small model as folders of diffusers: a pipeline without control, and the branch by itself."""
     params = OmegaConf.create(settings()).model.params
-    for part in PARTS:
-        prefix = PARTS[part].prefix
+    for part in COMPONENTS:
+        prefix = COMPONENTS[part].prefix
         state = {name[len(prefix) :]: t for name, t in published.items() if name.startswith(prefix)}
         place = tmp_path / ("canny" if part == "controlnet" else f"sd/{part}")
         place.mkdir(parents=True)
-        theirs = {name: t.contiguous() for name, t in PARTS[part].to_diffusers(state).items()}
+        theirs = {name: t.contiguous() for name, t in COMPONENTS[part].to_diffusers(state).items()}
         save_file(theirs, place / "diffusion_pytorch_model.safetensors")
         config = part_config(part, params)
         config |= (

@@ -24,7 +24,7 @@ from checkpoints.diffusers.configs import scheduler_config
 from checkpoints.files.kinds import quote
 from checkpoints.files.lazy import Values
 from checkpoints.load import HALF
-from checkpoints.names.original import DROPPED, PARTS
+from checkpoints.names.original import DROPPED, PART_LABELS
 from cldm.model import fresh_branch, with_branch
 from ldm.config import create_meta_model, read_config
 from tools.convert.source import Source, open_original
@@ -75,7 +75,7 @@ def attach(base: Path | None, target: Target, config: Path, start: Start) -> Res
 
 def check_base(source: Source, model: nn.Module, config: Path) -> None:
     """Raise ValueError unless `source` holds all that `model` has beside its branch, in its shapes."""
-    parts = {prefix: part for prefix, part in PARTS.items() if prefix != surgery.CONTROL}
+    parts = {prefix: part for prefix, part in PART_LABELS.items() if prefix != surgery.CONTROL}
     absent = [part for prefix, part in parts.items() if not any(n.startswith(prefix) for n in source.state)]
     if absent:
         raise ValueError(

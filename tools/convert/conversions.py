@@ -17,7 +17,7 @@ from checkpoints.diffusers.configs import is_open_clip, scheduler_config
 from checkpoints.diffusers.folder import CLASSES
 from checkpoints.diffusers.write import Write, write_part, write_pipeline
 from checkpoints.files.write import SAFETENSORS
-from checkpoints.names.diffusers import OPEN_CLIP, PARTS
+from checkpoints.names.diffusers import COMPONENTS, OPEN_CLIP
 from common.atomic import MIB
 from quantize.files.read import is_quantized_file
 from tools.convert.quantized import flattened, mark, metadata_of, open_quantized
@@ -111,8 +111,8 @@ def to_diffusers(
     predicts = scheduler_config(params)["prediction_type"]
     if "unet" in parts and model.prediction not in (None, predicts):
         raise ValueError(f"{source} says that it predicts {model.prediction}, but {config} means {predicts}")
-    text = OPEN_CLIP if is_open_clip(params) else PARTS["text_encoder"]
-    ways = PARTS | {"text_encoder": text}
+    text = OPEN_CLIP if is_open_clip(params) else COMPONENTS["text_encoder"]
+    ways = COMPONENTS | {"text_encoder": text}
     theirs = flattened({part: ways[part].to_diffusers(state) for part, state in parts.items()})
 
     def fill(folder: Path, states: Mapping[str, State], write: Write) -> None:
@@ -175,7 +175,7 @@ def _stripped(source: Path, *, use_ema: bool) -> tuple[Source, dict[str, State],
 def _split(model: Source) -> dict[str, State]:
     """The parts of a model without their prefixes: one, or all that a pipeline needs; ValueError else."""
     parts = {}
-    for part, known in PARTS.items():
+    for part, known in COMPONENTS.items():
         start = len(known.prefix)
         state = {name[start:]: t for name, t in model.state.items() if name.startswith(known.prefix)}
         parts |= {part: state} if state else {}

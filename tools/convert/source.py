@@ -12,7 +12,7 @@ from checkpoints.files.lazy import LazyTensor, Values, lazy
 from checkpoints.files.read import open_weight_file
 from checkpoints.load import open_source
 from checkpoints.model_spec import describe, prediction_in
-from checkpoints.names.diffusers import part_with
+from checkpoints.names.diffusers import detect_component
 from common.atomic import MIB
 
 
@@ -60,7 +60,7 @@ def open_original(path: Path, *, use_ema: bool = False) -> Source:
 
 def has_diffusers_names(path: Path) -> bool:
     """Whether it is a folder in diffusers' form, or a file of one part under diffusers' names."""
-    return bool(find_components(path) or part_with(open_weights(path).tensors))
+    return bool(find_components(path) or detect_component(open_weights(path).tensors))
 
 
 def left_out(what: str, size: int, count: int | None = None) -> str:

@@ -7,7 +7,7 @@ import torch
 from omegaconf import OmegaConf
 
 from checkpoints.diffusers.choose_yaml import check_parts, choose_config, read_params
-from checkpoints.names.diffusers import PARTS
+from checkpoints.names.diffusers import COMPONENTS
 from ldm.config import create_meta_model
 
 MODELS = Path(__file__).parents[3] / "models"
@@ -23,7 +23,7 @@ def parts():
         state = create_meta_model(MODELS / f"{name}.yaml").state_dict()
         split[name] = {
             part: {key.removeprefix(one.prefix): t for key, t in state.items() if key.startswith(one.prefix)}
-            for part, one in PARTS.items()
+            for part, one in COMPONENTS.items()
         }
     return split
 
@@ -59,7 +59,7 @@ def test_where_weights_do_not_tell_the_yaml_is_asked_for(parts):
         choose_config(Path("sd.ckpt"), parts["tiny"], None)
 
 
-@pytest.mark.parametrize("part", PARTS)
+@pytest.mark.parametrize("part", COMPONENTS)
 def test_a_part_of_another_shape_than_the_yamls_is_refused(parts, part):
     family = "tiny" if part == "vae" else "cldm_v21"  # the autoencoders of SD 1 and 2 are alike
     with pytest.raises(ValueError, match=r"x.ckpt.*; the settings are those of .*v15.yaml, --config names"):

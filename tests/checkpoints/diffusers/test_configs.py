@@ -89,9 +89,9 @@ def test_published_names_come_back_in_their_order(config):
         ("controlnet", ours.control_model.state_dict()),
         ("vae", ours.first_stage_model.state_dict()),
     ):
-        theirs = names.PARTS[part].to_diffusers(state)
-        assert names.part_with(theirs) == part
-        back = names.PARTS[part].from_diffusers(theirs)
+        theirs = names.COMPONENTS[part].to_diffusers(state)
+        assert names.detect_component(theirs) == part
+        back = names.COMPONENTS[part].from_diffusers(theirs)
         assert list(shapes(back).items()) == list(shapes(state).items())
 
 
@@ -156,7 +156,7 @@ def test_the_schedule_is_that_of_the_yaml():
 def test_every_part_of_a_pipeline_has_settings():
     for name in ("cldm_v15.yaml", "cldm_v21.yaml"):
         params = read_config(MODELS / name).model.params
-        for part in (*names.PARTS, "scheduler"):
+        for part in (*names.COMPONENTS, "scheduler"):
             assert json.dumps(form.part_config(part, params))
 
 

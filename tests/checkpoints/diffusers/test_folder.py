@@ -34,9 +34,9 @@ def original():
 
 
 def part_of(original, part):
-    prefix = names.PARTS[part].prefix
+    prefix = names.COMPONENTS[part].prefix
     state = {name[len(prefix) :]: t for name, t in original.items() if name.startswith(prefix)}
-    return {name: t.contiguous() for name, t in names.PARTS[part].to_diffusers(state).items()}
+    return {name: t.contiguous() for name, t in names.COMPONENTS[part].to_diffusers(state).items()}
 
 
 def write_part(folder, original, part, file=WEIGHTS):
@@ -72,7 +72,7 @@ def assert_same(file, expected):
 
 
 def chosen(original, part):
-    return {name: t for name, t in original.items() if name.startswith(names.PARTS[part].prefix)}
+    return {name: t for name, t in original.items() if name.startswith(names.COMPONENTS[part].prefix)}
 
 
 def test_a_pipeline_folder_gives_the_whole_model_mapped(pipeline, original):

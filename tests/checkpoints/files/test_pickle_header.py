@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from checkpoints.files import pickle_header as pickle_files
 from checkpoints.files.pickle_header import read_pickle_file
 from checkpoints.files.pickle_machine import Named, Pickled
-from checkpoints.files.pickles import Inert, load_pickle
+from checkpoints.files.pickles import OpaqueObject, load_pickle
 from tests.hostile_files import CONTAINERS, FOUR, saved, storage, tensor, text, write_zip
 
 
@@ -92,7 +92,7 @@ def test_no_operation_runs_anything(tmp_path, write, attack):
     trace = tmp_path / "trace"
     path = write(tmp_path / "evil.ckpt", saved(a=tensor(), x=ATTACKS[attack](trace)))
     loaded = loaded_or_refused(path)
-    assert loaded is None or isinstance(loaded["x"], Inert)  # the latter for a name in a known library
+    assert loaded is None or isinstance(loaded["x"], OpaqueObject)  # the latter for a name in a known library
     assert not trace.exists()
 
 
@@ -117,7 +117,7 @@ def test_functions_of_known_libraries_are_never_called(tmp_path, write, name, mo
     module, _, function = name.rpartition(".")
     call = f"c{module}\n{function}\n(".encode() + text(str(tmp_path / "trace")) + b"tR"
     loaded = load_pickle(write(tmp_path / "w.ckpt", saved(a=tensor(), x=call)))
-    assert isinstance(loaded["x"], Inert)
+    assert isinstance(loaded["x"], OpaqueObject)
     assert torch.equal(loaded["a"], FOUR)
     assert not called
     assert os.listdir(tmp_path) == ["w.ckpt"]
@@ -126,12 +126,12 @@ def test_functions_of_known_libraries_are_never_called(tmp_path, write, name, mo
 @containers
 @pytest.mark.parametrize("target", [b"ctorch.optim\nAdam\n", b"ctorch.optim\nAdam\n)R", b"cnumpy\nload\n)R"])
 def test_no_state_sticks_to_what_stands_for_objects(tmp_path, write, target):
-    before = dict(vars(Inert))
+    before = dict(vars(OpaqueObject))
     state = b"N}" + text("__init__") + text("x") + b"s\x86"  # (None, {"__init__": "x"}): slots
     path = write(tmp_path / "w.ckpt", saved(a=tensor(), x=target + state + b"b"))
     loaded = loaded_or_refused(path)
-    assert loaded is None or (type(loaded["x"]) is Inert and not vars(loaded["x"]))
-    assert dict(vars(Inert)) == before
+    assert loaded is None or (type(loaded["x"]) is OpaqueObject and not vars(loaded["x"]))
+    assert dict(vars(OpaqueObject)) == before
 
 
 @containers

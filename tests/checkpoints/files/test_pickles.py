@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 
-from checkpoints.files.pickles import Inert, is_mappable, load_pickle
+from checkpoints.files.pickles import OpaqueObject, is_mappable, load_pickle
 
 FORMATS = pytest.mark.parametrize("zipped", [True, False], ids=["zip", "legacy"])
 
@@ -65,7 +65,7 @@ def test_objects_of_known_libraries_become_inert_and_their_weights_are_kept(
     }
     loaded = load_pickle(save(tmp_path / "last.ckpt", saved, zipped))
     assert torch.equal(loaded["state_dict"]["a"], torch.ones(2))
-    assert isinstance(loaded["callback"], Inert)
+    assert isinstance(loaded["callback"], OpaqueObject)
     assert loaded["groups"] == {"lr": {"a": 1}}
 
 
@@ -86,7 +86,7 @@ def test_a_hostile_file_is_refused_and_never_run(tmp_path, zipped, function):
 def test_a_function_of_a_known_library_is_not_run_either(tmp_path):
     target = save(tmp_path / "inner.pth", {"a": torch.ones(1)})
     loaded = load_pickle(save(tmp_path / "outer.ckpt", {"x": Runs(np.load, str(target)), "a": torch.ones(1)}))
-    assert isinstance(loaded["x"], Inert)
+    assert isinstance(loaded["x"], OpaqueObject)
 
 
 def test_names_are_known_only_while_reading(tmp_path):

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from checkpoints.lora.names import places, split_name
+from checkpoints.lora.names import lora_targets, split_name
 
 GOLDEN = Path(__file__).parents[2] / "golden"
 BLOCK = "lora_unet_up_blocks_3_attentions_2_transformer_blocks_0"
@@ -18,7 +18,7 @@ def shapes(version):
 @pytest.mark.parametrize("version", ["v15", "v21"])
 def test_every_matrix_of_the_u_net_and_the_text_encoder_that_runs_can_be_changed(version):
     model = shapes(version)
-    found = {place.key for place in places(model).values()}
+    found = {place.key for place in lora_targets(model).values()}
     matrices = {name for name, shape in model.items() if len(shape) > 1 and name.endswith("weight")}
     unet = {name for name in matrices if name.startswith("model.")}
     text = {name for name in matrices if name.startswith("cond_stage_model.")}
@@ -43,7 +43,7 @@ def test_every_matrix_of_the_u_net_and_the_text_encoder_that_runs_can_be_changed
     ],
 )  # fmt: skip
 def test_published_names_lead_to_published_keys(version, name, key, first):
-    place = places(shapes(version))[name]
+    place = lora_targets(shapes(version))[name]
     assert place.key.endswith(key)
     assert place.first == first
 
@@ -51,9 +51,9 @@ def test_published_names_lead_to_published_keys(version, name, key, first):
 @pytest.mark.parametrize("version", ["v15", "v21"])
 def test_no_name_stands_for_two_places(version):
     model = shapes(version)
-    whole = places(model)
+    whole = lora_targets(model)
     alone = [
-        places({name: shape for name, shape in model.items() if name.startswith(part)})
+        lora_targets({name: shape for name, shape in model.items() if name.startswith(part)})
         for part in ("model.diffusion_model.", "cond_stage_model.")
     ]
     assert sum(map(len, alone)) == len(whole)

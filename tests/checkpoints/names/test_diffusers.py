@@ -161,4 +161,4 @@ def test_a_stranger_keeps_its_name_for_the_strict_load_to_report(convert):
     ],
 )
 def test_a_part_is_known_by_one_of_its_names(sign, part):
-    assert names.part_with({"conv_in.weight", sign}) == part
+    assert names.detect_component({"conv_in.weight", sign}) == part
