@@ -42,8 +42,9 @@ def atomic_write(path: Path) -> Iterator[Path]:
 
 
 def check_space(path: Path, size: float) -> None:
-    """OSError unless `size` bytes more have room where `path` is to be; nothing is made for the question."""
-    folder = next(parent for parent in path.absolute().parents if parent.exists())
+    """OSError unless `size` bytes more have room where `path` is or will be; makes nothing to find out."""
+    path_and_parents = (path.absolute(), *path.absolute().parents)
+    folder = next(one for one in path_and_parents if one.is_dir())
     if (free := shutil.disk_usage(folder).free) < size:
         raise OSError(f"{path} needs {size / MIB:.0f} MiB, but {free / MIB:.0f} MiB are free in {folder}")
 

@@ -1,196 +1,186 @@
-"""A published file on disk: fetched over as many connections as it takes, checked, and only then named.
+"""A published file on disk: fetched by huggingface_hub's own requests, checked, and only then named.
 
-huggingface_hub is not used: it compares sizes and no checksum, and asks a server for headers of its own
-protocol, which a plain mirror of the files does not send.
+`hf_hub_download` deletes what came when it is stopped, and names a file before its checksum is known. Its two
+halves do not: what the hub says of a file, and its bytes from where one asks. These grow in `x.pth.KEY.part`,
+where KEY tells versions of the file apart, and the next command goes on from there.
 """
 
+import glob
 import hashlib
-import logging
-import shutil
-import time
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+import os
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tools.download.catalogue import GIGABYTE, Published
-from tools.download.http import (
-    Answer,
-    ChangedRemoteError,
-    DownloadError,
-    InterruptedDownloadError,
-    NoAnswerError,
-    NotHereError,
-    open_remote,
-)
-from tools.download.partial import Origin, Part
+from tools.download.catalogue import HUB, OTHER_HUB, PublishedFile
 
 if TYPE_CHECKING:
     import httpx
 
-# (FETCHING or CHECKING, bytes done, bytes in all where known), after each piece
-Report = Callable[[str, int, int | None], None]
-
-FETCHING, CHECKING = "fetching", "checking"
-TRIES = 6  # half a minute, with the pauses between them
-FIRST_PAUSE, LONGEST_PAUSE = 1.0, 60.0  # seconds; each pause is twice the one before
-GOOD_PIECE = 16 * 2**20  # a connection that brought this much before it broke was no failure
-SPARE_BYTES = 64 * 2**20  # left free on the disk
 READ_BYTES = 4 * 2**20
-
-log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class Source:
-    """Where a published file is to be had now."""
-
-    client: "httpx.Client"
-    published: Published
-    url: str
+LOGIN_CODES = {401, 403}
+MISSING_WORDS = {"RepoNotFound", "EntryNotFound", "RevisionNotFound"}  # the hub sends them with 401 as well
 
 
-def download(source: Source, target: Path, report: Report) -> tuple[bool, str]:
-    """Put the file at `source` to `target`: whether it had to be fetched, and what it was checked by.
+class DownloadError(Exception):
+    """A file cannot be had, said in one sentence."""
 
-    DownloadError in one sentence; a part that is of use stays, and a later call goes on with it. OSError as
-    of writing a file, BlockingIOError when another process fetches the same one.
+
+class NoAnswerError(DownloadError):
+    """Nobody answers at this address."""
+
+
+def fetch(published: PublishedFile, target: Path, mirror: str) -> tuple[bool, str]:
+    """Put `published` to `target`: whether it had to be fetched, and what it was checked by.
+
+    mirror: address of a server with the hub's paths. DownloadError in one sentence, OSError as of writing a
+    file. What came stays unless it is wrong; a file of somebody else is never replaced.
     """
     target.parent.mkdir(parents=True, exist_ok=True)
-    part = Part(target)
-    with part.held():
+    with _alone(target):
         if target.exists():
-            return False, check_file(target, source.published, report)
-        origin = _fill(source, part, report)
+            return False, _check(target, published, "move it away to fetch the published one")
+        with _sentences(published, mirror):
+            part, expected = _receive(published, target, mirror)
         try:
-            checked = _check(part.path, origin.size, origin.sha256, report)
-        except DownloadError as error:
-            part.drop()
-            raise NotHereError(f"{error}, so they were deleted") from None
-        part.finish()
-    return True, checked
+            checked_by = _check(part, expected, f"it was deleted, {_elsewhere(mirror)}")
+        except DownloadError:
+            part.unlink()
+            raise
+        with part.open("rb+") as file:
+            os.fsync(file.fileno())  # a name must not survive a power cut that its bytes do not
+        part.replace(target)
+    return True, checked_by
 
 
-def check_file(path: Path, published: Published, report: Report) -> str:
-    """What the finished file at `path` was checked by; DownloadError when it is not the published one."""
-    cure = "move it away to fetch the published one"
+def fetched_bytes(target: Path) -> int:
+    """How much of the unfinished file that is to become `target` is there."""
+    return max((part.stat().st_size for part in _parts(target)), default=0)
+
+
+def _receive(published: PublishedFile, target: Path, mirror: str) -> tuple[Path, PublishedFile]:
+    """Bring in what is missing: the part that holds all of it, and what the server says that it is."""
+    from huggingface_hub import get_hf_file_metadata
+    from huggingface_hub.file_download import http_get
+    from huggingface_hub.utils import build_hf_headers
+
+    url = published.url(mirror)
+    token = None if mirror == HUB else False  # None: of the environment or of a login, for the hub alone
+    remote = get_hf_file_metadata(url, token=token)
+    expected = _agreed(published, remote.size, remote.etag, mirror)
+    part = _part(target, expected.sha256 or remote.etag, expected.max_bytes)
+    same_host = _host(remote.location) == _host(url)
+    headers = build_hf_headers(token=token if same_host else False) | {"Accept-Encoding": "identity"}
+    options = {"headers": headers, "expected_size": expected.size}
+    with part.open("ab") as file:
+        http_get(remote.location, file, resume_size=file.tell(), **options)
+    return part, expected
+
+
+def _agreed(published: PublishedFile, size: int | None, etag: str | None, mirror: str) -> PublishedFile:
+    """The file with the server's size and checksum too; DownloadError when it is another one."""
+    sha256 = etag if etag and re.fullmatch("[0-9a-f]{64}", etag) else None
+    if size is not None and not published.can_have(size):
+        raise DownloadError(f"{mirror} has another file, of {size:,} bytes: {_elsewhere(mirror)}")
+    if sha256 and published.sha256 not in (None, sha256):
+        raise DownloadError(f"{mirror} has another file, with the sha256 {sha256}: {_elsewhere(mirror)}")
+    return replace(published, size=size or published.size, sha256=sha256 or published.sha256)
+
+
+def _part(target: Path, key: str | None, max_bytes: int) -> Path:
+    """Where the bytes grow. Those of another version, or of one that nothing tells, are deleted."""
+    part = target.with_name(f"{target.name}.{re.sub('[^0-9A-Za-z-]', '_', key or 'new')}.part")
+    for other in _parts(target):
+        if other != part or not key or other.stat().st_size > max_bytes:
+            other.unlink()
+    return part
+
+
+def _parts(target: Path) -> list[Path]:
+    return list(target.parent.glob(f"{glob.escape(target.name)}.*.part"))
+
+
+def _check(path: Path, published: PublishedFile, cure: str) -> str:
+    """By what the file at `path` is right; DownloadError with `cure` otherwise."""
+    from tqdm import tqdm
+
     if not path.is_file():
         raise DownloadError(f"{path} is not a file: {cure}")
     size = path.stat().st_size
-    if not published.may_have(size):
+    if not published.can_have(size):
         raise DownloadError(f"{path} is another file, of {size:,} bytes: {cure}")
-    try:
-        return _check(path, published.size, published.sha256, report)
-    except DownloadError as error:
-        raise DownloadError(f"{error}: {cure}") from None
-
-
-def missing_bytes(published: Published, target: Path) -> int:
-    """What is still to fetch, at most."""
-    return 0 if target.exists() else published.most_bytes - Part(target).length()
-
-
-def check_space(folder: Path, wanted: int) -> None:
-    """DownloadError unless the disk of `folder` has room for so many bytes more."""
-    while not folder.exists():
-        folder = folder.parent
-    free = shutil.disk_usage(folder).free
-    if wanted and free < wanted + SPARE_BYTES:
-        raise DownloadError(
-            f"the disk of {folder} has {free / GIGABYTE:.2f} GB left, and {wanted / GIGABYTE:.2f} GB are "
-            "still to come: free some, or choose another folder with --dest"
-        )
-
-
-def _fill(source: Source, part: Part, report: Report) -> Origin:
-    """Bring in what the part lacks, over as many connections as it takes; where its bytes come from."""
-    tries, longest, answered, changed = 0, part.length(), False, False
-    while True:
-        try:
-            return _connect(source, part, None if changed else _known(source, part), report)
-        except NoAnswerError as error:
-            if not answered:
-                raise
-            broken = InterruptedDownloadError(str(error))
-        except InterruptedDownloadError as error:
-            broken, answered, changed = error, True, isinstance(error, ChangedRemoteError)
-        if part.length() >= longest + GOOD_PIECE:
-            tries, longest = 0, part.length()
-        tries += 1
-        if tries == TRIES:
-            kept = f"; {part.path} keeps {part.length():,} bytes, the same command goes on from there"
-            raise NotHereError(f"{broken}, {TRIES} times{kept if part.length() else ''}")
-        pause = min(max(FIRST_PAUSE * 2 ** (tries - 1), broken.wait), LONGEST_PAUSE)
-        log.warning("%s: trying again in %.0f s", broken, pause)
-        time.sleep(pause)
-
-
-def _known(source: Source, part: Part) -> Origin | None:
-    """Where the bytes of the part come from, if a later answer can tell that it is the same file."""
-    origin = part.origin()
-    return origin if origin and origin.is_told(source.url) else None
-
-
-def _connect(source: Source, part: Part, known: Origin | None, report: Report) -> Origin:
-    """One connection, for what follows the bytes from `known`; their origin once none is missing."""
-    start = part.length() if known else 0
-    if known and start == known.size:
-        return known
-    validator = known.validator if known and not known.sha256 else None  # tags differ where checksums do not
-    with open_remote(source.client, source.url, start, validator) as answer:
-        origin = _origin(source, answer)
-        if not answer.start:
-            part.begin(origin)
-        elif answer.start != start or not known.is_same(origin):
-            raise ChangedRemoteError(f"{source.url} is not the file it was")
-        else:
-            origin = replace(origin, sha256=known.sha256 or origin.sha256)
-        check_space(part.path.parent, (origin.size or source.published.most_bytes) - answer.start)
-        done = _append(answer, part, origin.size, report)
-    if origin.size and done < origin.size:
-        raise InterruptedDownloadError(f"{source.url} ended early")
-    return origin
-
-
-def _append(answer: Answer, part: Part, size: int | None, report: Report) -> int:
-    done = answer.start
-    report(FETCHING, done, size)
-    with part.path.open("ab") as file:
-        for chunk in answer.chunks:
-            file.write(chunk)
-            done += len(chunk)
-            report(FETCHING, done, size)
-    return done
-
-
-def _origin(source: Source, answer: Answer) -> Origin:
-    """What will come, from the catalogue and the server; NotHereError when these two disagree."""
-    published, url = source.published, source.url
-    if answer.size is not None and not published.may_have(answer.size):
-        raise NotHereError(f"{url} is another file, of {answer.size:,} bytes")
-    if published.sha256 and answer.sha256 not in (None, published.sha256):
-        raise NotHereError(f"{url} is another file, with the sha256 {answer.sha256}")
-    size, sha256 = answer.size or published.size, published.sha256 or answer.sha256
-    if size is None and sha256 is None:
-        raise NotHereError(
-            f"{url} says neither its length nor its checksum, so nothing would tell it complete"
-        )
-    return Origin(url, size, sha256, answer.validator)
-
-
-def _check(path: Path, size: int | None, sha256: str | None, report: Report) -> str:
-    """By what the file at `path` is right; DownloadError otherwise."""
-    length = path.stat().st_size
-    if size is not None and length != size:
-        raise DownloadError(f"{path} holds {length:,} bytes instead of {size:,}")
-    if sha256 is None:
-        return "size" if size else "rough size"
-    digest, done = hashlib.sha256(), 0
-    with path.open("rb") as file:
+    if published.sha256 is None:
+        return "size" if published.size else "rough size"
+    digest = hashlib.sha256()
+    options = {"unit": "B", "unit_scale": True, "delay": 1, "disable": None}  # None: on a terminal alone
+    with path.open("rb") as file, tqdm(desc=f"checking {path.name}", total=size, **options) as bar:
         while block := file.read(READ_BYTES):
             digest.update(block)
-            done += len(block)
-            report(CHECKING, done, length)
-    if digest.hexdigest() != sha256:
-        raise DownloadError(f"the bytes of {path} are not the published ones (sha256 {digest.hexdigest()})")
+            bar.update(len(block))
+    if digest.hexdigest() != published.sha256:
+        raise DownloadError(f"{path} is another file, with the sha256 {digest.hexdigest()}: {cure}")
     return "sha256"
+
+
+@contextmanager
+def _sentences(published: PublishedFile, mirror: str) -> Iterator[None]:
+    """What huggingface_hub and httpx raise becomes a DownloadError that says what may help."""
+    import httpx
+    from huggingface_hub.errors import HfHubHTTPError
+
+    host = _host(mirror)
+    try:
+        yield
+    except HfHubHTTPError as error:
+        raise DownloadError(_refusal(error.response, published, mirror)) from None
+    except (httpx.ConnectError, httpx.ConnectTimeout, httpx.ProxyError) as error:
+        raise NoAnswerError(f"{host} does not answer ({error}): {_elsewhere(mirror)}") from None
+    except (httpx.HTTPError, httpx.InvalidURL) as error:
+        broken = f"the connection to {host} broke ({str(error) or type(error).__name__})"
+        raise DownloadError(f"{broken}: the same command goes on where it ended") from None
+    except OSError as error:
+        if error.errno is not None:  # of writing
+            raise
+        raise DownloadError(f"{host}: {str(error).splitlines()[0]}") from None
+    except (ImportError, ValueError) as error:  # a kind of proxy that httpx does not know
+        raise DownloadError(f"the proxy of this shell's environment cannot be used: {error}") from None
+
+
+def _refusal(response: "httpx.Response", published: PublishedFile, mirror: str) -> str:
+    said = f"{_host(mirror)} does not give it (HTTP {response.status_code})"
+    missing = response.headers.get("X-Error-Code") in MISSING_WORDS
+    if response.status_code in LOGIN_CODES and not missing and mirror == HUB:
+        page = f"{HUB}/{published.repository}"
+        return f"{said}: accept the terms at {page}, set HF_TOKEN to a token of yours, and repeat the command"
+    return f"{said}: {_elsewhere(mirror)}"
+
+
+def _elsewhere(mirror: str) -> str:
+    return f"try --mirror {HUB if mirror != HUB else OTHER_HUB}, or fetch it in a browser"
+
+
+def _host(url: str) -> str:
+    return url.split("/")[2]
+
+
+@contextmanager
+def _alone(target: Path) -> Iterator[None]:
+    """Nobody else fetches `target` meanwhile; DownloadError at once when somebody does."""
+    from filelock import FileLock, Timeout
+
+    lock = FileLock(target.with_name(f"{target.name}.lock"))
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        raise DownloadError(f"another process is fetching {target}: repeat the command later") from None
+    try:
+        yield
+    finally:
+        if not _parts(target):
+            # Whoever takes a deleted lock finds the finished file first, or nothing that could be spoilt.
+            with suppress(PermissionError):  # Windows deletes no open file
+                Path(lock.lock_file).unlink(missing_ok=True)
+        lock.release()
