@@ -6,6 +6,7 @@ import re
 import shutil
 import subprocess
 import sys
+from importlib.machinery import PathFinder
 from importlib.metadata import packages_distributions
 from pathlib import Path
 
@@ -22,16 +23,20 @@ else:
     import tomli as tomllib
 
 ROOT = Path(__file__).parents[1]
-PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+SETTINGS = tomllib.loads((ROOT / "pyproject.toml").read_text())
+PROJECT = SETTINGS["project"]
 PYTHONS = [f"3.{minor}" for minor in range(9, 15)]
 # Where packages of an extra may be imported; everything else needs no extra.
 EXTRAS_OF = {
     "cldm": {"train"},
+    "trainer": {"train"},
+    "app": {"app"},
     "eval": {"eval"},
     "annotator": {"annotators"},
     "tests": {"bench", "dev", "eval", "train"},
     "bench": {"bench", "dev"},
 }
+ROOMS = sorted(path.parent.name for path in ROOT.glob("*/__init__.py"))
 
 
 def requirements(*extras):
@@ -85,23 +90,7 @@ def files_of(part):
     return (ROOT / part).rglob("*.py") if (ROOT / part).is_dir() else [ROOT / part]
 
 
-@pytest.mark.parametrize(
-    "part",
-    [
-        "ldm",
-        "cldm",
-        "annotator",
-        "eval",
-        "quantize",
-        "models",
-        "generate.py",
-        "share.py",
-        "bench",
-        "test_imgs",
-        "tests",
-    ]
-    + ["tool_convert.py", "tool_download_models.py"],
-)
+@pytest.mark.parametrize("part", [*ROOMS, "test_imgs", *(path.name for path in sorted(ROOT.glob("*.py")))])
 def test_what_is_imported_is_declared(part):
     declared = {canonicalize_name(one.name) for one in requirements(*EXTRAS_OF.get(part, ()))}
     owners = packages_distributions()
@@ -115,6 +104,19 @@ def test_what_is_imported_is_declared(part):
         and declared.isdisjoint(map(canonicalize_name, owners.get(package, [package])))
     }
     assert not missing
+
+
+def test_nothing_is_installed_but_dependencies():
+    assert SETTINGS["tool"]["setuptools"] == {"packages": [], "py-modules": []}
+    assert not (ROOT / "src").exists()  # where setuptools would look by itself
+
+
+@pytest.mark.parametrize("room", ROOMS)
+def test_a_room_wins_over_an_installed_package_of_its_name(room, tmp_path):
+    installed = tmp_path / room / "__init__.py"
+    installed.parent.mkdir()
+    installed.touch()
+    assert Path(PathFinder.find_spec(room, [str(ROOT), str(tmp_path)]).origin).parent == ROOT / room
 
 
 def test_conda_installs_the_same_pins_on_a_python_that_fits():

@@ -9,6 +9,7 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 MADE_HERE = {"build", "outputs", "runs", "training", "tests"}
+SCRIPTS = {Path(), Path("test_imgs")}  # folders whose files are run, never imported
 MAX_LINES, MAX_FUNCTION_LINES = 250, 50
 
 # From the bottom up: what stands in a line imports from the lines below and from nothing beside it but FREE.
@@ -225,6 +226,12 @@ def test_no_modules_import_each_other_in_a_ring():
         for name, tree in TREES.items()
     }
     assert cycle(graph) is None
+
+
+@pytest.mark.parametrize("folder", sorted({file.parent for file in FILES.values()} - SCRIPTS), ids=str)
+def test_a_room_says_what_it_is_for_and_is_not_empty(folder):
+    assert ast.get_docstring(ast.parse((ROOT / folder / "__init__.py").read_text()))
+    assert {path.name for path in (ROOT / folder).iterdir()} - {"__init__.py", "__pycache__"}
 
 
 @every_module

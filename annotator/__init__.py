@@ -1,0 +1,1 @@
+"""Image to control map: one module a detector, one registry."""

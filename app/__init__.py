@@ -1,0 +1,1 @@
+"""What a person faces: generate's settings, batches of files, provenance, the demo grid."""

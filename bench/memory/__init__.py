@@ -1,0 +1,1 @@
+"""How much memory loading, conversion and training take."""

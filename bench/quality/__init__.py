@@ -1,0 +1,1 @@
+"""What quantization, pruning and saved steps cost in images."""

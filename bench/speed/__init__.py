@@ -1,0 +1,1 @@
+"""How fast single parts are: kernels, attention, the lite branch, pruned steps."""

@@ -1,0 +1,1 @@
+"""One denoising step of ours beside diffusers' and OpenVINO's, in turns."""

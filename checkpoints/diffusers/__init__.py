@@ -1,0 +1,1 @@
+"""Folders in diffusers' layout, read and written."""

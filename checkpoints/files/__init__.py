@@ -1,0 +1,1 @@
+"""Files of tensors: their kinds, headers and tensors, read lazily and safely, and written piece by piece."""

@@ -1,0 +1,1 @@
+"""LoRA files: their names, their alphas, their merge into a model."""

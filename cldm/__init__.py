@@ -1,0 +1,1 @@
+"""ControlNet: networks, controls, and the way from a request to its images."""

@@ -1,0 +1,1 @@
+"""Quantized and pruned models at work: loaded, and their blocks fused for the CPU and for GPUs."""

@@ -1,0 +1,1 @@
+"""What every command shares: shell, flags, whole files, memory."""

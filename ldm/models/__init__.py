@@ -1,0 +1,1 @@
+"""The autoencoder, whole or in tiles, and diffusion."""

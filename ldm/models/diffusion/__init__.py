@@ -1,0 +1,1 @@
+"""Schedules, samplers, and the model that joins the networks."""

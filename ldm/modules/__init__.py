@@ -1,0 +1,1 @@
+"""The networks: U-Net, VAE, attention, text encoders."""

@@ -1,0 +1,1 @@
+"""Prompts to context: tokenizer, CLIP and OpenCLIP, weighted prompts."""

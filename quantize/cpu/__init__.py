@@ -1,0 +1,1 @@
+"""int8 and float work on the CPU around the matrix products."""

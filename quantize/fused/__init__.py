@@ -1,0 +1,1 @@
+"""Norms and convolutions joined with the quantized layers behind them."""

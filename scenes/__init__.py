@@ -1,0 +1,1 @@
+"""Generated images whose truth is known."""

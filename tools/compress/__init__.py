@@ -1,0 +1,1 @@
+"""Quantizing and pruning a model: flags, calibration runs, sensitivity, reports."""

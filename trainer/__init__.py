@@ -1,0 +1,1 @@
+"""Training a control branch: settings, data, loop, callbacks, checkpoints."""

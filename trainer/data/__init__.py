@@ -1,0 +1,1 @@
+"""Training pairs: rows of published forms, samples, cached latents."""

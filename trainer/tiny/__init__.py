@@ -1,0 +1,1 @@
+"""How the shipped tiny model was trained."""
