@@ -10,14 +10,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 INT8_PEAK = 127  # -128 is left out, so that +x and -x get the same steps
-UINT8_PEAK = 255
 INT4_LOW, INT4_HIGH = -8, 7
 FP8 = torch.float8_e4m3fn
 FP8_PEAK = torch.finfo(FP8).max
@@ -30,13 +28,6 @@ PIECE_VALUES = 1 << 22  # of a weight in work at a time: the search holds a few 
 # reaches its largest value at level -8; a step of 8/7 puts it on level 7.
 INT8_RATIOS = tuple(1 - 0.02 * i for i in range(11))
 INT4_RATIOS = tuple(0.6 + 0.03 * i for i in range(19))
-
-
-class Affine(NamedTuple):
-    """How a tensor's numbers become bytes: x is about scale * (q - zero), with q and zero in [0, 255]."""
-
-    scale: float
-    zero: int
 
 
 def sqnr_db(expected: Tensor, got: Tensor) -> float:
@@ -67,13 +58,13 @@ def quantize_int8(weight: Tensor, clip: str = "mse") -> tuple[Tensor, Tensor]:
         step = best_step(part, step, ratios, -INT8_PEAK, INT8_PEAK)
         return to_levels(part, step, -INT8_PEAK, INT8_PEAK), step
 
-    codes, scale = _by_rows(weight.flatten(1), rows, (torch.int8, torch.float32))
-    return codes.view(weight.shape), scale
+    values, scale = _by_rows(weight.flatten(1), rows, (torch.int8, torch.float32))
+    return values.view(weight.shape), scale
 
 
-def dequantize_channels(codes: Tensor, scale: Tensor) -> Tensor:
+def dequantize_channels(values: Tensor, scale: Tensor) -> Tensor:
     """int8 or fp8 codes [out, ...] and scales [out] -> float32 [out, ...]."""
-    return codes.float() * scale.float().view(-1, *[1] * (codes.ndim - 1))
+    return values.float() * scale.float().view(-1, *[1] * (values.ndim - 1))
 
 
 def quantize_fp8(weight: Tensor) -> tuple[Tensor, Tensor]:
@@ -86,8 +77,8 @@ def quantize_fp8(weight: Tensor) -> tuple[Tensor, Tensor]:
         step = _short(part.abs().amax(dim=1) / FP8_PEAK)
         return to_fp8(part, step[:, None]), step
 
-    codes, scale = _by_rows(weight.flatten(1), rows, (FP8, torch.float32))
-    return codes.view(weight.shape), scale
+    values, scale = _by_rows(weight.flatten(1), rows, (FP8, torch.float32))
+    return values.view(weight.shape), scale
 
 
 def to_fp8(x: Tensor, scale: Tensor | float) -> Tensor:
@@ -153,40 +144,6 @@ def unpack_int4(packed: Tensor) -> Tensor:
     return both.flatten(-2)
 
 
-def affine_of(low: float, high: float, what: str = "an activation") -> Affine:
-    """The unsigned bytes that cover [low, high] and hold zero exactly (padding is zero).
-
-    Raises ValueError in one sentence for NaN, infinity or a range that is upside down.
-    """
-    if not (math.isfinite(low) and math.isfinite(high)):
-        raise ValueError(f"{what} ranges from {low} to {high}: only numbers can be quantized")
-    if low > high:
-        raise ValueError(f"{what} ranges from {low} to {high}: the lower end comes first")
-    low, high = min(low, 0.0), max(high, 0.0)
-    scale = (high - low) / UINT8_PEAK
-    if scale < TINY:
-        return Affine(1.0, 0)
-    return Affine(scale, min(UINT8_PEAK, round(-low / scale)))
-
-
-def range_of(x: Tensor) -> tuple[float, float]:
-    """Smallest and largest value; (0, 0) of nothing, NaN where one is NaN."""
-    if not x.numel():
-        return 0.0, 0.0
-    low, high = torch.aminmax(x.detach())
-    return low.item(), high.item()
-
-
-def quantize_uint8(x: Tensor, affine: Affine) -> Tensor:
-    """Numbers -> bytes; what lies beyond the range gets the nearest end's level."""
-    return (x.float() / affine.scale).round_().add_(affine.zero).clamp_(0, UINT8_PEAK).to(torch.uint8)
-
-
-def dequantize_uint8(codes: Tensor, affine: Affine) -> Tensor:
-    """Bytes -> float32."""
-    return (codes.float() - affine.zero) * affine.scale
-
-
 def to_levels(rows: Tensor, step: Tensor, low: int, high: int) -> Tensor:
     """Rows [n, k] over steps [n] -> int8 [n, k], the nearest levels in [low, high]."""
     return (rows / step[:, None]).round_().clamp_(low, high).to(torch.int8)
@@ -230,6 +187,6 @@ def _by_rows(
     check_finite(rows, "a weight")
     count = max(1, PIECE_VALUES // max(1, rows.shape[1]))
     parts = [change(part.float()) for part in rows.detach().split(count)]
-    codes, scales = (torch.cat(kind) for kind in zip(*parts, strict=True))
-    assert (codes.dtype, scales.dtype) == dtypes, f"promised {dtypes}, made {codes.dtype}, {scales.dtype}"
-    return codes, scales
+    values, scales = (torch.cat(kind) for kind in zip(*parts, strict=True))
+    assert (values.dtype, scales.dtype) == dtypes, f"promised {dtypes}, made {values.dtype}, {scales.dtype}"
+    return values, scales

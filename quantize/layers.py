@@ -12,8 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from quantize.activations import Quantized
-from quantize.arithmetic import Affine
+from quantize.activations import QParams, Quantized
 from quantize.backends import make_backend
 from quantize.backends.base import Inputs
 from quantize.cpu.activations import geglu_quantize
@@ -43,22 +42,22 @@ class QuantLayer(nn.Module):
         self._compute = make_backend(backend, self.spec)
 
     @property
-    def takes_bytes(self) -> bool:
+    def accepts_quantized(self) -> bool:
         """Whether it computes with bytes, so that who makes its input may make them at once."""
-        return self.spec.rule.codes == "int8" and self.spec.rule.inputs != "float"
+        return self.spec.rule.weights == "int8" and self.spec.rule.inputs != "float"
 
-    def input_affine(self) -> Affine | None:
+    def input_qparams(self) -> QParams | None:
         """How bytes for it are to be read, by calibration; None where the range is each input's own."""
-        return self._inputs.affine(self._buffers)
+        return self._inputs.qparams(self._buffers)
 
-    def to_bytes(self, x: Tensor | Quantized) -> Quantized:
+    def quantize_input(self, x: Tensor | Quantized) -> Quantized:
         """x as the bytes that the layer itself would make of it; errors as of `Inputs.quantize`."""
         return self._inputs.quantize(x, self._buffers)
 
     def forward(self, x: Tensor | Quantized, onto: Tensor | None = None) -> Tensor:
         """[..., in] or [b, c, h, w] -> [..., out] or [b, out, h, w], in the dtype of x, float32 for bytes.
 
-        Bytes are taken as they are: whoever made them asked `input_affine`. onto: what the output is added
+        Bytes are taken as they are: whoever made them asked `input_qparams`. onto: what the output is added
         to, of its shape; its memory may be used up for the sum.
         """
         given, add = (x, self._buffers, self.bias), getattr(self._compute, "add", None)
@@ -69,12 +68,12 @@ class QuantLayer(nn.Module):
         self._let_go()
         return out
 
-    def gated(self, x: Tensor | Quantized, affine: Affine | None) -> Quantized:
+    def gated(self, x: Tensor | Quantized, qparams: QParams | None) -> Quantized:
         """What `geglu_quantize` makes of the output [..., out]: bytes [..., out / 2]."""
         gate = getattr(self._compute, "gated", None)
         if gate is None:
-            return geglu_quantize(self(x), affine)
-        out = gate(x, self._buffers, self.bias, affine)
+            return geglu_quantize(self(x), qparams)
+        out = gate(x, self._buffers, self.bias, qparams)
         self._let_go()
         return out
 

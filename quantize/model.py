@@ -49,7 +49,7 @@ def with_empty_layers(model: nn.Module, plan: Plan, range_counts: Mapping[str, i
 def bind(model: nn.Module, backend: str | None = None) -> None:
     """Let every quantized layer compute through `backend`, None for the best of its own device.
 
-    The best of a device has to be there: fp8 without a card for it is refused, unless the reference is asked
+    The best of a device has to be there: fp8 without a GPU for it is refused, unless the reference is asked
     for by name. Raises ValueError for that and for an unknown backend.
     """
     for _, layer in quantized_layers(model):

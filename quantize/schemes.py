@@ -1,7 +1,7 @@
 """What a layer's numbers may become: the codes of its weights, and of its inputs.
 
 A scheme says what a result is; `quantize.backends` says who computes it. A new one is an entry in `SCHEMES`,
-and where its weights have new codes, one in `CODECS`; the tests loop over both.
+and where its weights have new codes, one in `WEIGHT_FORMATS`; the tests loop over both.
 """
 
 from __future__ import annotations
@@ -35,36 +35,36 @@ Shapes = dict[str, tuple[tuple[int, ...], torch.dtype]]  # name of a tensor -> i
 class Scheme:
     """Codes of a layer's weights and inputs.
 
-    codes: of the weights, one of `CODECS`. inputs: "float" as they come, "dynamic" quantized by the range of
-    each call, "static" by ranges from calibration. expected_sqnr_db: what a layer's output keeps at least,
-    for Gaussian weights and inputs. group: inputs that share a scale, for int4.
+    weights: one of `WEIGHT_FORMATS`. inputs: "float" as they come, "dynamic" quantized by the range of each
+    call, "static" by ranges from calibration. expected_sqnr_db: what a layer's output keeps at least, for
+    Gaussian weights and inputs. group: inputs that share a scale, for int4.
     """
 
-    codes: str
+    weights: str
     inputs: str
     expected_sqnr_db: float
     group: int | None = None
 
     def __post_init__(self) -> None:
-        if self.codes not in CODECS or self.inputs not in INPUTS:
+        if self.weights not in WEIGHT_FORMATS or self.inputs not in INPUTS:
             raise ValueError(
-                f"scheme of {self.codes} weights and {self.inputs} inputs: weights are "
-                f"{', '.join(CODECS)}, inputs {', '.join(INPUTS)}"
+                f"scheme of {self.weights} weights and {self.inputs} inputs: weights are "
+                f"{', '.join(WEIGHT_FORMATS)}, inputs {', '.join(INPUTS)}"
             )
-        if self.codes == "int4":
+        if self.weights == "int4":
             check_group(self.group or 0)
 
 
 @dataclass(frozen=True)
-class Codec:
+class WeightFormat:
     """Weights to codes and back.
 
-    encode: (weight [out, ...], group, clip) -> codes and scales. decode: (codes, scales, shape of the
-    weight) -> float32. shapes: (shape of the weight, group) -> what encode gives.
+    quantize: (weight [out, ...], group, clip) -> codes and scales. dequantize: (values, scales, shape of the
+    weight) -> float32. shapes: (shape of the weight, group) -> what quantize gives.
     """
 
-    encode: Callable[[Tensor, int | None, str], tuple[Tensor, Tensor]]
-    decode: Callable[[Tensor, Tensor, Sequence[int]], Tensor]
+    quantize: Callable[[Tensor, int | None, str], tuple[Tensor, Tensor]]
+    dequantize: Callable[[Tensor, Tensor, Sequence[int]], Tensor]
     shapes: Callable[[Sequence[int], int | None], Shapes]
 
 
@@ -77,18 +77,18 @@ def get_scheme(name: str) -> Scheme:
 
 def check_device(name: str, device: torch.device) -> None:
     """ValueError in one sentence where `device` has no arithmetic for the scheme called `name`."""
-    if get_scheme(name).codes != "fp8":
+    if get_scheme(name).weights != "fp8":
         return
     if device.type != "cuda":
-        raise ValueError(f"{name} needs a CUDA card of compute capability 8.9 or more, not {device.type}")
+        raise ValueError(f"{name} needs a CUDA GPU of compute capability 8.9 or more, not {device.type}")
     if (found := torch.cuda.get_device_capability(device)) < FP8_CAPABILITY:
         raise ValueError(
-            f"{name} needs a CUDA card of compute capability 8.9 or more, this one has {found[0]}.{found[1]}"
+            f"{name} needs a CUDA GPU of compute capability 8.9 or more, this one has {found[0]}.{found[1]}"
         )
 
 
-def _by_channel(codes: torch.dtype) -> Callable[[Sequence[int], int | None], Shapes]:
-    return lambda shape, _: {"qweight": (tuple(shape), codes), "scale": ((shape[0],), torch.float32)}
+def _by_channel(values: torch.dtype) -> Callable[[Sequence[int], int | None], Shapes]:
+    return lambda shape, _: {"qweight": (tuple(shape), values), "scale": ((shape[0],), torch.float32)}
 
 
 def _by_group(shape: Sequence[int], group: int | None) -> Shapes:
@@ -101,27 +101,29 @@ def _by_group(shape: Sequence[int], group: int | None) -> Shapes:
     }
 
 
-def _encode_int4(weight: Tensor, group: int | None, clip: str) -> tuple[Tensor, Tensor]:
+def _quantize_int4(weight: Tensor, group: int | None, clip: str) -> tuple[Tensor, Tensor]:
     return quantize_int4(weight, fitting_group(math.prod(weight.shape[1:]), group), clip)
 
 
-def _encode_fp8(weight: Tensor, _: int | None, _clip: str) -> tuple[Tensor, Tensor]:
+def _quantize_fp8(weight: Tensor, _: int | None, _clip: str) -> tuple[Tensor, Tensor]:
     return quantize_fp8(weight)
 
 
-CODECS = {
-    "int8": Codec(
+WEIGHT_FORMATS = {
+    "int8": WeightFormat(
         lambda weight, _, clip: quantize_int8(weight, clip),
-        lambda codes, scale, _: dequantize_channels(codes, scale),
+        lambda values, scale, _: dequantize_channels(values, scale),
         _by_channel(torch.int8),
     ),
-    "int4": Codec(_encode_int4, dequantize_int4, _by_group),
-    "fp8": Codec(_encode_fp8, lambda codes, scale, _: dequantize_channels(codes, scale), _by_channel(FP8)),
+    "int4": WeightFormat(_quantize_int4, dequantize_int4, _by_group),
+    "fp8": WeightFormat(
+        _quantize_fp8, lambda values, scale, _: dequantize_channels(values, scale), _by_channel(FP8)
+    ),
 }
 
 # What is left of a scheme where inputs are to stay float.
 WEIGHTS_ONLY = {"int8_dynamic": "int8_weight", "int8_static": "int8_weight", "fp8_dynamic": "fp8_weight"}
-LOOKING = {"int8_static": "int8_dynamic"}  # the scheme without calibration
+WITHOUT_CALIBRATION = {"int8_static": "int8_dynamic"}  # the scheme without calibration
 # Noise of weights and inputs adds up. Gaussian weights keep 40 dB at 8 bits and 20 at 4, inputs 38 at 8 bits
 # and 31 at e4m3; less a margin for short rows and rare peaks.
 SCHEMES = {

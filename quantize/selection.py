@@ -17,7 +17,7 @@ from torch import nn
 
 from quantize.arithmetic import check_finite
 from quantize.layers import QuantLayer
-from quantize.schemes import LOOKING, WEIGHTS_ONLY, get_scheme
+from quantize.schemes import WEIGHTS_ONLY, WITHOUT_CALIBRATION, get_scheme
 from quantize.spec import why_not
 
 PLAN_VERSION = 1
@@ -107,7 +107,7 @@ def default_selection(
     rest = COMPACT if compact else None
     text = Rule(TEXT, WEIGHTS_ONLY.get(scheme, scheme))
     positions, skips = Rule(POSITIONS, None), [Rule(pattern, rest) for pattern in skipped]
-    once = [Rule(pattern, LOOKING.get(scheme, scheme)) for pattern in ONCE]
+    once = [Rule(pattern, WITHOUT_CALIBRATION.get(scheme, scheme)) for pattern in ONCE]
     return Selection((*extra, positions, *skips, text, *once, Rule("*", scheme)), narrow=compact)
 
 

@@ -9,8 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from quantize.arithmetic import affine_of
-from quantize.schemes import CODECS, WEIGHTS_ONLY, Codec, Scheme, Shapes, get_scheme
+from quantize.activations import qparams_of
+from quantize.schemes import WEIGHT_FORMATS, WEIGHTS_ONLY, Scheme, Shapes, WeightFormat, get_scheme
 
 KINDS = (nn.Linear, nn.Conv2d, nn.Embedding)
 Ranges = Sequence[tuple[float, float]]  # of inputs: over all timesteps, then for each group of them
@@ -63,13 +63,13 @@ class LayerSpec:
         return get_scheme(self.scheme)
 
     @property
-    def codec(self) -> Codec:
+    def format(self) -> WeightFormat:
         """Of the weights."""
-        return CODECS[self.rule.codes]
+        return WEIGHT_FORMATS[self.rule.weights]
 
     def shapes(self) -> Shapes:
         """The tensors of such a layer, its float bias aside."""
-        shapes = self.codec.shapes(self.shape, self.rule.group)
+        shapes = self.format.shapes(self.shape, self.rule.group)
         if self.rule.inputs == "static":
             shapes |= {"in_scale": ((self.ranges,), torch.float32), "in_zero": ((self.ranges,), torch.int32)}
         return shapes
@@ -96,14 +96,14 @@ def quantize_tensors(
     """
     if tuple(weight.shape) != spec.shape:
         raise ValueError(f"the weight has shape {list(weight.shape)}, the layer {list(spec.shape)}")
-    codes, scale = spec.codec.encode(weight, spec.rule.group, clip)
-    tensors = {"qweight": codes, "scale": scale}
+    values, scale = spec.format.quantize(weight, spec.rule.group, clip)
+    tensors = {"qweight": values, "scale": scale}
     if spec.rule.inputs == "static":
         if not ranges:
             raise ValueError(f"{spec.scheme} needs input ranges: calibrate first, or use int8_dynamic")
-        affines = [affine_of(low, high, "a layer's input") for low, high in ranges]
-        tensors["in_scale"] = torch.tensor([one.scale for one in affines], dtype=torch.float32)
-        tensors["in_zero"] = torch.tensor([one.zero for one in affines], dtype=torch.int32)
+        qparams = [qparams_of(low, high, "a layer's input") for low, high in ranges]
+        tensors["in_scale"] = torch.tensor([one.scale for one in qparams], dtype=torch.float32)
+        tensors["in_zero"] = torch.tensor([one.zero for one in qparams], dtype=torch.int32)
     expected = spec.shapes()
     made = {name: (tuple(tensor.shape), tensor.dtype) for name, tensor in tensors.items()}
     assert made == expected, f"{made} are not the promised {expected}"

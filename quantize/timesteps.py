@@ -63,7 +63,7 @@ class TimestepGroups:
 
 @dataclass(frozen=True)
 class _Unread:
-    """The group of timesteps that are on a card: to read it the host has to wait until the card is idle."""
+    """The group of timesteps that are on a GPU: to read it the host has to wait until the GPU is idle."""
 
     groups: TimestepGroups
     timesteps: Tensor
@@ -82,14 +82,14 @@ class _Unread:
 def current_group() -> int | None:
     """The group of timesteps that is being computed, None outside of any.
 
-    Of timesteps on a card it is read there and then, and a batch that mixes groups is a ValueError.
+    Of timesteps on a GPU it is read there and then, and a batch that mixes groups is a ValueError.
     """
     group = _current()
     return group.index if isinstance(group, _Unread) else group
 
 
 def group_on_device() -> Tensor | int | None:
-    """As `current_group`, but of timesteps on a card as int32 [1] on that card, which nobody waits for.
+    """As `current_group`, but of timesteps on a GPU as int32 [1] on that GPU, which nobody waits for.
 
     A batch that mixes groups goes unnoticed then: the latest timestep counts.
     """
@@ -130,7 +130,7 @@ def follow_timesteps(
 ) -> tuple[RemovableHandle, RemovableHandle]:
     """Let every call of `module` run inside the group of its timesteps; remove both handles to end that.
 
-    Calls raise ValueError where one batch mixes groups: its inputs share one range. On a card nobody looks
+    Calls raise ValueError where one batch mixes groups: its inputs share one range. On a GPU nobody looks
     before the group is asked for.
     """
 

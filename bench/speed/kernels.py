@@ -49,10 +49,10 @@ def images() -> Iterator[Case]:
     """Kernels on activations of convolutions, channels last."""
     import torch
 
-    from quantize.arithmetic import Affine
+    from quantize.activations import QParams
     from quantize.cpu import activations as kernels
 
-    seen = Affine(0.04, 100)
+    seen = QParams(0.04, 100)
     for shape in IMAGES:
         x = torch.randn(shape).contiguous(memory_format=torch.channels_last)
         norm = (x, GROUPS, torch.randn(shape[1]), torch.randn(shape[1]), EPS)
@@ -62,9 +62,9 @@ def images() -> Iterator[Case]:
         yield Case("bytes", shape, lambda x=x: kernels.quantize(x, seen), FLOAT * numbers + numbers)
         yield Case("bytes, own range", shape, lambda x=x: kernels.quantize(x, None), walks[1])
         for name, options in {
-            "group norm": {"silu": False, "affine": seen},
-            "group norm, SiLU": {"silu": True, "affine": seen, "shift": shift},
-            "group norm, SiLU, own range": {"silu": True, "affine": None, "shift": shift},
+            "group norm": {"silu": False, "qparams": seen},
+            "group norm, SiLU": {"silu": True, "qparams": seen, "shift": shift},
+            "group norm, SiLU, own range": {"silu": True, "qparams": None, "shift": shift},
         }.items():
             run = lambda norm=norm, options=options: kernels.group_norm_quantize(*norm, **options)  # noqa: E731
             yield Case(name, shape, run, walks[1])
@@ -77,27 +77,27 @@ def tokens() -> Iterator[Case]:
     """Kernels on activations of transformers."""
     import torch
 
-    from quantize.arithmetic import Affine
+    from quantize.activations import QParams
     from quantize.cpu import activations as kernels
 
-    seen = Affine(0.04, 100)
+    seen = QParams(0.04, 100)
     for shape in TOKENS:
         x, weight, bias = torch.randn(shape), torch.randn(shape[-1]), torch.randn(shape[-1])
         gate = torch.randn(*shape[:-1], 8 * shape[-1])  # values and gates, each four times as wide
-        for own, affine in (("", seen), (", own range", None)):
+        for own, qparams in (("", seen), (", own range", None)):
             yield Case(
                 f"layer norm{own}",
                 shape,
-                lambda x=x, w=weight, b=bias, affine=affine: kernels.layer_norm_quantize(
-                    x, w, b, EPS, affine
+                lambda x=x, w=weight, b=bias, qparams=qparams: kernels.layer_norm_quantize(
+                    x, w, b, EPS, qparams
                 ),
-                (2 - bool(affine)) * FLOAT * x.numel() + x.numel(),
+                (2 - bool(qparams)) * FLOAT * x.numel() + x.numel(),
             )
             yield Case(
                 f"gate{own}",
                 tuple(gate.shape),
-                lambda x=gate, affine=affine: kernels.geglu_quantize(x, affine),
-                (2 - bool(affine)) * FLOAT * gate.numel() + gate.numel() // 2,
+                lambda x=gate, qparams=qparams: kernels.geglu_quantize(x, qparams),
+                (2 - bool(qparams)) * FLOAT * gate.numel() + gate.numel() // 2,
             )
 
 
@@ -105,18 +105,17 @@ def weights() -> Iterator[Case]:
     """Decoders of weights whose inputs stay float; they know nothing of their values."""
     import torch
 
-    from quantize.cpu.dequantize import decode_int4, decode_int8
+    from quantize.cpu.dequantize import dequantize_int4, dequantize_int8
 
     for shape in WEIGHTS:
         rows, floats = shape[0], FLOAT * math.prod(shape)
-        codes, scale = torch.randint(-127, 128, shape, dtype=torch.int8), torch.rand(rows)
-        yield Case(
-            "int8 weights", shape, lambda c=codes, s=scale: decode_int8(c, s, c.shape), codes.nbytes + floats
-        )
+        values, scale = torch.randint(-127, 128, shape, dtype=torch.int8), torch.rand(rows)
+        run = lambda v=values, s=scale: dequantize_int8(v, s, v.shape)  # noqa: E731
+        yield Case("int8 weights", shape, run, values.nbytes + floats)
         groups = math.ceil(math.prod(shape[1:]) / GROUP)
         packed = torch.randint(0, 256, (rows, groups, GROUP // 2), dtype=torch.uint8)
         steps = torch.rand(rows, groups).bfloat16()
-        run = lambda p=packed, s=steps, shape=shape: decode_int4(p, s, shape)  # noqa: E731
+        run = lambda p=packed, s=steps, shape=shape: dequantize_int4(p, s, shape)  # noqa: E731
         yield Case("int4 weights", shape, run, packed.nbytes + steps.nbytes + floats)
 
 
@@ -131,7 +130,7 @@ def layers() -> Iterator[Case]:
         for name, run, written in (
             ("layer", lambda pick=pick, x=x: pick()(x), FLOAT * rows * outputs),
             ("layer, added", lambda pick=pick, x=x, t=total: pick()(x, onto=t), 2 * FLOAT * rows * outputs),
-            ("layer and gate", lambda p=pick, x=x: p().gated(x, x.affine), rows * outputs // 2),
+            ("layer and gate", lambda p=pick, x=x: p().gated(x, x.qparams), rows * outputs // 2),
         ):
             yield Case(name, (rows, inputs, outputs), run, moved + written)
 
@@ -140,14 +139,14 @@ def convolutions() -> Iterator[Case]:
     """int8 convolutions on bytes, 3x3, of two pictures: as they are, and behind upsampling by 2."""
     import torch
 
-    from quantize.fused.upsample_conv import UpsampledConv2d
+    from quantize.fused.convolutions import UpsampledConv2d
 
     sizes = [("convolution", None, 1, *size) for size in CONVOLUTIONS]
     sizes += [("convolution, upsampled", UpsampledConv2d, 4, *size, size[0]) for size in UPSAMPLINGS]
     for name, kind, times, inputs, size, outputs in sizes:
         conv, x = torch.nn.Conv2d(inputs, outputs, 3, padding=1), some_bytes(2, inputs, size, size)
         pick, written = both_ways(conv, kind), FLOAT * times * 2 * size**2 * outputs
-        moved = x.codes.nbytes + conv.weight.numel() + written
+        moved = x.values.nbytes + conv.weight.numel() + written
         yield Case(name, (2, inputs, size, size, outputs), lambda p=pick, x=x: p()(x), moved)
 
 
@@ -155,12 +154,11 @@ def some_bytes(*shape: int) -> Any:
     """Activations of `shape`, of pictures channels last."""
     import torch
 
-    from quantize.activations import Quantized
-    from quantize.arithmetic import Affine
+    from quantize.activations import QParams, Quantized
 
     layout = torch.channels_last if len(shape) == 4 else torch.contiguous_format
-    codes = torch.randint(0, 256, shape, dtype=torch.uint8).contiguous(memory_format=layout)
-    return Quantized(codes, Affine(0.04, 100))
+    values = torch.randint(0, 256, shape, dtype=torch.uint8).contiguous(memory_format=layout)
+    return Quantized(values, QParams(0.04, 100))
 
 
 def both_ways(layer: Any, kind: type | None = None) -> Callable[[], Any]:
@@ -225,8 +223,8 @@ def main(argv: list[str] | None = None) -> int:
     args = parse_args(argv)
     import torch
 
+    from common.memory import keep_freed_memory
     from quantize import native
-    from quantize.cpu.allocator import keep_freed_memory
 
     if args.rounds < 1 or (args.threads is not None and args.threads < 1):
         print(f"--rounds {args.rounds} --threads {args.threads}: 1 or more", file=sys.stderr)

@@ -165,7 +165,7 @@ class Files:
     def _with_codes_of(self, source: tuple[Files, str], plan: Plan, path: Path, size: int) -> Path:
         """The file of `plan` with the codes, and as far as they go the ranges, of another one's file."""
         from checkpoints.files.write import write_weights
-        from quantize.arithmetic import affine_of
+        from quantize.activations import qparams_of
         from quantize.calibration.ranges import static_layers
         from quantize.files.read import read_content
         from quantize.files.write import METADATA_KEY, Content
@@ -181,9 +181,9 @@ class Files:
             ({}, read_content(other).schedule) if static <= ranged else self._ranges(plan, size)
         )
         for name, ends in ranges.items():
-            affines = [affine_of(low, high) for low, high in ends]
-            state[f"{name}{IN_SCALE}"] = torch.tensor([one.scale for one in affines])
-            state[f"{name}{IN_ZERO}"] = torch.tensor([one.zero for one in affines], dtype=torch.int32)
+            qparams = [qparams_of(low, high) for low, high in ends]
+            state[f"{name}{IN_SCALE}"] = torch.tensor([one.scale for one in qparams])
+            state[f"{name}{IN_ZERO}"] = torch.tensor([one.zero for one in qparams], dtype=torch.int32)
         content = Content(plan, schedule if static else None)
         return write_weights(path, state, metadata={METADATA_KEY: content.to_json()})
 
@@ -211,7 +211,7 @@ class Files:
 def _codes(plan: Plan) -> dict[str, str]:
     from quantize.schemes import get_scheme
 
-    return {name: get_scheme(scheme).codes for name, scheme in plan.layers.items()}
+    return {name: get_scheme(scheme).weights for name, scheme in plan.layers.items()}
 
 
 def _middles(edges: tuple[float, ...], total: int) -> list[int]:

@@ -18,22 +18,21 @@ from torch import Tensor, nn
 
 from cldm.cldm import ControlledUnetModel, ControlNet
 from cldm.compressed.fused_blocks import (
-    ByteGEGLU,
     FusedAttention,
     FusedResBlock,
     FusedResnetBlock,
     FusedTransformer,
     FusedTransformerBlock,
     FusedUpsample,
+    QuantGEGLU,
 )
 from cldm.lite import Block
 from ldm.modules import vae
 from ldm.modules.attention import BasicTransformerBlock, CrossAttention, FeedForward, SpatialTransformer
 from ldm.modules.layers import ResBlock, Upsample
 from ldm.modules.unet import UNetModel
-from quantize.fused.bf16_conv import halve
-from quantize.fused.norms import feed_bytes, feed_silu, read_alike
-from quantize.fused.upsample_conv import UpsampledConv2d
+from quantize.fused.convolutions import UpsampledConv2d, to_bf16
+from quantize.fused.norms import fuse_quantize, fuse_silu, read_alike
 from quantize.model import quantized_layers
 
 
@@ -65,27 +64,27 @@ def refuse_nan(network: nn.Module, args: tuple, kwargs: Mapping[str, Any]) -> No
 
 def _res_block(block: ResBlock) -> None:
     pairs = (block.in_layers[0], block.in_layers[-1]), (block.out_layers[0], block.out_layers[-1])
-    if all(feed_silu(norm, conv) for norm, conv in pairs):
+    if all(fuse_silu(norm, conv) for norm, conv in pairs):
         block.in_layers[1] = block.out_layers[1] = nn.Identity()
         block.__class__ = FusedResBlock
 
 
 def _resnet_block(block: vae.ResnetBlock) -> None:
     pairs = (block.norm1, block.conv1), (block.norm2, block.conv2)
-    if all(feed_silu(norm, conv) for norm, conv in pairs):
+    if all(fuse_silu(norm, conv) for norm, conv in pairs):
         block.__class__ = FusedResnetBlock
 
 
 def _transformer(block: SpatialTransformer) -> None:
     if not block.use_linear:  # else positions are turned into tokens between the norm and the layer
-        feed_bytes(block.norm, block.proj_in)
+        fuse_quantize(block.norm, block.proj_in)
         block.__class__ = FusedTransformer
 
 
 def _transformer_block(block: BasicTransformerBlock) -> None:
-    feed_bytes(block.norm1, block.attn1.to_q, block.attn1.to_k, block.attn1.to_v)
-    feed_bytes(block.norm2, block.attn2.to_q)
-    feed_bytes(block.norm3, block.ff.net[0].proj)
+    fuse_quantize(block.norm1, block.attn1.to_q, block.attn1.to_k, block.attn1.to_v)
+    fuse_quantize(block.norm2, block.attn2.to_q)
+    fuse_quantize(block.norm3, block.ff.net[0].proj)
     block.__class__ = FusedTransformerBlock
 
 
@@ -96,7 +95,7 @@ def _attention(layer: CrossAttention) -> None:
 def _feed_forward(layer: FeedForward) -> None:
     gate, _, out = layer.net
     if read_alike([out]):
-        gate.__class__, gate.feeds = ByteGEGLU, (out,)
+        gate.__class__, gate.consumers = QuantGEGLU, (out,)
         layer.net[1] = nn.Identity()  # dropout, which takes no bytes
 
 
@@ -110,15 +109,17 @@ def _network(network: nn.Module) -> None:
     network.register_forward_pre_hook(refuse_nan, with_kwargs=True)
     _prepare_at_first_call(network)
     _channels_last(network)
-    if isinstance(network, UNetModel) and feed_silu(network.out[0], network.out[-1]):
+    if isinstance(network, UNetModel) and fuse_silu(network.out[0], network.out[-1]):
         network.out[1] = nn.Identity()
 
 
 def _branch(network: ControlNet) -> None:
     _network(network)
-    if any(layer.takes_bytes for _, layer in quantized_layers(network)):  # else it is as exact as can be
+    if any(
+        layer.accepts_quantized for _, layer in quantized_layers(network)
+    ):  # else it is as exact as can be
         for conv, *_ in (*network.zero_convs, network.middle_block_out):
-            halve(conv)
+            to_bf16(conv)
 
 
 def _prepare_at_first_call(network: nn.Module) -> None:
@@ -148,12 +149,12 @@ RULES: Mapping[type, Callable[[Any], None]] = {
     CrossAttention: _attention,
     FeedForward: _feed_forward,
     Upsample: _upsample,
-    Block: lambda block: feed_bytes(block.norm, block.mlp[0]),
+    Block: lambda block: fuse_quantize(block.norm, block.mlp[0]),
     UNetModel: _network,
     ControlledUnetModel: _network,
     ControlNet: _branch,
     vae.ResnetBlock: _resnet_block,
-    vae.AttnBlock: lambda block: feed_bytes(block.norm, block.q, block.k, block.v),
+    vae.AttnBlock: lambda block: fuse_quantize(block.norm, block.q, block.k, block.v),
     vae.Encoder: lambda network: _channels_last(network.conv_in),
     vae.Decoder: lambda network: _channels_last(network.conv_in),
 }

@@ -1,7 +1,7 @@
-"""The card's engine: norms of a loaded model hand bytes to the layers behind them.
+"""The GPU's engine: norms of a loaded model hand bytes to the layers behind them.
 
 A norm gets another class in place: name, numbers and hooks stay. What it hands on are signed bytes, made by
-the kernels of `quantize.triton`, which never wait for the card; they are those that the layer would have
+the kernels of `quantize.triton`, which never wait for the GPU; they are those that the layer would have
 made, up to the rounding of float sums. For inference alone.
 """
 
@@ -19,36 +19,36 @@ from quantize.backends.cuda import TensorCores, ranges_of
 from quantize.layers import QuantLayer
 
 if TYPE_CHECKING:
-    from quantize.triton.activations import CardBytes
+    from quantize.triton.activations import CudaQuantized
 
 
-class CardGroupNorm(nn.GroupNorm):
-    """Group norm, and SiLU if `silu`, as bytes for the layer in `feeds`, which is no child of it."""
+class CudaGroupNorm(nn.GroupNorm):
+    """Group norm, and SiLU if `silu`, as bytes for the layer in `consumers`, which is no child of it."""
 
-    feeds: tuple[QuantLayer]
+    consumers: tuple[QuantLayer]
     silu: bool
 
-    def forward(self, x: Tensor, shift: Tensor | None = None) -> CardBytes:
+    def forward(self, x: Tensor, shift: Tensor | None = None) -> CudaQuantized:
         """Of x [b, c, h, w] + shift [b, c]; the bytes lie channels last."""
         from quantize.triton.normalize import group_norm_quantize
 
-        ranges = ranges_of(self.feeds[0].spec, self.feeds[0]._buffers)
+        ranges = ranges_of(self.consumers[0].spec, self.consumers[0]._buffers)
         return group_norm_quantize(self, x, ranges, silu=self.silu, added=shift)
 
 
-class CardLayerNorm(nn.LayerNorm):
-    """Layer norm over the last axis as bytes for the layers in `feeds`, which read them alike."""
+class CudaLayerNorm(nn.LayerNorm):
+    """Layer norm over the last axis as bytes for the layers in `consumers`, which read them alike."""
 
-    feeds: tuple[QuantLayer, ...]
+    consumers: tuple[QuantLayer, ...]
 
-    def forward(self, x: Tensor) -> CardBytes:
+    def forward(self, x: Tensor) -> CudaQuantized:
         """[..., d] -> bytes of that shape."""
         from quantize.triton.normalize import layer_norm_quantize
 
-        return layer_norm_quantize(self, x, ranges_of(self.feeds[0].spec, self.feeds[0]._buffers))
+        return layer_norm_quantize(self, x, ranges_of(self.consumers[0].spec, self.consumers[0]._buffers))
 
 
-class CardResBlock(ResBlock):
+class CudaResBlock(ResBlock):
     """SiLU and the sum with the time embedding happen inside the norms."""
 
     def _forward(self, x: Tensor, emb: Tensor) -> Tensor:
@@ -57,8 +57,8 @@ class CardResBlock(ResBlock):
         return self.skip_connection(x) + h
 
 
-def fuse_on_card(model: nn.Module) -> None:
-    """Let norms of `model` write bytes, where all that reads them computes with bytes on a card.
+def fuse_cuda(model: nn.Module) -> None:
+    """Let norms of `model` write bytes, where all that reads them computes with bytes on a GPU.
 
     Convolutions that stayed float answer channels last, as the quantized ones do.
     """
@@ -74,7 +74,7 @@ def _res_block(block: ResBlock) -> None:
     if all(_read_alike(conv) for _, conv in pairs):
         for norm, conv in pairs:
             _feed(norm, conv, silu=True)
-        block.__class__ = CardResBlock
+        block.__class__ = CudaResBlock
 
 
 def _transformer(block: SpatialTransformer) -> None:
@@ -91,19 +91,19 @@ def _transformer_block(block: BasicTransformerBlock) -> None:
 def _feed(norm: nn.Module, *layers: nn.Module, silu: bool = False) -> None:
     """Let `norm` write bytes for `layers`, all that read its output, if they read them alike."""
     if _read_alike(*layers):
-        norm.__class__ = {nn.GroupNorm: CardGroupNorm, nn.LayerNorm: CardLayerNorm}[type(norm)]
-        norm.feeds = layers
-        if isinstance(norm, CardGroupNorm):
+        norm.__class__ = {nn.GroupNorm: CudaGroupNorm, nn.LayerNorm: CudaLayerNorm}[type(norm)]
+        norm.consumers = layers
+        if isinstance(norm, CudaGroupNorm):
             norm.silu = silu
 
 
 def _read_alike(*layers: nn.Module) -> bool:
-    """Whether all of `layers` take bytes on a card, and the same ones."""
+    """Whether all of `layers` take bytes on a GPU, and the same ones."""
     if not all(isinstance(one, QuantLayer) and isinstance(one._compute, TensorCores) for one in layers):
         return False
-    kinds = {(one.spec.rule.codes, one.spec.rule.inputs, one.spec.ranges) for one in layers}
-    (codes, inputs, _), *others = kinds
-    if others or codes != "int8" or inputs == "float":
+    kinds = {(one.spec.rule.weights, one.spec.rule.inputs, one.spec.ranges) for one in layers}
+    (values, inputs, _), *others = kinds
+    if others or values != "int8" or inputs == "float":
         return False
     names = ("in_scale", "in_zero") if inputs == "static" else ()
     pairs = ((getattr(layers[0], name), getattr(one, name)) for one in layers[1:] for name in names)

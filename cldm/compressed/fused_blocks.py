@@ -73,7 +73,7 @@ class FusedAttention(CrossAttention):
         """Of context [b, m, d]: [b, heads, m, d] each."""
         if isinstance(context, Quantized):  # positions, new at every step
             return super().keys_and_values(context)
-        kept, read = self.kept, tuple(_affine(layer) for layer in (self.to_k, self.to_v))
+        kept, read = self.kept, tuple(_qparams(layer) for layer in (self.to_k, self.to_v))
         for text, read_then, made in kept:
             if read == read_then and torch.equal(text, context):
                 return made
@@ -87,19 +87,19 @@ class FusedAttention(CrossAttention):
         # Models that ask for float32 here have logits of hundreds, of which bytes would miss whole units.
         attend = attend_bf16 if self.upcast else attend_int8
         k, v = self.keys_and_values(x if context is None else context)
-        out = attend(q, k, v, _affine(self.to_out[0]))
+        out = attend(q, k, v, _qparams(self.to_out[0]))
         return out if isinstance(out, Quantized) else rearrange(out, "b h n d -> b n (h d)")
 
 
-class ByteGEGLU(GEGLU):
-    """Hands bytes to the layer in `feeds`."""
+class QuantGEGLU(GEGLU):
+    """Hands bytes to the layer in `consumers`."""
 
-    feeds: tuple[QuantLayer]
+    consumers: tuple[QuantLayer]
 
     def forward(self, x: Tensor | Quantized) -> Quantized:
         """[b, n, dim_in] -> bytes [b, n, dim_out]."""
-        affine, proj = self.feeds[0].input_affine(), self.proj
-        return proj.gated(x, affine) if isinstance(proj, QuantLayer) else geglu_quantize(proj(x), affine)
+        qparams, proj = self.consumers[0].input_qparams(), self.proj
+        return proj.gated(x, qparams) if isinstance(proj, QuantLayer) else geglu_quantize(proj(x), qparams)
 
 
 class FusedUpsample(Upsample):
@@ -115,5 +115,5 @@ def _add(layer: nn.Module, x: Tensor | Quantized, onto: Tensor) -> Tensor:
     return layer(x, onto=onto) if isinstance(layer, QuantLayer) else onto + layer(x)
 
 
-def _affine(layer: nn.Module) -> tuple | None:
-    return layer.input_affine() if isinstance(layer, QuantLayer) else None
+def _qparams(layer: nn.Module) -> tuple | None:
+    return layer.input_qparams() if isinstance(layer, QuantLayer) else None

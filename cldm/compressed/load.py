@@ -9,10 +9,10 @@ from omegaconf import DictConfig
 
 from cldm.cldm import ControlLDM
 from cldm.compressed.fuse_cpu import fuse
-from cldm.compressed.fuse_cuda import fuse_on_card
+from cldm.compressed.fuse_cuda import fuse_cuda
 from cldm.compressed.pruned import shrink_to_quantized
+from common.memory import keep_freed_memory
 from ldm.config import create_meta_model
-from quantize.cpu.allocator import keep_freed_memory
 from quantize.files.read import load_quantized, read_content
 from quantize.selection import fingerprint
 
@@ -41,5 +41,5 @@ def load_quantized_model(
     if kind == "cpu":
         fuse(model)
     if kind == "cuda":
-        fuse_on_card(model)
+        fuse_cuda(model)
     return model

@@ -84,7 +84,7 @@ def note_on(files: Iterable[object]) -> str:
 
 
 def use_zeros(model: nn.Module, files: Iterable[str | Path]) -> None:
-    """Let layers of 2:4 in `files` compute sparsely where the card of `model` can; said in the log."""
+    """Let layers of 2:4 in `files` compute sparsely where the GPU of `model` can; said in the log."""
     for path in files:
         record = read_record(path)
         layers = [name for name, pattern in record.masked.items() if pattern == TWO_OF_FOUR] if record else []

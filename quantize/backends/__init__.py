@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import torch
 
-from quantize.backends import cpu, cuda, decoded, reference
+from quantize.backends import cpu, cuda, reference
 from quantize.backends.base import Backend
 from quantize.spec import LayerSpec
 
@@ -32,7 +32,7 @@ def make_backend(name: str, spec: LayerSpec) -> Backend:
     made, checks = BACKENDS[name], {cpu.Vnni: cpu.lacks, cuda.TensorCores: cuda.lacks}
     if made in checks and (lacking := checks[made]()):
         raise ValueError(f"backend {name!r} cannot run here: {lacking}; use 'reference'")
-    ways = [made, *([decoded.Decoded] if name == "cpu" else []), reference.Reference]
+    ways = [made, *([cpu.WeightOnly] if name == "cpu" else []), reference.Reference]
     return next(way for way in ways if way.computes(spec))(spec)
 
 

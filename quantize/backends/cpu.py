@@ -14,12 +14,13 @@ import logging
 import torch
 from torch import Tensor
 
-from quantize.activations import Quantized
-from quantize.arithmetic import Affine
-from quantize.backends.base import Held, Inputs, out_dtype
+from quantize.activations import QParams, Quantized
+from quantize.backends.base import Buffers, Inputs, out_dtype
 from quantize.backends.cpu_conv import pack_conv
 from quantize.backends.cpu_linear import PackedLinear, pack_linear
+from quantize.backends.reference import Reference
 from quantize.cpu.activations import geglu_quantize
+from quantize.cpu.dequantize import DEQUANTIZERS
 from quantize.spec import Geometry, LayerSpec
 
 log = logging.getLogger(__name__)
@@ -68,37 +69,39 @@ class Vnni:
     @classmethod
     def computes(cls, spec: LayerSpec) -> bool:
         """int8 times int8 only: with float inputs there is nothing to gain from it."""
-        return spec.rule.codes == "int8" and spec.rule.inputs != "float"
+        return spec.rule.weights == "int8" and spec.rule.inputs != "float"
 
-    def __call__(self, x: Tensor | Quantized, held: Held, bias: Tensor | None) -> Tensor:
+    def __call__(self, x: Tensor | Quantized, buffers: Buffers, bias: Tensor | None) -> Tensor:
         """See `Backend`."""
-        given = x.codes if isinstance(x, Quantized) else x
+        given = x.values if isinstance(x, Quantized) else x
         if not given.numel():  # oneDNN has no word for it
             weight = torch.empty(self.spec.shape, device="meta")
             shape = self.spec.apply(given.float().to("meta"), weight).shape
             return given.new_empty(shape, dtype=out_dtype(x))
-        return self._multiply(x, held, bias, None).to(out_dtype(x))
+        return self._multiply(x, buffers, bias, None).to(out_dtype(x))
 
-    def add(self, x: Tensor | Quantized, held: Held, bias: Tensor | None, onto: Tensor) -> Tensor:
+    def add(self, x: Tensor | Quantized, buffers: Buffers, bias: Tensor | None, onto: Tensor) -> Tensor:
         """See `Backend`: the sum is part of the multiplication, where `onto` lies as the output does."""
         layout = torch.contiguous_format if self.spec.geometry is None else torch.channels_last
         fits = onto.dtype == out_dtype(x) == torch.float32 and onto.is_contiguous(memory_format=layout)
-        return self._multiply(x, held, bias, onto) if fits and onto.numel() else onto + self(x, held, bias)
+        return (
+            self._multiply(x, buffers, bias, onto) if fits and onto.numel() else onto + self(x, buffers, bias)
+        )
 
     def gated(
-        self, x: Tensor | Quantized, held: Held, bias: Tensor | None, affine: Affine | None
+        self, x: Tensor | Quantized, buffers: Buffers, bias: Tensor | None, qparams: QParams | None
     ) -> Quantized:
         """See `Backend`: where the range is known, the numbers between are never in memory."""
-        self.pack(held)
-        packed, given = self._packed, x.codes if isinstance(x, Quantized) else x
-        known = affine is not None and given.numel() and out_dtype(x) == torch.float32
+        self.pack(buffers)
+        packed, given = self._packed, x.values if isinstance(x, Quantized) else x
+        known = qparams is not None and given.numel() and out_dtype(x) == torch.float32
         if not (known and isinstance(packed, PackedLinear) and packed.gates):
-            return geglu_quantize(self(x, held, bias), affine)
-        return packed.gated(self._inputs.quantize(x, held), held["scale"], bias, affine)
+            return geglu_quantize(self(x, buffers, bias), qparams)
+        return packed.gated(self._inputs.quantize(x, buffers), buffers["scale"], bias, qparams)
 
-    def pack(self, held: Held) -> None:
+    def pack(self, buffers: Buffers) -> None:
         """Put the weights into the form that their kernel reads, where that was not done before."""
-        weight, scale, geo = held["qweight"], held["scale"], self.spec.geometry
+        weight, scale, geo = buffers["qweight"], buffers["scale"], self.spec.geometry
         if self._packed is not None or weight is None:  # another thread may be first
             return
         self._zeros = torch.zeros(scale.shape, dtype=torch.int32)
@@ -111,25 +114,43 @@ class Vnni:
             self._packed = pack_conv(weight, geo) or torch.ops.onednn.qconv_prepack(weight, *rest)
 
     def _multiply(
-        self, x: Tensor | Quantized, held: Held, bias: Tensor | None, onto: Tensor | None
+        self, x: Tensor | Quantized, buffers: Buffers, bias: Tensor | None, onto: Tensor | None
     ) -> Tensor:
-        self.pack(held)
-        codes, affine = self._inputs.quantize(x, held)
+        self.pack(buffers)
+        values, qparams = self._inputs.quantize(x, buffers)
         if self.spec.geometry is None:
-            return self._multiply_rows(Quantized(codes, affine), held, bias, onto)
-        codes = codes.contiguous(memory_format=torch.channels_last)
+            return self._multiply_rows(Quantized(values, qparams), buffers, bias, onto)
+        values = values.contiguous(memory_format=torch.channels_last)
         if not (self._linear or isinstance(self._packed, PackedLinear)):
-            scales = (self._packed, held["scale"], self._zeros)
-            return _conv((codes, *affine, *scales), bias, _walk(self.spec.geometry), onto)
-        positions = Quantized(codes.permute(0, 2, 3, 1), affine)  # [b, h, w, c]
+            scales = (self._packed, buffers["scale"], self._zeros)
+            return _conv((values, *qparams, *scales), bias, _walk(self.spec.geometry), onto)
+        positions = Quantized(values.permute(0, 2, 3, 1), qparams)  # [b, h, w, c]
         onto = None if onto is None else onto.permute(0, 2, 3, 1)
-        return self._multiply_rows(positions, held, bias, onto).permute(0, 3, 1, 2)
+        return self._multiply_rows(positions, buffers, bias, onto).permute(0, 3, 1, 2)
 
-    def _multiply_rows(self, x: Quantized, held: Held, bias: Tensor | None, onto: Tensor | None) -> Tensor:
-        packed, scale = self._packed, held["scale"]
+    def _multiply_rows(
+        self, x: Quantized, buffers: Buffers, bias: Tensor | None, onto: Tensor | None
+    ) -> Tensor:
+        packed, scale = self._packed, buffers["scale"]
         if isinstance(packed, PackedLinear):
             return packed.multiply(x, scale, bias, onto)
-        return _linear((x.codes, *x.affine, packed, scale, self._zeros), bias, onto)
+        return _linear((x.values, *x.qparams, packed, scale, self._zeros), bias, onto)
+
+
+class WeightOnly(Reference):
+    """int8 and int4 weights with float inputs: the reference, its weights dequantized in one pass.
+
+    They are float32 for the length of a call, and equal to the reference's to the bit.
+    """
+
+    @classmethod
+    def computes(cls, spec: LayerSpec) -> bool:
+        """What there is a kernel for; of a table's rows only a few are looked up."""
+        return spec.rule.inputs == "float" and spec.rule.weights in DEQUANTIZERS and not spec.table
+
+    def weight(self, buffers: Buffers) -> Tensor:
+        """See `Reference`."""
+        return DEQUANTIZERS[self.spec.rule.weights](buffers["qweight"], buffers["scale"], self.spec.shape)
 
 
 def _linear(operands: tuple, bias: Tensor | None, onto: Tensor | None) -> Tensor:

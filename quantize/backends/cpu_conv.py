@@ -51,15 +51,15 @@ class PackedConv(PackedLinear):
 
         Raises ValueError for pictures that are smaller than the kernel.
         """
-        codes, scale = x.codes.contiguous(), self._padded(scale)
+        values, scale = x.values.contiguous(), self._padded(scale)
         bias = self._zeros if bias is None else self._padded(bias)
-        batch, *size, inputs = codes.shape
+        batch, *size, inputs = values.shape
         out_size = self._out_size(size)
         pairs = {"size": size, "out_size": out_size, **self._walk}
         out = torch.empty(batch, *out_size, self.outputs) if onto is None else onto
-        border = torch.full((inputs,), x.affine.zero, dtype=torch.uint8)
+        border = torch.full((inputs,), x.qparams.zero, dtype=torch.uint8)
         call = Call(
-            x=codes.data_ptr(),
+            x=values.data_ptr(),
             border=border.data_ptr(),
             weights=self._weights.data_ptr(),
             sums=self._sums.data_ptr(),
@@ -69,10 +69,10 @@ class PackedConv(PackedLinear):
             batch=batch,
             inputs=inputs,
             outputs=self.outputs,
-            zero=x.affine.zero,
+            zero=x.qparams.zero,
             onto=onto is not None,
             threads=torch.get_num_threads(),
-            x_scale=x.affine.scale,
+            x_scale=x.qparams.scale,
             **{name: Pair(*pair) for name, pair in pairs.items()},
         )
         native.function("fw_conv", "p")(ctypes.byref(call))

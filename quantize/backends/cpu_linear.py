@@ -13,8 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from quantize import native
-from quantize.activations import Quantized
-from quantize.arithmetic import Affine
+from quantize.activations import QParams, Quantized
 
 PANEL = 32  # outputs whose weights lie together
 GROUP = 4  # inputs that one instruction multiplies
@@ -55,33 +54,33 @@ class PackedLinear:
 
         onto: contiguous float32 [..., out] that the output is added to, in its memory.
         """
-        shape = (*x.codes.shape[:-1], self.outputs)
+        shape = (*x.values.shape[:-1], self.outputs)
         out = torch.empty(shape) if onto is None else onto
         self._compute("fw_linear", x, scale, bias, onto=onto is not None, out=out.data_ptr())
         return out
 
-    def gated(self, x: Quantized, scale: Tensor, bias: Tensor | None, affine: Affine) -> Quantized:
+    def gated(self, x: Quantized, scale: Tensor, bias: Tensor | None, qparams: QParams) -> Quantized:
         """The first half of the outputs times the exact GELU of the second, as bytes [..., out / 2]."""
-        codes = torch.empty((*x.codes.shape[:-1], self.outputs // 2), dtype=torch.uint8)
-        made = {"bytes": codes.data_ptr(), "out_scale": affine.scale, "out_zero": affine.zero}
+        values = torch.empty((*x.values.shape[:-1], self.outputs // 2), dtype=torch.uint8)
+        made = {"bytes": values.data_ptr(), "out_scale": qparams.scale, "out_zero": qparams.zero}
         self._compute("fw_linear_gated", x, scale, bias, **made)
-        return Quantized(codes, affine)
+        return Quantized(values, qparams)
 
     def _compute(self, name: str, x: Quantized, scale: Tensor, bias: Tensor | None, **made: float) -> None:
-        codes = x.codes.contiguous()
+        values = x.values.contiguous()
         scale = self._padded(scale)
         bias = self._zeros if bias is None else self._padded(bias)
         call = Call(
-            x=codes.data_ptr(),
+            x=values.data_ptr(),
             weights=self._weights.data_ptr(),
             sums=self._sums.data_ptr(),
             scale=scale.data_ptr(),
             bias=bias.data_ptr(),
-            rows=codes.numel() // self.inputs,
+            rows=values.numel() // self.inputs,
             inputs=self.inputs,
             outputs=self.outputs,
-            zero=x.affine.zero,
-            x_scale=x.affine.scale,
+            zero=x.qparams.zero,
+            x_scale=x.qparams.scale,
             threads=torch.get_num_threads(),
             **made,
         )

@@ -1,6 +1,6 @@
-"""Quantized layers on an NVIDIA card's tensor cores; the kernels are in `quantize.triton`.
+"""Quantized layers on an NVIDIA GPU's tensor cores; the kernels are in `quantize.triton`.
 
-Nothing in a call waits for the card: scales of inputs stay there, so that a whole step can be recorded as a
+Nothing in a call waits for the GPU: scales of inputs stay there, so that a whole step can be recorded as a
 CUDA graph. NaN in an input is therefore not refused but comes out as NaN.
 """
 
@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from quantize.activations import Quantized
-from quantize.backends.base import Held
+from quantize.backends.base import Buffers
 from quantize.schemes import FP8_CAPABILITY
 from quantize.spec import LayerSpec
 from quantize.timesteps import group_on_device
@@ -31,21 +31,21 @@ LEAST_CAPABILITY = (8, 0)  # Ampere: below it Triton does not compile products o
 
 @functools.cache
 def lacks(device: torch.device | None = None) -> str | None:
-    """What a card (None: the current one) lacks, in words; None when nothing. Logged when first asked."""
+    """What a GPU (None: the current one) lacks, in words; None when nothing. Logged when first asked."""
     reason = None
     if not torch.cuda.is_available():
-        reason = "there is no CUDA card"
+        reason = "there is no CUDA GPU"
     elif find_spec("triton") is None:
         reason = "Triton is not installed"
     elif (found := torch.cuda.get_device_capability(device)) < LEAST_CAPABILITY:
-        reason = f"this card's compute capability is {found[0]}.{found[1]} and 8.0 is needed"
+        reason = f"this GPU's compute capability is {found[0]}.{found[1]} and 8.0 is needed"
     if reason:
         log.warning("%s: quantized layers are computed by the slow reference", reason)
     return reason
 
 
 def is_supported(device: torch.device | None = None) -> bool:
-    """Whether that card can."""
+    """Whether that GPU can."""
     return lacks(device) is None
 
 
@@ -67,70 +67,70 @@ class TensorCores:
 
     @classmethod
     def computes(cls, spec: LayerSpec) -> bool:
-        """All but embeddings, of which rows are looked up, and fp8 where the card has none."""
-        if spec.rule.codes == "fp8" and not has_fp8():
+        """All but embeddings, of which rows are looked up, and fp8 where the GPU has none."""
+        if spec.rule.weights == "fp8" and not has_fp8():
             return False
         return not spec.table
 
-    def __call__(self, x: Tensor | Quantized, held: Held, bias: Tensor | None) -> Tensor:
+    def __call__(self, x: Tensor | Quantized, buffers: Buffers, bias: Tensor | None) -> Tensor:
         """See `Backend`."""
         from quantize.triton import products
 
-        given = x.codes if isinstance(x, Quantized) else x
+        given = x.values if isinstance(x, Quantized) else x
         dtype = getattr(x, "dtype", torch.float32)  # bytes that were made here know it
         if not given.numel():
             weight = torch.empty(self.spec.shape, device="meta")
             return given.new_empty(self.spec.apply(given.float().to("meta"), weight).shape, dtype=dtype)
-        how = (self._weights(held), bias, dtype)
-        values = self._activations(x, held)
+        how = (self._weights(buffers), bias, dtype)
+        values = self._activations(x, buffers)
         if self.spec.geometry is None:
             return products.linear(values, *how)
         return products.conv2d(values, *how, self.spec.geometry)
 
-    def _activations(self, x: Tensor | Quantized, held: Held) -> Activations:
+    def _activations(self, x: Tensor | Quantized, buffers: Buffers) -> Activations:
         from quantize.triton import activations
         from quantize.triton.products import Activations
 
         rule = self.spec.rule
         if isinstance(x, Quantized):
-            if rule.codes == "int8" and rule.inputs != "float":
-                codes, affine = activations.signed(x)
-                return Activations(codes, *affine)
+            if rule.weights == "int8" and rule.inputs != "float":
+                values, qparams = activations.signed(x)
+                return Activations(values, *qparams)
             x = x.float()
         if rule.inputs == "float":
             return Activations(x)
-        if rule.codes == "fp8":
+        if rule.weights == "fp8":
             return Activations(*activations.quantize_fp8(x))
-        codes, affine = activations.quantize(x, ranges_of(self.spec, held))
-        return Activations(codes, *affine)
+        values, qparams = activations.quantize(x, ranges_of(self.spec, buffers))
+        return Activations(values, *qparams)
 
-    def _weights(self, held: Held) -> Weights:
+    def _weights(self, buffers: Buffers) -> Weights:
         from quantize.triton.products import Weights, by_taps, pack_halves
 
         inputs, *taps = self.spec.shape[1:]
-        about = {"scale": held["scale"], "inputs": inputs, "taps": tuple(taps) or (1, 1)}
-        if self.spec.rule.codes == "int4":
+        about = {"scale": buffers["scale"], "inputs": inputs, "taps": tuple(taps) or (1, 1)}
+        if self.spec.rule.weights == "int4":
             if not self.packed:
-                self._sharing = 2 * held["qweight"].shape[2]
-                held["halves"] = pack_halves(held["qweight"], self.spec.shape)
-            return Weights(held["halves"], sharing=self._sharing, **about)
+                self._sharing = 2 * buffers["qweight"].shape[2]
+                buffers["halves"] = pack_halves(buffers["qweight"], self.spec.shape)
+            return Weights(buffers["halves"], sharing=self._sharing, **about)
         if taps:  # the same numbers under the same name: the layer can still be saved, and moved
-            held["qweight"] = held["qweight"].contiguous(memory_format=torch.channels_last)
-        codes = by_taps(held["qweight"])
-        if self.spec.rule.codes == "int8" and self.spec.rule.inputs != "float":
-            if self._sums is None or self._sums.device != codes.device:
-                self._sums = codes.sum(dim=(1, 2), dtype=torch.int32)
+            buffers["qweight"] = buffers["qweight"].contiguous(memory_format=torch.channels_last)
+        values = by_taps(buffers["qweight"])
+        if self.spec.rule.weights == "int8" and self.spec.rule.inputs != "float":
+            if self._sums is None or self._sums.device != values.device:
+                self._sums = values.sum(dim=(1, 2), dtype=torch.int32)
             about["sums"] = self._sums
-        return Weights(codes, **about)
+        return Weights(values, **about)
 
 
-def ranges_of(spec: LayerSpec, held: Held) -> Ranges | None:
+def ranges_of(spec: LayerSpec, buffers: Buffers) -> Ranges | None:
     """Of a layer's static inputs, for the current group of timesteps; None where each input has its own."""
     from quantize.triton.activations import Ranges
 
     if spec.rule.inputs != "static":
         return None
-    scale, zero, group = held["in_scale"], held["in_zero"], group_on_device()
+    scale, zero, group = buffers["in_scale"], buffers["in_zero"], group_on_device()
     if group is None or spec.ranges == 1:
         return Ranges(scale, zero)
     if isinstance(group, Tensor):
@@ -140,8 +140,8 @@ def ranges_of(spec: LayerSpec, held: Held) -> Ranges | None:
 
 @functools.cache
 def has_fp8() -> bool:
-    """Whether the current card multiplies fp8. Logged when first asked, where it does not."""
+    """Whether the current GPU multiplies fp8. Logged when first asked, where it does not."""
     has = torch.cuda.get_device_capability() >= FP8_CAPABILITY
     if not has:
-        log.warning("this card does not multiply fp8: such layers are computed by the slow reference")
+        log.warning("this GPU does not multiply fp8: such layers are computed by the slow reference")
     return has

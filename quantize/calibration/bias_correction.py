@@ -59,10 +59,10 @@ def corrected_biases(model: nn.Module, plan: Plan, means: Means, clip: str = "ms
         layer = model.get_submodule(name)
         spec = LayerSpec.of(layer, plan.layers[name])
         try:
-            codes, scale = spec.codec.encode(layer.weight, spec.rule.group, clip)
+            values, scale = spec.format.quantize(layer.weight, spec.rule.group, clip)
         except ValueError as error:
             raise ValueError(f"{name}: {error}") from None
-        lost = layer.weight.detach().float() - spec.codec.decode(codes, scale, spec.shape)
+        lost = layer.weight.detach().float() - spec.format.dequantize(values, scale, spec.shape)
         changed[f"{name}.bias"] = (layer.bias.detach().float() + mean_output(lost, mean)).to(layer.bias.dtype)
     return changed
 

@@ -1,8 +1,8 @@
 """Plans that fit a budget of bytes or of noise, from what each layer was measured to do.
 
-Every layer begins on the cheap rung of its ladder. The one that takes most noise away for each byte that it
-costs goes up first, and so on. The noises of many layers are taken to add up: errors are small and depend
-little on each other. The file's own report says what it came to in the end.
+Every layer begins with the cheap one of its two candidate schemes. The layer where the better one takes most
+noise away for each byte that it costs gets it first, and so on. Noises of many layers are taken to add up:
+errors are small and depend little on each other. The file's own report says what it came to in the end.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 from torch import nn
 
-from quantize.calibration.sensitivity import Effect
+from quantize.calibration.sensitivity import Sensitivity
 from quantize.spec import LayerSpec
 
 FLOAT = "float"
@@ -23,7 +23,7 @@ HEADER_MARGIN = 24  # bytes by which a layer's entry in a file's header may grow
 
 
 @dataclass(frozen=True)
-class Ladder:
+class Candidates:
     """One layer's schemes, cheap and better, and its bytes under each."""
 
     cheap: str
@@ -46,14 +46,14 @@ class Choice:
     cost: int
 
 
-def ladders_of(model: nn.Module, layers: Mapping[str, str]) -> dict[str, Ladder]:
-    """A ladder for each layer of a plan, which is its cheap rung."""
-    return {name: _ladder(model.get_submodule(name), scheme) for name, scheme in layers.items()}
+def candidates_of(model: nn.Module, layers: Mapping[str, str]) -> dict[str, Candidates]:
+    """A candidates for each layer of a plan, which is its cheap rung."""
+    return {name: _candidates(model.get_submodule(name), scheme) for name, scheme in layers.items()}
 
 
 def choose(
-    ladders: Mapping[str, Ladder],
-    effects: Mapping[str, Effect],
+    candidates: Mapping[str, Candidates],
+    effects: Mapping[str, Sensitivity],
     *,
     most_bytes: int | None = None,
     most_noise: float | None = None,
@@ -64,37 +64,37 @@ def choose(
     cost. most_noise: in each probe's answers. A budget that is too small is spent as far as it goes: the
     choice says what it came to.
     """
-    effects = {name: one for name, one in effects.items() if one.noise and name in ladders}
-    up = [name for name in ladders if name not in effects]
-    cost = sum(ladders[name].cost for name in up)
+    effects = {name: one for name, one in effects.items() if one.noise and name in candidates}
+    up = [name for name in candidates if name not in effects]
+    cost = sum(candidates[name].cost for name in up)
     noise: dict[str, float] = defaultdict(float)
     for name, effect in effects.items():
-        noise[effect.probe] += effect.noise[ladders[name].cheap]
+        noise[effect.probe] += effect.noise[candidates[name].cheap]
     if most_bytes is not None or most_noise is not None:
-        for name in _by_worth(ladders, effects):
+        for name in _by_worth(candidates, effects):
             probe = effects[name].probe
             if most_noise is not None and noise[probe] <= most_noise:
                 continue
-            if most_bytes is not None and cost + ladders[name].cost > most_bytes:
+            if most_bytes is not None and cost + candidates[name].cost > most_bytes:
                 continue
             up.append(name)
-            cost += ladders[name].cost
-            noise[probe] -= gain(ladders[name], effects[name])
-    chosen = {name: one.better if name in set(up) else one.cheap for name, one in ladders.items()}
+            cost += candidates[name].cost
+            noise[probe] -= gain(candidates[name], effects[name])
+    chosen = {name: one.better if name in set(up) else one.cheap for name, one in candidates.items()}
     return Choice(chosen, _summed(chosen, effects), cost)
 
 
-def gain(ladder: Ladder, effect: Effect) -> float:
+def gain(candidates: Candidates, effect: Sensitivity) -> float:
     """The noise that going up takes away."""
-    return effect.noise[ladder.cheap] - effect.noise.get(ladder.better, 0.0)
+    return effect.noise[candidates.cheap] - effect.noise.get(candidates.better, 0.0)
 
 
-def _by_worth(ladders: Mapping[str, Ladder], effects: Mapping[str, Effect]) -> Sequence[str]:
-    worth = {name: gain(ladders[name], one) / ladders[name].cost for name, one in effects.items()}
+def _by_worth(candidates: Mapping[str, Candidates], effects: Mapping[str, Sensitivity]) -> Sequence[str]:
+    worth = {name: gain(candidates[name], one) / candidates[name].cost for name, one in effects.items()}
     return sorted((name for name in worth if worth[name] > 0), key=lambda name: -worth[name])
 
 
-def _summed(chosen: Mapping[str, str], effects: Mapping[str, Effect]) -> dict[str, float]:
+def _summed(chosen: Mapping[str, str], effects: Mapping[str, Sensitivity]) -> dict[str, float]:
     """Summed anew: what is left after many subtractions from a large number is rounding."""
     noise: dict[str, float] = {effect.probe: 0.0 for effect in effects.values()}
     for name, effect in effects.items():
@@ -102,10 +102,10 @@ def _summed(chosen: Mapping[str, str], effects: Mapping[str, Effect]) -> dict[st
     return noise
 
 
-def _ladder(layer: nn.Module, cheap: str) -> Ladder:
+def _candidates(layer: nn.Module, cheap: str) -> Candidates:
     better = BETTER.get(cheap, FLOAT)
     sizes = [layer.weight.nbytes if scheme == FLOAT else _bytes(layer, scheme) for scheme in (cheap, better)]
-    return Ladder(cheap, better, *sizes)
+    return Candidates(cheap, better, *sizes)
 
 
 def _bytes(layer: nn.Module, scheme: str) -> int:

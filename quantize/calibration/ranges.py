@@ -14,7 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from quantize.arithmetic import TINY, affine_of, check_finite, dequantize_uint8, quantize_uint8, range_of
+from quantize.activations import dequantize_uint8, qparams_of, quantize_uint8, range_of
+from quantize.arithmetic import TINY, check_finite
 from quantize.schemes import get_scheme
 from quantize.selection import Plan
 from quantize.spec import Ranges
@@ -158,8 +159,8 @@ def mse(watched: Watched) -> Range:
     best, least = (low, high), math.inf
     for below in SHARES if low else (1.0,):
         for above in SHARES if high else (1.0,):
-            affine = affine_of(low * below, high * above)
-            lost = dequantize_uint8(quantize_uint8(values, affine), affine) - values
+            qparams = qparams_of(low * below, high * above)
+            lost = dequantize_uint8(quantize_uint8(values, qparams), qparams) - values
             loss = (lost.double().square() * counts).sum().item()
             if loss < least:
                 best, least = (low * below, high * above), loss

@@ -26,7 +26,7 @@ VERSION = 1
 
 
 @dataclass(frozen=True)
-class Probe:
+class EvalProbe:
     """A network and what it is asked.
 
     name: for people. covers: how the names of the layers begin that play a part in its answers. answer: asks
@@ -39,23 +39,23 @@ class Probe:
 
 
 @dataclass(frozen=True)
-class Effect:
+class Sensitivity:
     """Of one layer: its probe, and by scheme the noise in the answers; none where no probe reaches it."""
 
     probe: str
     noise: Mapping[str, float]
 
 
-UNREACHED = Effect("", {})
+UNREACHED = Sensitivity("", {})
 
 
 @dataclass
-class Measured:
+class Measurements:
     """Effects by layer, those measured so far; about: what they depend on, such as the sources' hashes."""
 
     fingerprint: str
     about: Mapping[str, object]
-    effects: dict[str, Effect] = field(default_factory=dict)
+    effects: dict[str, Sensitivity] = field(default_factory=dict)
 
     def save(self, path: Path) -> None:
         """Write everything, or leave the file as it was."""
@@ -84,7 +84,7 @@ class Measured:
             found = json.loads(path.read_text(encoding="utf-8"))
             version, known = found["version"], (found["fingerprint"], found["about"])
             effects = {
-                name: Effect(one["probe"], dict(one["noise"])) for name, one in found["effects"].items()
+                name: Sensitivity(one["probe"], dict(one["noise"])) for name, one in found["effects"].items()
             }
         except (ValueError, KeyError, TypeError, AttributeError):
             raise ValueError(f"{path} is no measurement of --sensitivity: name another file") from None
@@ -99,10 +99,10 @@ class Measured:
 def measure(
     model: nn.Module,
     wanted: Mapping[str, Sequence[str]],
-    probes: Sequence[Probe],
+    probes: Sequence[EvalProbe],
     ranges: Mapping[str, Ranges],
-    known: Mapping[str, Effect],
-) -> Iterator[tuple[str, Effect]]:
+    known: Mapping[str, Sensitivity],
+) -> Iterator[tuple[str, Sensitivity]]:
     """The effect of each layer of `wanted` (its schemes by its name) that is not `known`, one after another.
 
     `model` is float, and is so again after each. ranges: of the static layers' inputs. Raises ValueError for
@@ -122,7 +122,7 @@ def measure(
             for scheme in wanted[name]:
                 with _quantized(model, name, scheme, ranges.get(name)), torch.inference_mode():
                     noise[scheme] = relative_noise(expected, probe.answer())
-            yield name, Effect(probe.name, noise)
+            yield name, Sensitivity(probe.name, noise)
     for name in wanted:
         if name not in known and not name.startswith(tuple(at for probe in probes for at in probe.covers)):
             yield name, UNREACHED

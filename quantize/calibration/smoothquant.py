@@ -3,7 +3,7 @@
 Xiao et al. 2023, "SmoothQuant": input channel j is divided by s_j and column j of the weight multiplied by
 it. The product is the same, but one loud channel no longer sets everyone's step. The division costs nothing
 where what makes the input can take it: the gain and bias of a norm, or the rows of a layer. An activation
-function between the two forbids that: GroupNorm followed by SiLU has no such fold.
+function between the two forbids that: GroupNorm followed by SiLU has no such pair.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ SOURCES = (nn.LayerNorm, nn.GroupNorm, nn.Linear, nn.Conv2d)
 
 
 @dataclass(frozen=True)
-class Fold:
+class SmoothingPair:
     """A place where channels can be rescaled: `layers` read the outputs of `source`, and nobody else does.
 
     Output channel j of `source`, linear in its weights and bias, is input channel j of each of the layers.
@@ -33,7 +33,7 @@ class Fold:
     outputs: int | None = None
 
 
-class Peaks:
+class AbsMaxObserver:
     """The largest size that each input channel of a layer was seen to have, by the layer's name."""
 
     def __init__(self, model: nn.Module) -> None:
@@ -50,27 +50,30 @@ class Peaks:
         self.by_name[name] = peaks if known is None else torch.maximum(known, peaks)
 
 
-def balance_(
-    model: nn.Module, folds: Sequence[Fold], peaks: Mapping[str, Tensor], strength: float = DEFAULT_STRENGTH
+def smooth_(
+    model: nn.Module,
+    pairs: Sequence[SmoothingPair],
+    peaks: Mapping[str, Tensor],
+    strength: float = DEFAULT_STRENGTH,
 ) -> int:
-    """Rescale the channels of each fold in a float model, which computes the same afterwards.
+    """Rescale the channels of each pair in a float model, which computes the same afterwards.
 
-    peaks: of the inputs of each fold's first layer; folds without them stay as they are. strength: 0 moves
-    nothing of a channel's loudness into the weights, 1 all of it. Returns how many folds were balanced.
-    Raises ValueError for a strength outside [0, 1] and for folds whose widths do not fit.
+    peaks: of the inputs of each pair's first layer; pairs without them stay as they are. strength: 0 moves
+    nothing of a channel's loudness into the weights, 1 all of it. Returns how many pairs were balanced.
+    Raises ValueError for a strength outside [0, 1] and for pairs whose widths do not fit.
     """
     if not 0 <= strength <= 1:
         raise ValueError(f"strength={strength} of balancing: use 0 to 1")
     done = 0
-    for fold in folds:
-        if fold.layers[0] not in peaks:
+    for pair in pairs:
+        if pair.layers[0] not in peaks:
             continue
-        layers = [model.get_submodule(name) for name in fold.layers]
-        source, seen = model.get_submodule(fold.source), peaks[fold.layers[0]]
-        _check(fold, source, layers, len(seen))
+        layers = [model.get_submodule(name) for name in pair.layers]
+        source, seen = model.get_submodule(pair.source), peaks[pair.layers[0]]
+        _check(pair, source, layers, len(seen))
         scales = channel_scales(seen, [layer.weight for layer in layers], strength)
         with torch.no_grad():
-            _divide(source, scales, fold.outputs)
+            _divide(source, scales, pair.outputs)
             for layer in layers:
                 factors = scales if layer.weight.ndim == 2 else scales[:, None, None]
                 layer.weight = _like(layer.weight, layer.weight.float() * factors)
@@ -105,14 +108,14 @@ def _like(old: Tensor, new: Tensor) -> nn.Parameter:
     return nn.Parameter(new.to(old.dtype), requires_grad=old.requires_grad)
 
 
-def _check(fold: Fold, source: nn.Module, layers: Sequence[nn.Module], channels: int) -> None:
+def _check(pair: SmoothingPair, source: nn.Module, layers: Sequence[nn.Module], channels: int) -> None:
     if not isinstance(source, SOURCES) or source.weight is None:
         raise ValueError(
-            f"{fold.source} is a {type(source).__name__} without a gain: channels cannot be rescaled"
+            f"{pair.source} is a {type(source).__name__} without a gain: channels cannot be rescaled"
         )
     widths = {layer.weight.shape[1] for layer in layers} | {channels}
-    given = fold.outputs or len(source.weight)
+    given = pair.outputs or len(source.weight)
     if widths != {given}:
         raise ValueError(
-            f"{fold.source} gives {given} channels, {', '.join(fold.layers)} take {sorted(widths)}"
+            f"{pair.source} gives {given} channels, {', '.join(pair.layers)} take {sorted(widths)}"
         )

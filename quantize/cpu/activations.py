@@ -4,7 +4,7 @@ Each function computes by the native library where there is one, else in plain t
 the result: bytes and extremes of given numbers are equal, those of norms and gates up to the rounding of
 float sums (a value on the edge between two levels may get either). Nothing here keeps gradients.
 
-affine: how the bytes are to be read, from calibration; None takes it from the numbers themselves, and then
+qparams: how the bytes are to be read, from calibration; None takes it from the numbers themselves, and then
 NaN and infinity raise ValueError. A range from calibration makes some byte of them, unseen.
 """
 
@@ -18,8 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from quantize import native
-from quantize.activations import Quantized
-from quantize.arithmetic import Affine, affine_of, quantize_uint8, range_of
+from quantize.activations import QParams, Quantized, qparams_of, quantize_uint8, range_of
 
 # SiLU falls to its least value at the turn and rises on both sides of it.
 SILU_TURN, SILU_LEAST = -1.27846454, -0.27846454
@@ -33,17 +32,17 @@ def min_max(x: Tensor) -> tuple[float, float]:
     return range_of(x) if kernel is None else _ends(kernel, x.data_ptr(), x.numel(), torch.get_num_threads())
 
 
-def quantize(x: Tensor, affine: Affine | None) -> Quantized:
+def quantize(x: Tensor, qparams: QParams | None) -> Quantized:
     """The bytes of x, in its memory format where that is dense."""
     x = _dense(x)
-    if affine is None:
-        affine = affine_of(*min_max(x))
+    if qparams is None:
+        qparams = qparams_of(*min_max(x))
     kernel = _kernel(f"fw_bytes_{READ.get(x.dtype)}", "plfllp", x)
     if kernel is None:
-        return Quantized(quantize_uint8(x, affine), affine)
-    codes = torch.empty_like(x, dtype=torch.uint8)
-    kernel(x.data_ptr(), x.numel(), *affine, torch.get_num_threads(), codes.data_ptr())
-    return Quantized(codes, affine)
+        return Quantized(quantize_uint8(x, qparams), qparams)
+    values = torch.empty_like(x, dtype=torch.uint8)
+    kernel(x.data_ptr(), x.numel(), *qparams, torch.get_num_threads(), values.data_ptr())
+    return Quantized(values, qparams)
 
 
 def group_norm_quantize(  # noqa: PLR0913 - a norm's parameters and what is fused to it
@@ -54,16 +53,16 @@ def group_norm_quantize(  # noqa: PLR0913 - a norm's parameters and what is fuse
     eps: float,
     *,
     silu: bool,
-    affine: Affine | None,
+    qparams: QParams | None,
     shift: Tensor | None = None,
 ) -> Quantized:
     """Bytes of the group norm of x [b, c, h, w] + shift [b, c], through SiLU if asked; channels last.
 
-    With affine None and SiLU the range is that of SiLU over the whole interval that its inputs span, so that
+    With qparams None and SiLU the range is that of SiLU over the whole interval that its inputs span, so that
     one look before the norm is enough: the lower end is SiLU's least where the interval holds it.
     """
     norm = _GroupNorm(x, groups, weight, bias, eps, shift)
-    return norm.plain_bytes(silu, affine) if norm.look is None else norm.native_bytes(silu, affine)
+    return norm.plain_bytes(silu, qparams) if norm.look is None else norm.native_bytes(silu, qparams)
 
 
 def group_norm_silu(  # noqa: PLR0913 - a norm's parameters and what is fused to it
@@ -75,7 +74,7 @@ def group_norm_silu(  # noqa: PLR0913 - a norm's parameters and what is fused to
 
 
 def layer_norm_quantize(
-    x: Tensor, weight: Tensor, bias: Tensor, eps: float, affine: Affine | None
+    x: Tensor, weight: Tensor, bias: Tensor, eps: float, qparams: QParams | None
 ) -> Quantized:
     """Bytes of the layer norm of x [..., d] over its last axis."""
     x, weight, bias = _floats(x), _floats(weight), _floats(bias)
@@ -83,17 +82,17 @@ def layer_norm_quantize(
     _check_shapes({"weight": weight, "bias": bias}, (width,))
     kernel = _kernel("fw_layer_norm_bytes", "pllppffllp", x)
     if kernel is None:
-        return _plain(F.layer_norm(x, (width,), weight, bias, eps), affine)
+        return _plain(F.layer_norm(x, (width,), weight, bias, eps), qparams)
     rows = (x.data_ptr(), x.numel() // width, width, weight.data_ptr(), bias.data_ptr(), eps)
     threads = torch.get_num_threads()
-    if affine is None:
-        affine = affine_of(*_ends(_kernel("fw_layer_norm_range", "pllppflp", x), *rows, threads))
-    codes = torch.empty_like(x, dtype=torch.uint8)
-    kernel(*rows, *affine, threads, codes.data_ptr())
-    return Quantized(codes, affine)
+    if qparams is None:
+        qparams = qparams_of(*_ends(_kernel("fw_layer_norm_range", "pllppflp", x), *rows, threads))
+    values = torch.empty_like(x, dtype=torch.uint8)
+    kernel(*rows, *qparams, threads, values.data_ptr())
+    return Quantized(values, qparams)
 
 
-def geglu_quantize(x: Tensor, affine: Affine | None) -> Quantized:
+def geglu_quantize(x: Tensor, qparams: QParams | None) -> Quantized:
     """Bytes of value * gelu(gate) [..., d], exact GELU, where x [..., 2 d] holds values, then gates."""
     x = _floats(x)
     if x.shape[-1] % 2:
@@ -102,13 +101,13 @@ def geglu_quantize(x: Tensor, affine: Affine | None) -> Quantized:
     kernel = _kernel("fw_geglu_bytes", "pllfllp", x)
     if kernel is None:
         value, gate = x.chunk(2, dim=-1)
-        return _plain(value * F.gelu(gate), affine)
+        return _plain(value * F.gelu(gate), qparams)
     rows, threads = (x.data_ptr(), x.numel() // x.shape[-1], width), torch.get_num_threads()
-    if affine is None:
-        affine = affine_of(*_ends(_kernel("fw_geglu_range", "plllp", x), *rows, threads))
-    codes = torch.empty(*x.shape[:-1], width, dtype=torch.uint8)
-    kernel(*rows, *affine, threads, codes.data_ptr())
-    return Quantized(codes, affine)
+    if qparams is None:
+        qparams = qparams_of(*_ends(_kernel("fw_geglu_range", "plllp", x), *rows, threads))
+    values = torch.empty(*x.shape[:-1], width, dtype=torch.uint8)
+    kernel(*rows, *qparams, threads, values.data_ptr())
+    return Quantized(values, qparams)
 
 
 class _GroupNorm:
@@ -137,29 +136,29 @@ class _GroupNorm:
         out = torch.group_norm(x, self.groups, self.weight, self.bias, self.eps)
         return out.contiguous(memory_format=torch.channels_last)
 
-    def plain_bytes(self, silu: bool, affine: Affine | None) -> Quantized:
+    def plain_bytes(self, silu: bool, qparams: QParams | None) -> Quantized:
         y = self.plain()
-        if affine is None:
+        if qparams is None:
             ends = range_of(y)
-            affine = affine_of(*(silu_range(*ends) if silu else ends))
-        return _plain(F.silu(y) if silu else y, affine)
+            qparams = qparams_of(*(silu_range(*ends) if silu else ends))
+        return _plain(F.silu(y) if silu else y, qparams)
 
-    def native_bytes(self, silu: bool, affine: Affine | None) -> Quantized:
-        coefficients, ends = self._coefficients(silu, affine is None)
-        if affine is None:
-            affine = affine_of(*ends)
-        codes = torch.empty_like(self.x, dtype=torch.uint8)
+    def native_bytes(self, silu: bool, qparams: QParams | None) -> Quantized:
+        coefficients, ends = self._coefficients(silu, qparams is None)
+        if qparams is None:
+            qparams = qparams_of(*ends)
+        values = torch.empty_like(self.x, dtype=torch.uint8)
         kernel = _kernel("fw_group_norm_bytes", "plllplfllp", self.x)
         kernel(
             self.x.data_ptr(),
             *self.size,
             coefficients.data_ptr(),
             silu,
-            *affine,
+            *qparams,
             torch.get_num_threads(),
-            codes.data_ptr(),
+            values.data_ptr(),
         )
-        return Quantized(codes, affine)
+        return Quantized(values, qparams)
 
     def native_silu(self) -> Tensor:
         coefficients, _ = self._coefficients(True, False)
@@ -195,10 +194,10 @@ def silu_range(low: float, high: float) -> tuple[float, float]:
     return least, max(ends)
 
 
-def _plain(y: Tensor, affine: Affine | None) -> Quantized:
-    if affine is None:
-        affine = affine_of(*range_of(y))
-    return Quantized(quantize_uint8(y, affine), affine)
+def _plain(y: Tensor, qparams: QParams | None) -> Quantized:
+    if qparams is None:
+        qparams = qparams_of(*range_of(y))
+    return Quantized(quantize_uint8(y, qparams), qparams)
 
 
 def _kernel(name: str, signature: str, x: Tensor) -> Callable[..., None] | None:

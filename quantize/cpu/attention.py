@@ -6,8 +6,9 @@ all logits of a row, which softmax does not see. Weights are bytes of the larges
 block of tokens, values int8 with a scale for each column of it: the smaller the block, the smaller the steps
 of both, and the more often sums are scaled.
 
-`attend_int8` and `attend_bf16` compute natively (quantize/native/attention.cpp), `reference` says what. Where
-the kernel does not serve, torch's own attention answers, in the inputs' dtype and more exactly.
+`attend_int8` and `attend_bf16` compute natively (quantize/native/attention.cpp); the tests have it
+in plain torch. Where the kernel does not serve, torch's own attention computes, in the inputs' dtype and more
+exactly.
 """
 
 from __future__ import annotations
@@ -15,7 +16,6 @@ from __future__ import annotations
 import ctypes
 import functools
 import logging
-import math
 from collections.abc import Callable
 
 import torch
@@ -23,8 +23,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from quantize import native
-from quantize.activations import Quantized
-from quantize.arithmetic import INT8_PEAK, TINY, Affine
+from quantize.activations import QParams, Quantized
 from quantize.cpu.activations import quantize
 
 log = logging.getLogger(__name__)
@@ -32,9 +31,6 @@ log = logging.getLogger(__name__)
 TILE = 16  # tokens that lie together as the kernel keeps them
 BLOCK = 48  # tokens whose byte weights are relative to the largest of them
 GROUP_BYTES = 4  # of a row of codes in one instruction
-STEPS = 128  # between two powers of two: bfloat16 has seven bits of fraction
-MANTISSA_EDGE = 0.25  # above it a level is rounded up: half would bias the halves, quarters, ... of mantissas
-ONE = 127 * STEPS  # the bits of 1 in bfloat16
 POINTERS = ("q", "k", "v", "out", "codes", "values", "value_scale", "scale", "start", "norm", "bytes")
 NUMBERS = ("batch", "heads", "queries", "tokens", "width", "row_bytes", "precise", "threads")
 STRIDES = ("q_stride", "k_stride", "v_stride")
@@ -52,100 +48,46 @@ class Call(ctypes.Structure):
     )
 
 
-def attend_int8(q: Tensor, k: Tensor, v: Tensor, affine: Affine | None = None) -> Tensor | Quantized:
+def attend_int8(q: Tensor, k: Tensor, v: Tensor, qparams: QParams | None = None) -> Tensor | Quantized:
     """softmax(q k^T / sqrt(d)) v, within about 1.2 % where logits spread by 1 (docs/attention.md has more).
 
     q: [b, heads, n, d], k and v: [b, heads, m, d], float32, of any strides. The output is [b, heads, n, d] on
     contiguous [b, n, heads * d]: joining the heads is free. NaN and infinity come out as NaN: of a query in
     its row, of a key in all rows of its head, of a value in its column. So do logits beyond ten million.
 
-    affine: answer in bytes [b, n, heads * d] that are to be read so, as `kernels.quantize` would make of it,
+    qparams: answer in bytes [b, n, heads * d] that are to be read so, as `kernels.quantize` would make of it,
     but for numbers on the edge between two.
     """
-    return _attend(q, k, v, affine, precise=False)
+    return _attend(q, k, v, qparams, precise=False)
 
 
-def attend_bf16(q: Tensor, k: Tensor, v: Tensor, affine: Affine | None = None) -> Tensor | Quantized:
+def attend_bf16(q: Tensor, k: Tensor, v: Tensor, qparams: QParams | None = None) -> Tensor | Quantized:
     """As `attend_int8` with logits from bfloat16: a third of its error, at up to 1.6 times its time."""
-    return _attend(q, k, v, affine, precise=True)
+    return _attend(q, k, v, qparams, precise=True)
 
 
-def reference(q: Tensor, k: Tensor, v: Tensor, *, precise: bool = False) -> Tensor:
-    """What `attend_bf16` (precise) or `attend_int8` gives, in plain torch: slow, and by definition right."""
-    to_log2 = math.log2(math.e) / math.sqrt(q.shape[-1])
-    centred = k - k.mean(dim=-2, keepdim=True)
-    if precise:
-        logits = q.bfloat16().double() @ centred.bfloat16().double().transpose(-1, -2)  # [b, heads, n, m]
-        steps = logits * (to_log2 * STEPS)
-    else:
-        (q_codes, q_scale), (k_codes, k_scale) = _to_int8(q), _to_int8(centred)
-        logits = (q_codes @ k_codes.transpose(-1, -2)) * k_scale.transpose(-1, -2)
-        steps = logits.double() * (q_scale * (to_log2 * STEPS))
-    steps = steps.round()
-    steps = steps - STEPS * (steps.amax(dim=-1, keepdim=True) / STEPS).ceil()  # a row's largest is 1/2 to 1
-    weights = _powers_of_two(steps) if precise else _byte_weights(steps)
-    values = v.bfloat16() if precise else _byte_values(v)
-    out = (weights @ values.double() / weights.sum(dim=-1, keepdim=True)).float()
-    worst = q.abs().amax(dim=-1, keepdim=True) + k.abs().amax(dim=(-1, -2), keepdim=True)
-    return out + 0 * worst  # levels of NaN and infinity mean nothing
-
-
-def _byte_weights(steps: Tensor) -> Tensor:
-    """2^(steps / 128) as whole numbers up to 255 of the row's largest in each block of tokens."""
-    mantissas = (255 * (-torch.arange(STEPS, dtype=torch.float64) / STEPS).exp2() - MANTISSA_EDGE).ceil()
-    blocks = []
-    for block in steps.split(BLOCK, dim=-1):
-        top = block.amax(dim=-1, keepdim=True)
-        whole = ((top - block) / STEPS).floor()
-        mantissa = mantissas[(top - block - whole * STEPS).nan_to_num().long()]
-        level = (mantissa * (-whole).exp2() - 0.5).ceil()
-        blocks.append(level * (top / STEPS).exp2())
-    return torch.cat(blocks, dim=-1)
-
-
-def _byte_values(v: Tensor) -> Tensor:
-    """Values [..., m, d] as int8 codes with a scale for each column of a block of tokens say them."""
-    blocks = (_to_int8(block, dim=-2) for block in v.split(BLOCK, dim=-2))
-    return torch.cat([codes * scale for codes, scale in blocks], dim=-2)
-
-
-def _to_int8(rows: Tensor, dim: int = -1) -> tuple[Tensor, Tensor]:
-    """Rows along `dim` -> whole numbers in [-127, 127] as float32, and a float32 scale for each."""
-    scale = rows.abs().amax(dim=dim, keepdim=True) / INT8_PEAK
-    scale = torch.where(scale < TINY, 0, scale)
-    return (rows * torch.where(scale == 0, 0, 1 / scale)).round(), scale
-
-
-def _powers_of_two(steps: Tensor) -> Tensor:
-    """2^(steps / 128) for whole numbers up to 0, rounded to bfloat16; zero below its normal range."""
-    fractions = ((torch.arange(STEPS, dtype=torch.float64) / STEPS).exp2() - 1).mul(STEPS).round()
-    whole = (steps / STEPS).floor()
-    fraction = fractions[(steps - whole * STEPS).nan_to_num().long()]
-    return torch.where(steps + ONE < STEPS, 0, whole.exp2() * (1 + fraction / STEPS))
-
-
-def _attend(q: Tensor, k: Tensor, v: Tensor, affine: Affine | None, *, precise: bool) -> Tensor | Quantized:
+def _attend(q: Tensor, k: Tensor, v: Tensor, qparams: QParams | None, *, precise: bool) -> Tensor | Quantized:
     kernel = _kernel() if _suits(q, k, v) else None
     if kernel is None:
         out = F.scaled_dot_product_attention(q, k, v)
-        return out if affine is None else quantize(out.transpose(1, 2).flatten(2), affine)
+        return out if qparams is None else quantize(out.transpose(1, 2).flatten(2), qparams)
     q, k, v = (t if t.stride(-1) == 1 else t.contiguous() for t in (q, k, v))
     (batch, heads, queries, width), tokens = q.shape, k.shape[-2]
     row_bytes = _up((2 if precise else 1) * width, GROUP_BYTES)
     rows = batch * heads * _up(tokens, TILE)
-    out = q.new_empty(batch, queries, heads, width, dtype=torch.float32 if affine is None else torch.uint8)
+    out = q.new_empty(batch, queries, heads, width, dtype=torch.float32 if qparams is None else torch.uint8)
     codes = q.new_empty(rows, row_bytes, dtype=torch.uint8)
     values = q.new_empty(rows, width + 1, dtype=torch.bfloat16 if precise else torch.int8)
     value_scale = q.new_empty(batch * heads, -(-tokens // BLOCK), width + 1)
     scale, start, norm = q.new_empty(rows), q.new_empty(rows, dtype=torch.int32), q.new_empty(batch * heads)
-    step, zero = affine or (1.0, 0)
+    step, zero = qparams or (1.0, 0)
     call = Call(
         *(t.data_ptr() for t in (q, k, v, out, codes, values, value_scale, scale, start, norm)),
-        *(None if affine is None else out.data_ptr(), batch, heads, queries, tokens, width, row_bytes),
+        *(None if qparams is None else out.data_ptr(), batch, heads, queries, tokens, width, row_bytes),
         *(precise, torch.get_num_threads(), *(t.stride()[:3] for t in (q, k, v)), zero, step),
     )
     kernel(ctypes.byref(call))
-    return out.transpose(1, 2) if affine is None else Quantized(out.flatten(2), affine)
+    return out.transpose(1, 2) if qparams is None else Quantized(out.flatten(2), qparams)
 
 
 def _suits(q: Tensor, k: Tensor, v: Tensor) -> bool:

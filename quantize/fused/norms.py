@@ -17,20 +17,20 @@ from quantize.cpu.activations import group_norm_quantize, group_norm_silu, layer
 from quantize.layers import QuantLayer
 
 
-class ByteGroupNorm(nn.GroupNorm):
-    """Group norm, and SiLU if `silu`, as bytes for the layer in `feeds`."""
+class QuantGroupNorm(nn.GroupNorm):
+    """Group norm, and SiLU if `silu`, as bytes for the layer in `consumers`."""
 
-    feeds: tuple[QuantLayer]  # in a tuple, so that it is no child of the norm
+    consumers: tuple[QuantLayer]  # in a tuple, so that it is no child of the norm
     silu: bool
 
     def forward(self, x: Tensor, shift: Tensor | None = None) -> Quantized:
         """Of x [b, c, h, w] + shift [b, c]; the bytes lie channels last."""
         parameters = self.num_groups, self.weight, self.bias, self.eps
-        affine = self.feeds[0].input_affine()
-        return group_norm_quantize(x, *parameters, silu=self.silu, affine=affine, shift=shift)
+        qparams = self.consumers[0].input_qparams()
+        return group_norm_quantize(x, *parameters, silu=self.silu, qparams=qparams, shift=shift)
 
 
-class SiluGroupNorm(nn.GroupNorm):
+class GroupNormSiLU(nn.GroupNorm):
     """Group norm and SiLU as float32, for a layer that takes no bytes."""
 
     def forward(self, x: Tensor, shift: Tensor | None = None) -> Tensor:
@@ -38,46 +38,46 @@ class SiluGroupNorm(nn.GroupNorm):
         return group_norm_silu(x, self.num_groups, self.weight, self.bias, self.eps, shift)
 
 
-class ByteLayerNorm(nn.LayerNorm):
-    """Layer norm over the last axis as bytes for the layers in `feeds`, which read them alike."""
+class QuantLayerNorm(nn.LayerNorm):
+    """Layer norm over the last axis as bytes for the layers in `consumers`, which read them alike."""
 
-    feeds: tuple[QuantLayer, ...]
+    consumers: tuple[QuantLayer, ...]
 
     def forward(self, x: Tensor) -> Quantized:
         """[..., d] -> bytes of that shape."""
-        return layer_norm_quantize(x, self.weight, self.bias, self.eps, self.feeds[0].input_affine())
+        return layer_norm_quantize(x, self.weight, self.bias, self.eps, self.consumers[0].input_qparams())
 
 
 def read_alike(layers: Sequence[nn.Module]) -> bool:
     """Whether all of `layers` take bytes, and the same ones: one look at their input then serves them all."""
-    if not all(isinstance(layer, QuantLayer) and layer.takes_bytes for layer in layers):
+    if not all(isinstance(layer, QuantLayer) and layer.accepts_quantized for layer in layers):
         return False
     first, *others = layers
     return all(_same_ranges(first, other) for other in others)
 
 
-def feed_bytes(norm: nn.Module, *layers: nn.Module, silu: bool = False) -> bool:
+def fuse_quantize(norm: nn.Module, *layers: nn.Module, silu: bool = False) -> bool:
     """Let `norm`, if it is a norm, hand bytes to `layers`, through SiLU if asked; whether that is possible.
 
     layers: all that read its output. Where it is not possible nothing changes.
     """
-    made = {nn.GroupNorm: ByteGroupNorm, nn.LayerNorm: ByteLayerNorm}.get(type(norm))
+    made = {nn.GroupNorm: QuantGroupNorm, nn.LayerNorm: QuantLayerNorm}.get(type(norm))
     if made is None or norm.weight is None or not read_alike(layers):
         return False
     norm.__class__ = made
-    norm.feeds = layers
-    if made is ByteGroupNorm:
+    norm.consumers = layers
+    if made is QuantGroupNorm:
         norm.silu = silu
     return True
 
 
-def feed_silu(norm: nn.Module, layer: nn.Module) -> bool:
+def fuse_silu(norm: nn.Module, layer: nn.Module) -> bool:
     """Let `norm` and the SiLU behind it be one, as bytes if `layer`, the next, takes them; whether it is."""
-    if feed_bytes(norm, layer, silu=True):
+    if fuse_quantize(norm, layer, silu=True):
         return True
     if type(norm) is not nn.GroupNorm or norm.weight is None or norm.weight.dtype != torch.float32:
         return False
-    norm.__class__ = SiluGroupNorm
+    norm.__class__ = GroupNormSiLU
     return True
 
 

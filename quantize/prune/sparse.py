@@ -1,4 +1,4 @@
-"""2:4 layers on cards whose tensor cores skip the zeros; elsewhere they stay dense layers with zeros."""
+"""2:4 layers on GPUs whose tensor cores skip the zeros; elsewhere they stay dense layers with zeros."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from quantize.prune.masks import has_two_of_four
 
 log = logging.getLogger(__name__)
 
-CAPABILITY = (8, 0)  # of cards with sparse tensor cores
+CAPABILITY = (8, 0)  # of GPUs with sparse tensor cores
 DTYPES = (torch.float16, torch.bfloat16)
 
 
 def use_sparse_kernels(model: nn.Module, layers: Iterable[str]) -> str:
-    """Let the Linear `layers` of `model` compute sparsely where its card can; says what was done.
+    """Let the Linear `layers` of `model` compute sparsely where its GPU can; says what was done.
 
-    Inference only, and on that card only: move the model before. What torch cannot hold compressed, such as a
+    Inference only, and on that GPU only: move the model before. What torch cannot hold compressed, such as a
     layer of odd size or one that has lost its zeros, stays dense.
     """
     found = [model.get_submodule(name) for name in layers]
@@ -37,7 +37,7 @@ def why_dense(weight: torch.Tensor) -> str | None:
         return f"sparse kernels are for half precision, not {str(weight.dtype).removeprefix('torch.')}"
     capability = torch.cuda.get_device_capability(weight.device)
     if capability < CAPABILITY:
-        return f"this card's capability is {'.'.join(map(str, capability))}, 8.0 is the first with them"
+        return f"this GPU's capability is {'.'.join(map(str, capability))}, 8.0 is the first with them"
     return None
 
 

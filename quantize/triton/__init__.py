@@ -1,4 +1,4 @@
-"""Kernels for NVIDIA cards, written in Triton. Nothing here is imported before a card asks for it.
+"""Kernels for NVIDIA GPUs, written in Triton. Nothing here is imported before a GPU asks for it.
 
 `activations` and `products` are their faces in torch; the rest is Triton's language. With TRITON_INTERPRET=1
 in the environment before Triton is imported they run on the CPU, slowly, which is how they are tested.

@@ -1,7 +1,7 @@
-"""Norms whose output is bytes, on a card: the faces of the kernels in `norms`.
+"""Norms whose output is bytes, on a GPU: the faces of the kernels in `norms`.
 
 As `quantize.cpu.activations.group_norm_quantize` and `layer_norm_quantize`, up to the rounding of float sums,
-for signed bytes and without waiting for the card.
+for signed bytes and without waiting for the GPU.
 """
 
 from __future__ import annotations
@@ -11,7 +11,15 @@ import triton
 from torch import Tensor, nn
 
 from quantize.triton import norms
-from quantize.triton.activations import MAX_PARTS, CardBytes, Modulation, Ranges, joined, new_affine, write
+from quantize.triton.activations import (
+    MAX_PARTS,
+    CudaQuantized,
+    Modulation,
+    Ranges,
+    joined,
+    new_qparams,
+    write,
+)
 
 TILE_VALUES = 4096  # of a group, that a program has at once
 SPAN_TILES = 4  # tiles one after another: fewer parts to join
@@ -20,7 +28,7 @@ NORM_WARPS = 4
 
 def group_norm_quantize(
     norm: nn.GroupNorm, x: Tensor, ranges: Ranges | None, *, silu: bool, added: Tensor | None = None
-) -> CardBytes:
+) -> CudaQuantized:
     """Signed bytes, channels last, of the group norm of x [b, c, h, w] + added [b, c], and SiLU if asked."""
     x = x.contiguous(memory_format=torch.channels_last)
     images, channels, height, width = x.shape
@@ -46,12 +54,12 @@ def group_norm_quantize(
         return write(x, Modulation(gain, shift, silu), ranges, None if ranges else ends)
 
 
-def layer_norm_quantize(norm: nn.LayerNorm, x: Tensor, ranges: Ranges | None) -> CardBytes:
+def layer_norm_quantize(norm: nn.LayerNorm, x: Tensor, ranges: Ranges | None) -> CudaQuantized:
     """Signed bytes of the layer norm of x [..., d] over its last axis."""
     x = x.contiguous()
     depth = x.shape[-1]
     rows = x.numel() // depth
-    codes, affine = torch.empty_like(x, dtype=torch.int8), new_affine(x)
+    values, qparams = torch.empty_like(x, dtype=torch.int8), new_qparams(x)
     given = (x, norm.weight, norm.bias)
     widths = {"DEPTH": depth, "WIDTH": triton.next_power_of_2(depth), "num_warps": NORM_WARPS}
     with torch.cuda.device_of(x):
@@ -61,7 +69,7 @@ def layer_norm_quantize(norm: nn.LayerNorm, x: Tensor, ranges: Ranges | None) ->
             norms.look_at_rows[(parts.shape[1],)](*given, parts, rows, norm.eps, **widths)
         programs, at_once = joined(parts)
         norms.write_rows[(rows,)](
-            *given, codes, *affine, parts, programs, *(ranges or Ranges(None, None)), norm.eps, PARTS=at_once,
-            **widths,
+            *given, values, *qparams, parts, programs, *(ranges or Ranges(None, None)), norm.eps,
+            PARTS=at_once, **widths,
         )  # fmt: skip
-    return CardBytes.of(codes, affine, x.dtype)
+    return CudaQuantized.of(values, qparams, x.dtype)

@@ -1,4 +1,4 @@
-"""Norms on a card that leave bytes: statistics in one walk over x, bytes in the next.
+"""Norms on a GPU that leave bytes: statistics in one walk over x, bytes in the next.
 
 GroupNorm becomes x * gain + shift, a pair for each image and channel. The range of its output follows from
 that pair and each channel's extremes, found in the same walk as mean and variance; through SiLU it is the
@@ -13,7 +13,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from quantize.triton.to_bytes import read_affine, to_signed
+from quantize.triton.quantize_input import read_qparams, to_signed
 
 
 @triton.jit
@@ -118,18 +118,18 @@ def look_at_rows(x, weight, bias, parts, rows, eps, DEPTH: tl.constexpr, WIDTH: 
 
 @triton.jit
 def write_rows(
-    x, weight, bias, codes, scale_out, zero_out, parts, programs, in_scale, in_zero, at, eps,
+    x, weight, bias, values, scale_out, zero_out, parts, programs, in_scale, in_zero, at, eps,
     DEPTH: tl.constexpr, WIDTH: tl.constexpr, PARTS: tl.constexpr,
 ):  # fmt: skip
-    """codes int8 of the layer norm of one row; scale_out [1] and zero_out [1] by the first program."""
-    scale, zero = read_affine(parts, programs, in_scale, in_zero, at, False, PARTS)
+    """values int8 of the layer norm of one row; scale_out [1] and zero_out [1] by the first program."""
+    scale, zero = read_qparams(parts, programs, in_scale, in_zero, at, False, PARTS)
     row = tl.program_id(0)
     if row == 0:
         tl.store(scale_out, scale)
         tl.store(zero_out, zero.to(tl.int32))
     value = _layer_norm(x, weight, bias, row, eps, DEPTH, WIDTH)
     within = tl.arange(0, WIDTH)
-    tl.store(codes + row * DEPTH + within, to_signed(value, scale, zero), mask=within < DEPTH)
+    tl.store(values + row * DEPTH + within, to_signed(value, scale, zero), mask=within < DEPTH)
 
 
 @triton.jit

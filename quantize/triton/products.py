@@ -1,7 +1,7 @@
-"""Linear and Conv2d over codes on a card: the faces of the kernels in `multiply`.
+"""Linear and Conv2d over codes on a GPU: the faces of the kernels in `multiply`.
 
 Activations come channels last; what leaves is channels last too. Which tile sizes are fastest is measured by
-Triton on the card, once for each shape, and remembered on disk.
+Triton on the GPU, once for each shape, and remembered on disk.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ LEAST_ROWS = 16
 INTERPRETED = triton.knobs.runtime.interpret
 INTERPRETED_TILE = {"ROWS": 64, "COLUMNS": 16, "DEPTH": 32}  # several of them even in small tests
 # A library writes sums of 32 bits that are then read again: 8 bytes for 2 * inputs operations. Below so many
-# inputs that alone takes a Hopper card (4.8 TB/s, 1979 Tera-operations a second) longer than to multiply.
+# inputs that alone takes a Hopper GPU (4.8 TB/s, 1979 Tera-operations a second) longer than to multiply.
 LIBRARY_INPUTS = 2048
 LIBRARY_ROWS = 17  # `torch._int_mm` takes no fewer
 LIBRARY_ALIGN = 16
@@ -37,14 +37,14 @@ ONE_TAP = Geometry((1, 1), (0, 0), (1, 1), 1)
 
 
 class Weights(NamedTuple):
-    """Of one layer, on the card.
+    """Of one layer, on the GPU.
 
     codes: int8 or fp8 [out, taps, in], or of int4 two a byte [out, taps, in / 2]. scale: [out] float32, of
     int4 [out, scales] bfloat16. inputs: of one output, a tap. taps: height, width. sharing: how many weights
     have one scale, of int4. sums: int32 [out], of int8.
     """
 
-    codes: Tensor
+    values: Tensor
     scale: Tensor
     inputs: int
     taps: tuple[int, int] = (1, 1)
@@ -63,7 +63,7 @@ class Activations(NamedTuple):
 def linear(x: Activations, weights: Weights, bias: Tensor | None, dtype: torch.dtype) -> Tensor:
     """[..., in] -> [..., out] of `dtype`."""
     values = x.values.reshape(-1, weights.inputs).contiguous()  # bytes keep the order of their floats
-    out = torch.empty((len(values), len(weights.codes)), dtype=dtype, device=values.device)
+    out = torch.empty((len(values), len(weights.values)), dtype=dtype, device=values.device)
     with torch.cuda.device_of(values):
         if _for_library(values, weights):
             _by_library(x._replace(values=values), weights, bias, out)
@@ -82,7 +82,7 @@ def conv2d(
         return linear(x._replace(values=values), weights, bias, dtype).permute(0, 3, 1, 2)
     images, height, width, _ = values.shape
     out_size = output_size((height, width), weights.taps, geometry)
-    out = torch.empty((images, *out_size, len(weights.codes)), dtype=dtype, device=values.device)
+    out = torch.empty((images, *out_size, len(weights.values)), dtype=dtype, device=values.device)
     with torch.cuda.device_of(values):
         _product(x._replace(values=values), weights, bias, out, geometry, (height, width, *out_size))
     return out.permute(0, 3, 1, 2)
@@ -94,11 +94,11 @@ def output_size(size: Sequence[int], taps: Sequence[int], geo: Geometry) -> tupl
     return tuple((n + 2 * pad - gap * (k - 1) - 1) // step + 1 for n, k, step, pad, gap in walks)
 
 
-def by_taps(codes: Tensor) -> Tensor:
+def by_taps(values: Tensor) -> Tensor:
     """int8 or fp8 codes [out, in, height, width] or [out, in] -> [out, taps, in], in order in memory."""
-    if codes.ndim == 2:
-        return codes[:, None]
-    return codes.permute(0, 2, 3, 1).contiguous().flatten(1, 2)
+    if values.ndim == 2:
+        return values[:, None]
+    return values.permute(0, 2, 3, 1).contiguous().flatten(1, 2)
 
 
 def pack_halves(packed: Tensor, shape: Sequence[int]) -> Tensor:
@@ -125,20 +125,20 @@ def _product(
 
     tile = INTERPRETED_TILE if INTERPRETED else {}
     if weights.sharing:
-        tensors = (x.values, weights.codes, out, weights.scale, bias)
-        strides = (weights.scale.shape[1], weights.codes.shape[-1])
+        tensors = (x.values, weights.values, out, weights.scale, bias)
+        strides = (weights.scale.shape[1], weights.values.shape[-1])
         MULTIPLY_INT4[grid](*tensors, *strides, *shape, *walk, weights.sharing, **tile)
     else:
-        tensors = (x.values, weights.codes, out, x.scale, x.zero, weights.scale, weights.sums, bias)
+        tensors = (x.values, weights.values, out, x.scale, x.zero, weights.scale, weights.sums, bias)
         MULTIPLY[grid](*tensors, *shape, *walk, **tile)
 
 
 def _for_library(values: Tensor, weights: Weights) -> bool:
     """Whether there is a library's product of codes for these sizes, and reason to take it."""
-    columns, inputs = len(weights.codes), weights.inputs
+    columns, inputs = len(weights.values), weights.inputs
     even = columns % LIBRARY_ALIGN == 0 and inputs % LIBRARY_ALIGN == 0
     return (
-        values.dtype == weights.codes.dtype
+        values.dtype == weights.values.dtype
         and even
         and len(values) >= LIBRARY_ROWS
         and inputs >= LIBRARY_INPUTS
@@ -146,7 +146,7 @@ def _for_library(values: Tensor, weights: Weights) -> bool:
 
 
 def _by_library(x: Activations, weights: Weights, bias: Tensor | None, out: Tensor) -> None:
-    right = weights.codes.flatten(1).t()
+    right = weights.values.flatten(1).t()
     if x.values.dtype == torch.int8:
         sums = torch._int_mm(x.values, right)
     else:
@@ -160,7 +160,7 @@ def _by_library(x: Activations, weights: Weights, bias: Tensor | None, out: Tens
 
 
 def _fitting(configs: list, sizes: dict[str, Any], **_: Any) -> list:
-    """Tiles that are not mostly empty, nor too few to keep a card busy where smaller ones would."""
+    """Tiles that are not mostly empty, nor too few to keep a GPU busy where smaller ones would."""
     rows = max(LEAST_ROWS, triton.next_power_of_2(sizes["rows"]))
     columns = max(LEAST_ROWS, triton.next_power_of_2(sizes["columns"]))
     fits = [c for c in configs if c.kwargs["ROWS"] <= rows and c.kwargs["COLUMNS"] <= max(columns, 32)]
@@ -168,7 +168,7 @@ def _fitting(configs: list, sizes: dict[str, Any], **_: Any) -> list:
 
 
 def _tuned(kernel: Any) -> Any:
-    """`kernel`, which chooses its tiles by trying them on the card."""
+    """`kernel`, which chooses its tiles by trying them on the GPU."""
     if INTERPRETED:
         return kernel
     configs = [

@@ -20,8 +20,8 @@ def nearest(value):
 
 
 @triton.jit
-def signed_affine(low, high):
-    """`arithmetic.affine_of` for float32 ends: scale, and zero point less 128, as float32.
+def signed_qparams(low, high):
+    """`arithmetic.qparams_of` for float32 ends: scale, and zero point less 128, as float32.
 
     In double precision, as Python computes it: a scale that is off by one bit moves codes.
     """

@@ -3,7 +3,7 @@
 import torch
 from torch import nn
 
-from quantize.arithmetic import range_of
+from quantize.activations import range_of
 
 # name -> the layer and the shape of an input
 LAYERS = {

@@ -8,18 +8,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from quantize import arithmetic
+from quantize.activations import dequantize_uint8, qparams_of, quantize_uint8, range_of
 from quantize.arithmetic import (
     INT8_PEAK,
-    affine_of,
     dequantize_channels,
     dequantize_int4,
-    dequantize_uint8,
     pack_int4,
     quantize_fp8,
     quantize_int4,
     quantize_int8,
-    quantize_uint8,
-    range_of,
     sqnr_db,
     unpack_int4,
 )
@@ -50,8 +47,8 @@ def fp8_back(weight):
 
 
 def uint8_back(x):
-    affine = affine_of(*range_of(x))
-    return dequantize_uint8(quantize_uint8(x, affine), affine)
+    qparams = qparams_of(*range_of(x))
+    return dequantize_uint8(quantize_uint8(x, qparams), qparams)
 
 
 ALL_BACK = {"int8": int8_back, "int4": int4_back, "fp8": fp8_back, "uint8": uint8_back}
@@ -61,10 +58,10 @@ ALL_BACK = {"int8": int8_back, "int4": int4_back, "fp8": fp8_back, "uint8": uint
 @given(SHAPES, SEEDS, SCALES)
 def test_int8_errs_by_half_a_step_of_its_channel_at_most(shape, seed, scale):
     weight = normal(shape, seed, scale)
-    codes, steps = quantize_int8(weight, "max")
-    error = (dequantize_channels(codes, steps) - weight).abs().flatten(1).amax(dim=1)
+    values, steps = quantize_int8(weight, "max")
+    error = (dequantize_channels(values, steps) - weight).abs().flatten(1).amax(dim=1)
     assert (error <= steps / 2 * ROUNDING).all()
-    assert codes.abs().max() <= INT8_PEAK
+    assert values.abs().max() <= INT8_PEAK
     assert steps.shape == shape[:1]
 
 
@@ -72,11 +69,11 @@ def test_int8_errs_by_half_a_step_of_its_channel_at_most(shape, seed, scale):
 @given(SHAPES, SEEDS, SCALES)
 def test_a_byte_errs_by_half_a_step_at_most_and_keeps_zero(shape, seed, scale):
     x = normal(shape, seed, scale) + scale
-    affine = affine_of(*range_of(x))
-    error = (dequantize_uint8(quantize_uint8(x, affine), affine) - x).abs().max()
+    qparams = qparams_of(*range_of(x))
+    error = (dequantize_uint8(quantize_uint8(x, qparams), qparams) - x).abs().max()
     # Where the zero point is rounded, an end of the range may lie half a step outside.
-    assert error <= affine.scale * ROUNDING
-    assert dequantize_uint8(quantize_uint8(torch.zeros(1), affine), affine) == 0
+    assert error <= qparams.scale * ROUNDING
+    assert dequantize_uint8(quantize_uint8(torch.zeros(1), qparams), qparams) == 0
 
 
 @FEW
@@ -189,9 +186,9 @@ def test_a_weight_is_worked_on_in_pieces_with_the_same_result(monkeypatch, quant
 
 
 def test_values_beyond_the_range_get_its_ends():
-    affine = affine_of(-1, 3)
-    got = dequantize_uint8(quantize_uint8(torch.tensor([-50.0, 50.0]), affine), affine)
-    assert torch.allclose(got, torch.tensor([-1.0, 3.0]), atol=affine.scale / 2)
+    qparams = qparams_of(-1, 3)
+    got = dequantize_uint8(quantize_uint8(torch.tensor([-50.0, 50.0]), qparams), qparams)
+    assert torch.allclose(got, torch.tensor([-1.0, 3.0]), atol=qparams.scale / 2)
 
 
 @pytest.mark.parametrize("group", [16, 33, 256, 0])
@@ -207,9 +204,9 @@ def test_an_unknown_clip_names_the_known_ones():
 
 def test_a_range_upside_down_is_refused():
     with pytest.raises(ValueError, match="lower end comes first"):
-        affine_of(2, 1)
+        qparams_of(2, 1)
 
 
 def test_of_nothing_the_range_is_zero():
     assert range_of(torch.empty(0, 3)) == (0.0, 0.0)
-    assert affine_of(0.0, 0.0) == (1.0, 0)
+    assert qparams_of(0.0, 0.0) == (1.0, 0)

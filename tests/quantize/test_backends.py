@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from quantize.arithmetic import affine_of, range_of, sqnr_db
+from quantize.activations import qparams_of, range_of
+from quantize.arithmetic import sqnr_db
 from quantize.backends import BACKENDS, choose_backend, cpu, make_backend
 from quantize.backends.base import Inputs
 from quantize.layers import quantize_layer
@@ -122,7 +123,7 @@ def test_the_cpu_backend_leaves_float_inputs_to_the_reference():
     layer, _ = layer_and_input("linear")
     for scheme, rule in SCHEMES.items():
         own = BACKENDS["cpu"].computes(LayerSpec.of(layer, scheme))
-        assert own == (rule.codes == "int8" and rule.inputs != "float")
+        assert own == (rule.weights == "int8" and rule.inputs != "float")
 
 
 def test_an_unknown_backend_names_the_known_ones():
@@ -153,5 +154,5 @@ def test_the_inputs_reach_onednn_as_unsigned_bytes(onednn, monkeypatch):
     monkeypatch.setattr(Inputs, "quantize", lambda *args: seen.append(real(*args)) or seen[-1])
     _, other, x = pair("linear", "int8_dynamic", "cpu")
     other(x)
-    assert [quantized.codes.dtype for quantized in seen] == [torch.uint8]
-    assert affine_of(*range_of(x)).zero > 0
+    assert [quantized.values.dtype for quantized in seen] == [torch.uint8]
+    assert qparams_of(*range_of(x)).zero > 0

@@ -5,15 +5,15 @@ import copy
 import pytest
 import torch
 
-from quantize.activations import Quantized
-from quantize.arithmetic import affine_of, quantize_uint8, range_of, sqnr_db
+from quantize.activations import Quantized, qparams_of, quantize_uint8, range_of
+from quantize.arithmetic import sqnr_db
 from quantize.backends import BACKENDS, cpu
 from quantize.layers import quantize_layer
 from quantize.schemes import SCHEMES
 from quantize.timesteps import timestep_group
 from tests.quantize.small_layers import LAYERS, layer_and_input, ranges_for
 
-BYTES = [name for name, scheme in SCHEMES.items() if scheme.codes == "int8" and scheme.inputs != "float"]
+BYTES = [name for name, scheme in SCHEMES.items() if scheme.weights == "int8" and scheme.inputs != "float"]
 
 
 def quantized_layer(name, scheme, backend="reference"):
@@ -25,9 +25,9 @@ def quantized_layer(name, scheme, backend="reference"):
     return made, x
 
 
-def to_bytes(x, affine=None):
-    affine = affine or affine_of(*range_of(x))
-    return Quantized(quantize_uint8(x, affine), affine)
+def quantize_input(x, qparams=None):
+    qparams = qparams or qparams_of(*range_of(x))
+    return Quantized(quantize_uint8(x, qparams), qparams)
 
 
 @pytest.mark.parametrize("backend", [name for name in BACKENDS if name != "cuda"])
@@ -35,7 +35,7 @@ def to_bytes(x, affine=None):
 @pytest.mark.parametrize("name", LAYERS)
 def test_bytes_give_what_the_floats_give_that_they_were_made_of(name, scheme, backend):
     layer, x = quantized_layer(name, scheme, backend)
-    out = layer(to_bytes(x, layer.input_affine()))
+    out = layer(quantize_input(x, layer.input_qparams()))
     assert out.dtype == torch.float32
     assert torch.equal(out, layer(x))
 
@@ -63,7 +63,7 @@ def test_an_input_that_the_weights_do_not_fit_is_refused(name, scheme, backend):
     layer, x = quantized_layer(name, scheme, backend)
     axis = 1 if x.ndim == 4 else -1
     for wrong in (x.narrow(axis, 0, x.shape[axis] - 1), torch.cat([x, x], dim=axis)):
-        for given in (wrong, to_bytes(wrong, layer.input_affine())):
+        for given in (wrong, quantize_input(wrong, layer.input_qparams())):
             with pytest.raises(ValueError, match="inputs"):
                 layer(given)
 
@@ -81,19 +81,19 @@ def test_nothing_is_added_to_nothing():
 
 
 def test_only_int8_by_int8_takes_bytes():
-    taken = {scheme: quantized_layer("linear", scheme)[0].takes_bytes for scheme in SCHEMES}
+    taken = {scheme: quantized_layer("linear", scheme)[0].accepts_quantized for scheme in SCHEMES}
     assert [scheme for scheme, takes in taken.items() if takes] == BYTES
 
 
 @pytest.mark.parametrize("scheme", [name for name in SCHEMES if name not in BYTES])
 def test_other_layers_decode_bytes_that_they_are_given(scheme):
     layer, x = quantized_layer("linear", scheme)
-    given = to_bytes(x)
+    given = quantize_input(x)
     assert sqnr_db(layer(given.float()), layer(given)) > 110
 
 
 def test_a_dynamic_layer_leaves_the_range_to_the_input():
-    assert quantized_layer("linear", "int8_dynamic")[0].input_affine() is None
+    assert quantized_layer("linear", "int8_dynamic")[0].input_qparams() is None
 
 
 def test_the_affine_is_that_of_the_group_of_timesteps_and_of_the_tensors_that_are_there():
@@ -102,13 +102,13 @@ def test_the_affine_is_that_of_the_group_of_timesteps_and_of_the_tensors_that_ar
     made = quantize_layer(layer, "int8_static", ranges)
     for group, (low, high) in ((None, ranges[0]), (0, ranges[1]), (1, ranges[2])):
         with timestep_group(group):
-            affine = made.input_affine()
-            assert affine.scale == pytest.approx(affine_of(low, high).scale)
-            assert affine.zero == affine_of(low, high).zero
+            qparams = made.input_qparams()
+            assert qparams.scale == pytest.approx(qparams_of(low, high).scale)
+            assert qparams.zero == qparams_of(low, high).zero
     other = copy.deepcopy(made)
     other.in_scale = made.in_scale * 2
-    assert other.input_affine().scale == 2 * made.input_affine().scale
-    assert torch.equal(made(x), made(to_bytes(x, made.input_affine())))
+    assert other.input_qparams().scale == 2 * made.input_qparams().scale
+    assert torch.equal(made(x), made(quantize_input(x, made.input_qparams())))
 
 
 @pytest.mark.parametrize("name", ["conv 1x1, no bias", "conv 3x3"])

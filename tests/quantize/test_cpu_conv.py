@@ -8,13 +8,13 @@ import torch.nn.functional as F
 from torch import nn
 
 from quantize import native
-from quantize.activations import Quantized
-from quantize.arithmetic import Affine, sqnr_db
+from quantize.activations import QParams, Quantized
+from quantize.arithmetic import sqnr_db
 from quantize.backends import cpu, cpu_conv
 from quantize.layers import quantize_layer
 from quantize.spec import Geometry
 
-AFFINE = Affine(0.03, 117)
+AFFINE = QParams(0.03, 117)
 FLOAT32 = 1e-6
 SAME = Geometry((1, 1), (1, 1), (1, 1), 1)
 # Batch, height, width, inputs, outputs, taps and walk: less than a tile, more positions than a task takes,
@@ -39,14 +39,14 @@ def library():
 
 def operands(batch, height, width, inputs, outputs, taps):
     noise = torch.Generator().manual_seed(inputs + outputs)
-    codes = torch.randint(0, 256, (batch, height, width, inputs), dtype=torch.uint8, generator=noise)
+    values = torch.randint(0, 256, (batch, height, width, inputs), dtype=torch.uint8, generator=noise)
     weight = torch.randint(-127, 128, (outputs, inputs, *taps), dtype=torch.int8, generator=noise)
     scale, bias = torch.rand(outputs, generator=noise) + 0.1, torch.randn(outputs, generator=noise)
-    return Quantized(codes, AFFINE), weight, scale, bias
+    return Quantized(values, AFFINE), weight, scale, bias
 
 
 def expected(x, weight, scale, bias, walk):
-    numbers = x.codes.permute(0, 3, 1, 2).double() - AFFINE.zero
+    numbers = x.values.permute(0, 3, 1, 2).double() - AFFINE.zero
     sums = F.conv2d(numbers, weight.double(), None, walk.stride, walk.padding, walk.dilation)
     out = sums.permute(0, 2, 3, 1) * AFFINE.scale * scale
     return out if bias is None else out + bias

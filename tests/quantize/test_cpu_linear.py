@@ -7,8 +7,7 @@ import torch
 from torch import nn
 
 from quantize import native
-from quantize.activations import Quantized
-from quantize.arithmetic import Affine
+from quantize.activations import QParams, Quantized
 from quantize.backends import cpu, cpu_linear
 from quantize.cpu.activations import geglu_quantize
 from quantize.layers import quantize_layer
@@ -17,7 +16,7 @@ from quantize.layers import quantize_layer
 # the caches do not hold, of whole lines and others.
 SIZES = [(1, 1, 1), (2, 4, 32), (6, 64, 64), (7, 30, 70), (13, 321, 96), (128, 40, 33), (300, 1280, 160)]
 SIZES += [(1030, 8, 304), (1030, 8, 330)]
-AFFINE = Affine(0.03, 117)
+AFFINE = QParams(0.03, 117)
 FLOAT32 = 1e-6
 
 
@@ -29,14 +28,14 @@ def library():
 
 def operands(rows, inputs, outputs):
     noise = torch.Generator().manual_seed(rows + inputs + outputs)
-    codes = torch.randint(0, 256, (rows, inputs), dtype=torch.uint8, generator=noise)
+    values = torch.randint(0, 256, (rows, inputs), dtype=torch.uint8, generator=noise)
     weight = torch.randint(-127, 128, (outputs, inputs), dtype=torch.int8, generator=noise)
     scale, bias = torch.rand(outputs, generator=noise) + 0.1, torch.randn(outputs, generator=noise)
-    return Quantized(codes, AFFINE), weight, scale, bias
+    return Quantized(values, AFFINE), weight, scale, bias
 
 
 def expected(x, weight, scale, bias):
-    sums = (x.codes.double() - AFFINE.zero) @ weight.double().T
+    sums = (x.values.double() - AFFINE.zero) @ weight.double().T
     return sums * AFFINE.scale * scale + (0 if bias is None else bias)
 
 
@@ -58,16 +57,16 @@ def test_an_empty_batch_gives_an_empty_answer():
     x, weight, scale, bias = operands(0, 64, 128)
     packed = cpu_linear.pack_linear(weight)
     assert packed.multiply(x, scale, bias, None).shape == (0, 128)
-    assert packed.gated(x, scale, bias, AFFINE).codes.shape == (0, 64)
+    assert packed.gated(x, scale, bias, AFFINE).values.shape == (0, 64)
 
 
 @pytest.mark.parametrize("size", [(1, 4, 64), (7, 30, 128), (50, 320, 640)])
 def test_a_gated_layer_gives_the_bytes_of_its_gated_numbers(size):
     x, weight, scale, bias = operands(*size)
-    packed, affine = cpu_linear.pack_linear(weight), Affine(40.0, 90)
+    packed, qparams = cpu_linear.pack_linear(weight), QParams(40.0, 90)
     assert packed.gates
     numbers = packed.multiply(x, scale, bias, None)
-    assert torch.equal(packed.gated(x, scale, bias, affine).codes, geglu_quantize(numbers, affine).codes)
+    assert torch.equal(packed.gated(x, scale, bias, qparams).values, geglu_quantize(numbers, qparams).values)
 
 
 @pytest.mark.parametrize("name", ["multiply", "gated"])
@@ -79,7 +78,7 @@ def test_the_number_of_threads_changes_nothing(name):
         for threads in (1, 2, 3):
             torch.set_num_threads(threads)
             out = getattr(cpu_linear.pack_linear(weight), name)(x, scale, bias, last)
-            outs.append(getattr(out, "codes", out))
+            outs.append(out.values if isinstance(out, Quantized) else out)
     finally:
         torch.set_num_threads(before)
     assert all(torch.equal(outs[0], out) for out in outs)
@@ -87,15 +86,15 @@ def test_the_number_of_threads_changes_nothing(name):
 
 @pytest.mark.parametrize("scheme", ["int8_static", "int8_dynamic", "int8_weight"])
 @pytest.mark.parametrize("width", [64, 10])  # the second shares a panel between values and gates
-@pytest.mark.parametrize("affine", [Affine(0.02, 100), None])
-def test_a_layer_gates_as_its_numbers_would_be(scheme, width, affine):
+@pytest.mark.parametrize("qparams", [QParams(0.02, 100), None])
+def test_a_layer_gates_as_its_numbers_would_be(scheme, width, qparams):
     layer, x = nn.Linear(24, 2 * width), torch.randn(5, 24)
     quantized = quantize_layer(layer, scheme, [(-4.0, 4.0)] if scheme == "int8_static" else None)
     quantized.bind("cpu")
-    got, numbers = quantized.gated(x, affine), geglu_quantize(quantized(x), affine)
-    assert got.affine == numbers.affine
-    assert torch.equal(got.codes, numbers.codes)
-    assert quantized.gated(x[:0], affine or AFFINE).codes.shape == (0, width)
+    got, numbers = quantized.gated(x, qparams), geglu_quantize(quantized(x), qparams)
+    assert got.qparams == numbers.qparams
+    assert torch.equal(got.values, numbers.values)
+    assert quantized.gated(x[:0], qparams or AFFINE).values.shape == (0, width)
 
 
 def test_without_the_library_onednn_gives_the_same(monkeypatch):

@@ -1,4 +1,4 @@
-"""The backend for cards: who gets it, and on a card that it gives the reference's numbers in less memory."""
+"""The backend for GPUs: who gets it, and on a GPU that it gives the reference's numbers in less memory."""
 
 import logging
 
@@ -20,12 +20,12 @@ CARD = torch.device("cuda", 0)
 # Sums of fp8 are not float32's, and the reference rounds decoded weights to half precision.
 LIKE_THE_REFERENCE_DB = {torch.float32: 60, torch.float16: 55, torch.bfloat16: 38}
 MEMORY_SHARE = 0.55  # of what the same network takes in fp16
-on_a_card = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")]
+on_a_gpu = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")]
 
 
 @pytest.fixture
-def card(monkeypatch):
-    """A function that makes torch tell of a card of some capability, None for no card."""
+def gpu(monkeypatch):
+    """A function that makes torch tell of a GPU of some capability, None for no GPU."""
 
     def tell(capability):
         monkeypatch.setattr(torch.cuda, "is_available", lambda: capability is not None)
@@ -39,56 +39,56 @@ def card(monkeypatch):
 
 
 @pytest.mark.parametrize("capability", [(8, 0), (8, 9), (9, 0)])
-def test_a_card_of_today_gets_its_backend(card, capability):
-    card(capability)
+def test_a_gpu_of_today_gets_its_backend(gpu, capability):
+    gpu(capability)
     assert choose_backend(CARD) == "cuda"
     layer, _ = layer_and_input("conv 3x3")
     for scheme, rule in SCHEMES.items():
         own = isinstance(make_backend("cuda", LayerSpec.of(layer, scheme)), cuda.TensorCores)
-        assert own == (rule.codes != "fp8" or capability >= (8, 9))
+        assert own == (rule.weights != "fp8" or capability >= (8, 9))
 
 
-def test_embeddings_stay_with_the_reference(card):
-    card((9, 0))
+def test_embeddings_stay_with_the_reference(gpu):
+    gpu((9, 0))
     assert not cuda.TensorCores.computes(LayerSpec.of(nn.Embedding(9, 8), "int8_weight"))
 
 
-def test_a_card_that_is_too_old_says_so_once_and_gets_the_reference(card, caplog):
-    card((7, 5))
+def test_a_gpu_that_is_too_old_says_so_once_and_gets_the_reference(gpu, caplog):
+    gpu((7, 5))
     with caplog.at_level(logging.WARNING):
         assert [choose_backend(CARD) for _ in range(3)] == ["reference"] * 3
     assert [record.getMessage() for record in caplog.records] == [
-        "this card's compute capability is 7.5 and 8.0 is needed: "
+        "this GPU's compute capability is 7.5 and 8.0 is needed: "
         "quantized layers are computed by the slow reference"
     ]
     with pytest.raises(
-        ValueError, match="backend 'cuda' cannot run here: this card's compute capability is 7.5"
+        ValueError, match="backend 'cuda' cannot run here: this GPU's compute capability is 7.5"
     ):
         make_backend("cuda", LayerSpec.of(nn.Linear(32, 32), "int8_weight"))
 
 
-def test_without_triton_a_card_gets_the_reference(card, monkeypatch):
+def test_without_triton_a_gpu_gets_the_reference(gpu, monkeypatch):
     monkeypatch.setattr(cuda, "find_spec", lambda name: None)
-    card((9, 0))
+    gpu((9, 0))
     assert choose_backend(CARD) == "reference"
     assert cuda.lacks(CARD) == "Triton is not installed"
 
 
-def test_without_a_card_its_backend_is_refused(card):
-    card(None)
-    with pytest.raises(ValueError, match="there is no CUDA card; use 'reference'"):
+def test_without_a_gpu_its_backend_is_refused(gpu):
+    gpu(None)
+    with pytest.raises(ValueError, match="there is no CUDA GPU; use 'reference'"):
         make_backend("cuda", LayerSpec.of(nn.Linear(32, 32), "int8_weight"))
 
 
-class OnCard(torch.Tensor):
-    """A tensor that says it is on a card."""
+class OnGpu(torch.Tensor):
+    """A tensor that says it is on a GPU."""
 
     is_cuda = True
 
 
 @pytest.mark.parametrize("timestep", [0.0, 199.5, 200.0, 999.0])
 @pytest.mark.parametrize("edges", [(), (200.0,), (200.0, 400.0, 600.5)])
-def test_a_card_finds_the_group_that_the_host_finds(timestep, edges):
+def test_a_gpu_finds_the_group_that_the_host_finds(timestep, edges):
     groups, seen = TimestepGroups(edges), []
 
     class Step(nn.Module):
@@ -97,13 +97,13 @@ def test_a_card_finds_the_group_that_the_host_finds(timestep, edges):
 
     step = Step()
     follow_timesteps(step, groups, argument(step, "timesteps"))
-    step(torch.full((2,), timestep).as_subclass(OnCard))
+    step(torch.full((2,), timestep).as_subclass(OnGpu))
     ((there, here),) = seen
     assert there.dtype == torch.int32
     assert there.tolist() == [groups.of(timestep)] == [here]
 
 
-def test_on_a_card_a_mixed_batch_is_refused_as_soon_as_somebody_reads_its_group():
+def test_on_a_gpu_a_mixed_batch_is_refused_as_soon_as_somebody_reads_its_group():
     class Step(nn.Module):
         def forward(self, timesteps):
             return current_group()
@@ -111,20 +111,20 @@ def test_on_a_card_a_mixed_batch_is_refused_as_soon_as_somebody_reads_its_group(
     step = Step()
     follow_timesteps(step, TimestepGroups((500.0,)), argument(step, "timesteps"))
     with pytest.raises(ValueError, match="mixes groups"):
-        step(torch.tensor([1, 999]).as_subclass(OnCard))
+        step(torch.tensor([1, 999]).as_subclass(OnGpu))
 
 
-class TestOnACard:
+class TestOnAGpu:
     """What no interpreter can tell."""
 
-    pytestmark = on_a_card
+    pytestmark = on_a_gpu
 
     @pytest.mark.parametrize("dtype", LIKE_THE_REFERENCE_DB)
     @pytest.mark.parametrize("scheme", SCHEMES)
     @pytest.mark.parametrize("name", LAYERS)
     def test_the_backend_gives_what_the_reference_gives(self, name, scheme, dtype):
-        if SCHEMES[scheme].codes == "fp8" and not cuda.has_fp8():
-            pytest.skip("this card does not multiply fp8")
+        if SCHEMES[scheme].weights == "fp8" and not cuda.has_fp8():
+            pytest.skip("this GPU does not multiply fp8")
         layer, x = layer_and_input(name)
         made = [quantize_layer(layer, scheme, ranges_for(x, SCHEMES[scheme])) for _ in range(2)]
         reference, other = (one.to(CARD, dtype) for one in made)
@@ -133,7 +133,7 @@ class TestOnACard:
         assert sqnr_db(reference(x), other(x)) > LIKE_THE_REFERENCE_DB[dtype]
 
     @pytest.mark.parametrize("scheme", ["int8_dynamic", "int8_weight", "int4_group"])
-    def test_nobody_waits_for_the_card(self, scheme):
+    def test_nobody_waits_for_the_gpu(self, scheme):
         layer, x = layer_and_input("conv 3x3")
         quantized = quantize_layer(layer, scheme).to(CARD)
         quantized.bind("cuda")

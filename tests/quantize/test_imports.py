@@ -1,6 +1,6 @@
 """The package works on any `nn.Module`: it needs torch, safetensors, numpy and tqdm, nothing of ours.
 
-Triton is for cards alone: only the package of their kernels imports it, and only a card asks for that.
+Triton is for GPUs alone: only the package of their kernels imports it, and only a GPU asks for that.
 """
 
 import ast

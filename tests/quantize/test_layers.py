@@ -6,17 +6,10 @@ import pytest
 import torch
 from torch import nn
 
-from quantize.arithmetic import (
-    affine_of,
-    dequantize_channels,
-    dequantize_uint8,
-    quantize_int8,
-    quantize_uint8,
-    range_of,
-    sqnr_db,
-)
+from quantize.activations import dequantize_uint8, qparams_of, quantize_uint8, range_of
+from quantize.arithmetic import dequantize_channels, quantize_int8, sqnr_db
 from quantize.layers import QuantConv2d, QuantLinear, empty_layer, quantize_layer
-from quantize.schemes import CODECS, INPUTS, SCHEMES, WEIGHTS_ONLY, Scheme, check_device, get_scheme
+from quantize.schemes import INPUTS, SCHEMES, WEIGHT_FORMATS, WEIGHTS_ONLY, Scheme, check_device, get_scheme
 from quantize.spec import LayerSpec
 from quantize.timesteps import timestep_group
 from tests.quantize.small_layers import LAYERS, layer_and_input, ranges_for
@@ -49,8 +42,8 @@ def test_a_large_layer_keeps_what_its_scheme_promises(scheme):
 def test_int8_inputs_give_what_the_decoded_numbers_give_in_double(name):
     layer, x = layer_and_input(name)
     quantized = quantize_layer(layer, "int8_dynamic")
-    affine = affine_of(*range_of(x))
-    seen = dequantize_uint8(quantize_uint8(x, affine), affine).double()
+    qparams = qparams_of(*range_of(x))
+    seen = dequantize_uint8(quantize_uint8(x, qparams), qparams).double()
     double = copy.deepcopy(layer).double()
     double.weight.data = dequantize_channels(*quantize_int8(layer.weight)).double()
     assert torch.allclose(quantized(x).double(), double(seen), rtol=EXACT, atol=EXACT)
@@ -60,7 +53,7 @@ def test_int8_inputs_give_what_the_decoded_numbers_give_in_double(name):
 def test_weights_take_the_bytes_of_their_codes(scheme):
     layer = nn.Conv2d(64, 32, 3, padding=1)
     quantized = quantize_layer(layer, scheme, [(-1.0, 1.0)])
-    bits = {"int8": 8, "fp8": 8, "int4": 4}[SCHEMES[scheme].codes]
+    bits = {"int8": 8, "fp8": 8, "int4": 4}[SCHEMES[scheme].weights]
     assert quantized.qweight.nbytes == layer.weight.numel() * bits // 8
     assert quantized.scale.nbytes <= layer.weight.numel() * 2 // 32
     assert not any(p.numel() > layer.out_channels for p in quantized.parameters())
@@ -141,7 +134,7 @@ TABLE_SCHEMES = [name for name, one in SCHEMES.items() if one.inputs == "float"]
 def test_a_quantized_table_gives_its_decoded_rows(scheme, ids):
     table = nn.Embedding(5, 96)
     quantized, ids = quantize_layer(table, scheme), torch.tensor(ids, dtype=torch.long)
-    whole = quantized.spec.codec.decode(quantized.qweight, quantized.scale, (5, 96))
+    whole = quantized.spec.format.dequantize(quantized.qweight, quantized.scale, (5, 96))
     assert torch.equal(quantized(ids), whole[ids])
     assert sqnr_db(table.weight, whole) > SCHEMES[scheme].expected_sqnr_db - 1
 
@@ -191,28 +184,29 @@ def test_an_unknown_scheme_names_the_known_ones():
 
 
 @pytest.mark.parametrize(
-    "wrong", [{"codes": "int3"}, {"inputs": "guessed"}, {"codes": "int4", "group": 7}, {"codes": "int4"}]
+    "wrong",
+    [{"weights": "int3"}, {"inputs": "guessed"}, {"weights": "int4", "group": 7}, {"weights": "int4"}],
 )
 def test_a_scheme_that_makes_no_sense_is_refused(wrong):
     with pytest.raises(ValueError, match="weights are|32 to 128"):
-        Scheme(**({"codes": "int8", "inputs": "float", "expected_sqnr_db": 30.0} | wrong))
+        Scheme(**({"weights": "int8", "inputs": "float", "expected_sqnr_db": 30.0} | wrong))
 
 
-def test_every_kind_of_codes_and_inputs_is_used():
-    assert {one.codes for one in SCHEMES.values()} == set(CODECS)
+def test_every_kind_of_weights_and_inputs_is_used():
+    assert {one.weights for one in SCHEMES.values()} == set(WEIGHT_FORMATS)
     assert {one.inputs for one in SCHEMES.values()} == set(INPUTS)
 
 
 @every_scheme
-def test_fp8_asks_for_a_card_that_has_it(scheme):
-    if SCHEMES[scheme].codes == "fp8":
-        with pytest.raises(ValueError, match=r"CUDA card of compute capability 8\.9"):
+def test_fp8_asks_for_a_gpu_that_has_it(scheme):
+    if SCHEMES[scheme].weights == "fp8":
+        with pytest.raises(ValueError, match=r"CUDA GPU of compute capability 8\.9"):
             check_device(scheme, torch.device("cpu"))
     else:
         check_device(scheme, torch.device("cpu"))
 
 
-def test_an_older_card_is_refused_by_its_number(monkeypatch):
+def test_an_older_gpu_is_refused_by_its_number(monkeypatch):
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (8, 6))
     with pytest.raises(ValueError, match=r"8\.9 or more, this one has 8\.6"):
         check_device("fp8_weight", torch.device("cuda"))

@@ -97,8 +97,8 @@ def falls_back_once(caplog, reason):
     x = torch.linspace(-1, 2, 100)
     for _ in range(3):
         assert native.function("fw_bytes_float32", "plfllp") is None
-        codes, affine = kernels.quantize(x, None)
-        assert ((codes.float() - affine.zero) * affine.scale - x).abs().max() <= affine.scale / 2 * 1.001
+        values, qparams = kernels.quantize(x, None)
+        assert ((values.float() - qparams.zero) * qparams.scale - x).abs().max() <= qparams.scale / 2 * 1.001
     (said,) = warnings_of(caplog)
     assert reason in said
     assert "\n" not in said

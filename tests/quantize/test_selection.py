@@ -116,7 +116,7 @@ def test_text_encoders_keep_float_inputs(model, scheme):
     layers = make_plan(model, default_selection(scheme)).layers
     text = {one for name, one in layers.items() if name.startswith("cond_stage_model.")}
     assert {SCHEMES[one].inputs for one in text} == {"float"}
-    assert {SCHEMES[one].codes for one in text} == {SCHEMES[scheme].codes}
+    assert {SCHEMES[one].weights for one in text} == {SCHEMES[scheme].weights}
 
 
 def test_the_first_rule_that_fits_wins():

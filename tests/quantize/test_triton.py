@@ -1,4 +1,4 @@
-"""The kernels for cards: their results on Triton's interpreter, and that compilers for cards take them."""
+"""The kernels for GPUs: their results on Triton's interpreter, and that compilers for GPUs take them."""
 
 import json
 import os
@@ -28,7 +28,7 @@ def test_kernels_give_the_references_results_on_the_interpreter():
     assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-2000:]
 
 
-def test_the_package_does_without_triton_until_a_card_asks():
+def test_the_package_does_without_triton_until_a_gpu_asks():
     code = "import sys, quantize.backends, quantize.model; assert 'triton' not in sys.modules"
     assert run("-c", code).returncode == 0
 
@@ -37,7 +37,7 @@ def test_the_package_does_without_triton_until_a_card_asks():
 @pytest.mark.parametrize(
     ("capability", "products"), [(89, "mma.sync.aligned.m16n8"), (90, "wgmma.mma_async.sync.aligned.m64")]
 )
-def test_compilers_for_cards_take_the_kernels_and_use_tensor_cores(capability, products):
+def test_compilers_for_gpus_take_the_kernels_and_use_tensor_cores(capability, products):
     done = run("-m", "tests.quantize.triton_compile", str(capability))
     assert done.returncode == 0, done.stderr[-4000:]
     made = {

@@ -1,4 +1,4 @@
-"""The kernels for cards against the reference, on Triton's interpreter; `test_triton.py` runs this file.
+"""The kernels for GPUs against the reference, on Triton's interpreter; `test_triton.py` runs this file.
 
 It needs TRITON_INTERPRET=1 before Triton is imported, so it has a process of its own.
 """
@@ -11,11 +11,11 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from cldm.compressed.fuse_cuda import CardGroupNorm, CardLayerNorm, fuse_on_card
+from cldm.compressed.fuse_cuda import CudaGroupNorm, CudaLayerNorm, fuse_cuda
 from ldm.modules.attention import BasicTransformerBlock
 from ldm.modules.layers import ResBlock
-from quantize.activations import Quantized
-from quantize.arithmetic import FP8_PEAK, affine_of, quantize_uint8, range_of, sqnr_db, to_fp8
+from quantize.activations import Quantized, qparams_of, quantize_uint8, range_of
+from quantize.arithmetic import FP8_PEAK, sqnr_db, to_fp8
 from quantize.backends import cuda
 from quantize.calibration.ranges import watch
 from quantize.layers import quantize_layer
@@ -49,8 +49,8 @@ LAYERS = {
 
 
 @pytest.fixture(autouse=True)
-def _card(monkeypatch):
-    """The interpreter stands for a card that has everything."""
+def _gpu(monkeypatch):
+    """The interpreter stands for a GPU that has everything."""
     assert os.environ.get("TRITON_INTERPRET") == "1", "run test_triton.py, which sets it"
     monkeypatch.setattr(cuda, "lacks", lambda device=None: None)
     monkeypatch.setattr(cuda, "has_fp8", lambda: True)
@@ -61,7 +61,7 @@ def draw(shape, seed=0, shift=0.3):
 
 
 def on_fp8(x):
-    """x on e4m3's own numbers: the interpreter rounds others to fp8 otherwise than cards and torch do."""
+    """x on e4m3's own numbers: the interpreter rounds others to fp8 otherwise than GPUs and torch do."""
     return to_fp8(x, x.abs().max() / FP8_PEAK).float() / 64
 
 
@@ -127,22 +127,22 @@ def test_half_precision_goes_in_and_comes_out(scheme, dtype):
 )  # fmt: skip
 def test_bytes_are_the_references_less_128(x, dtype):
     x = x.to(dtype)
-    affine = affine_of(*range_of(x))
-    codes, (scale, zero) = activations.quantize(x)
-    assert scale.item() == torch.tensor(affine.scale).item()
-    assert zero.item() == affine.zero - 128
-    assert torch.equal(codes.int() + 128, quantize_uint8(x, affine).int())
+    qparams = qparams_of(*range_of(x))
+    values, (scale, zero) = activations.quantize(x)
+    assert scale.item() == torch.tensor(qparams.scale).item()
+    assert zero.item() == qparams.zero - 128
+    assert torch.equal(values.int() + 128, quantize_uint8(x, qparams).int())
 
 
 def test_bytes_by_given_ranges_stop_at_the_ends():
     x = draw(300) * 5
     ranges = activations.Ranges(torch.tensor([1.0, 0.01]), torch.tensor([0, 131], dtype=torch.int32))
-    for at, affine in ((None, (1.0, 0)), (torch.tensor([1], dtype=torch.int32), (0.01, 131))):
-        codes, got = activations.quantize(x, ranges._replace(at=at))
-        assert got.zero.item() == affine[1] - 128
+    for at, qparams in ((None, (1.0, 0)), (torch.tensor([1], dtype=torch.int32), (0.01, 131))):
+        values, got = activations.quantize(x, ranges._replace(at=at))
+        assert got.zero.item() == qparams[1] - 128
         scale = ranges.scale[0 if at is None else 1].item()
-        expected = quantize_uint8(x, affine_of(-1, 1)._replace(scale=scale, zero=affine[1]))
-        assert torch.equal(codes.int() + 128, expected.int())
+        expected = quantize_uint8(x, qparams_of(-1, 1)._replace(scale=scale, zero=qparams[1]))
+        assert torch.equal(values.int() + 128, expected.int())
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
@@ -198,27 +198,27 @@ def test_ranges_follow_the_timesteps_without_being_read(monkeypatch):
         with timestep_group(group):
             expected = reference(x)
             assert torch.equal(other(x), expected)
-        timesteps = torch.tensor([timestep]).as_subclass(OnCard)
+        timesteps = torch.tensor([timestep]).as_subclass(OnGpu)
         assert torch.equal(step(x, timesteps), expected)
 
 
-class OnCard(torch.Tensor):
-    """A tensor that says it is on a card, and that nobody may wait for."""
+class OnGpu(torch.Tensor):
+    """A tensor that says it is on a GPU, and that nobody may wait for."""
 
     @property
     def is_cuda(self):
         return True
 
     def item(self):
-        raise AssertionError("the host waited for the card")
+        raise AssertionError("the host waited for the GPU")
 
 
 def test_bytes_of_another_maker_are_taken():
     make, shape = LAYERS["conv 3x3"]
     x = draw(shape)
-    affine = affine_of(*range_of(x))
+    qparams = qparams_of(*range_of(x))
     reference, other = pair(layer_of(make), "int8_dynamic")
-    assert torch.equal(other(Quantized(quantize_uint8(x, affine), affine)), reference(x))
+    assert torch.equal(other(Quantized(quantize_uint8(x, qparams), qparams)), reference(x))
 
 
 def test_int8_layers_can_still_be_saved_and_int4_ones_say_that_they_cannot():
@@ -255,13 +255,13 @@ def norm_of(norm, seed=0):
     return norm.requires_grad_(False)
 
 
-def check_bytes(got, expected, affine):
-    """Codes of `expected`, but for values on the edge between two levels, by nearly that affine."""
-    codes, (scale, zero) = got
-    assert codes.dtype == torch.int8
-    assert scale.item() == pytest.approx(affine.scale, rel=1e-5)
-    assert zero.item() == affine.zero - 128
-    apart = (codes.int() + 128 - quantize_uint8(expected, affine).int()).abs()
+def check_bytes(got, expected, qparams):
+    """Codes of `expected`, but for values on the edge between two levels, by nearly that qparams."""
+    values, (scale, zero) = got
+    assert values.dtype == torch.int8
+    assert scale.item() == pytest.approx(qparams.scale, rel=1e-5)
+    assert zero.item() == qparams.zero - 128
+    apart = (values.int() + 128 - quantize_uint8(expected, qparams).int()).abs()
     assert apart.max() <= 1
     assert apart.float().mean() < 1e-2
 
@@ -280,11 +280,11 @@ def test_a_group_norm_writes_bytes(shape, groups, silu):
     )
     ends = plain.min().item(), plain.max().item()
     expected = (F.silu(plain) if silu else plain).float()
-    affine = affine_of(*(silu_ends(*ends) if silu else ends))
+    qparams = qparams_of(*(silu_ends(*ends) if silu else ends))
     got = normalize.group_norm_quantize(norm, x, None, silu=silu, added=added)
-    assert got.codes.is_contiguous(memory_format=torch.channels_last)
-    check_bytes(got, expected, affine)
-    given = affine_of(-2.0, 1.0)
+    assert got.values.is_contiguous(memory_format=torch.channels_last)
+    check_bytes(got, expected, qparams)
+    given = qparams_of(-2.0, 1.0)
     ranges = activations.Ranges(torch.tensor([given.scale]), torch.tensor([given.zero], dtype=torch.int32))
     check_bytes(normalize.group_norm_quantize(norm, x, ranges, silu=silu, added=added), expected, given)
 
@@ -292,9 +292,9 @@ def test_a_group_norm_writes_bytes(shape, groups, silu):
 def test_a_layer_norm_writes_bytes():
     norm, x = norm_of(nn.LayerNorm(40)), draw((2, 7, 40), 2, 30.0)
     expected = F.layer_norm(x.double(), (40,), norm.weight.double(), norm.bias.double()).float()
-    affine = affine_of(*range_of(expected))
-    check_bytes(normalize.layer_norm_quantize(norm, x, None), expected, affine)
-    given = affine_of(-2.0, 1.0)
+    qparams = qparams_of(*range_of(expected))
+    check_bytes(normalize.layer_norm_quantize(norm, x, None), expected, qparams)
+    given = qparams_of(-2.0, 1.0)
     ranges = activations.Ranges(torch.tensor([given.scale]), torch.tensor([given.zero], dtype=torch.int32))
     check_bytes(normalize.layer_norm_quantize(norm, x, ranges), expected, given)
 
@@ -305,9 +305,9 @@ def test_a_norm_of_what_is_no_number_has_no_scale(bad, silu):
     x = draw((2, 8, 3, 3))
     x[1, 5, 1, 1] = bad
     got = normalize.group_norm_quantize(norm_of(nn.GroupNorm(4, 8)), x, None, silu=silu)
-    assert math.isnan(got.affine.scale)
+    assert math.isnan(got.qparams.scale)
     rows = normalize.layer_norm_quantize(norm_of(nn.LayerNorm(3)), x, None)
-    assert math.isnan(rows.affine.scale)
+    assert math.isnan(rows.qparams.scale)
 
 
 @pytest.mark.parametrize("scheme", ["int8_dynamic", "int8_static"])
@@ -327,7 +327,7 @@ def test_fused_blocks_answer_as_the_blocks(scheme):
         ranges = calibration.all_ranges(plan) if scheme == "int8_static" else None
         quantize_(module, plan, ranges, backend="cuda")
         expected = module(*given)
-        fuse_on_card(module)
+        fuse_cuda(module)
         norms = [type(one) for one in module.modules() if isinstance(one, nn.GroupNorm | nn.LayerNorm)]
-        assert set(norms) <= {CardGroupNorm, CardLayerNorm}
+        assert set(norms) <= {CudaGroupNorm, CudaLayerNorm}
         assert sqnr_db(expected, module(*given)) > FUSED_DB

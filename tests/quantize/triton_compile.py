@@ -1,4 +1,4 @@
-"""Compile the kernels for cards that need not be there, and print what multiplies in each: one line a kernel.
+"""Compile the kernels for GPUs that need not be there, and print what multiplies in each: one line a kernel.
 
 `test_triton.py` runs this file: Triton must not be interpreting.
 """
@@ -10,7 +10,7 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from quantize.triton import multiply, norms, to_bytes
+from quantize.triton import multiply, norms, quantize_input
 
 ALIGNED = [["tt.divisibility", 16]]
 THREADS = 32
@@ -34,7 +34,7 @@ LINEAR = {
 BYTES = {"x": "*i8", "weight": "*i8", "x_scale": "*fp32", "x_zero": "*i32", "w_sums": "*i32"}
 ALONE = {"x_scale": None, "x_zero": None, "w_sums": None}
 AFFINE = {
-    "codes": "*i8", "scale_out": "*fp32", "zero_out": "*i32", "parts": "*fp32", "programs": INDICES,
+    "values": "*i8", "scale_out": "*fp32", "zero_out": "*i32", "parts": "*fp32", "programs": INDICES,
     "in_scale": None, "in_zero": None, "at": None, "PARTS": 512,
 }  # fmt: skip
 GROUPS = {"WIDTH": 16, "GROUP": 10, "channels": INDICES, "added": "*fp16"}
@@ -54,16 +54,19 @@ KERNELS = {
         WALK | ALONE | {"x": "*fp8e4nv", "weight": "*fp8e4nv", "x_scale": "*fp32"},
     ),
     "rescale": (multiply.rescale, WALK | BYTES | {"sums": "*i32", "ROWS": 16, "COLUMNS": 256}),
-    "extremes": (to_bytes.find_extremes, {"x": "*fp16", "parts": "*fp32", "total": INDICES, "BLOCK": 2048}),
+    "extremes": (
+        quantize_input.find_extremes,
+        {"x": "*fp16", "parts": "*fp32", "total": INDICES, "BLOCK": 2048},
+    ),
     "bytes": (
-        to_bytes.write_bytes,
+        quantize_input.write_bytes,
         AFFINE
         | dict.fromkeys(("total", "channels", "image"), INDICES)
         | {"x": "*fp16", "gain": "*fp32", "shift": "*fp32", "SILU": True, "BLOCK": 2048},
     ),
     "fp8 codes": (
-        to_bytes.write_fp8,
-        AFFINE | {"x": "*fp16", "codes": "*fp8e4nv", "total": INDICES, "BLOCK": 2048},
+        quantize_input.write_fp8,
+        AFFINE | {"x": "*fp16", "values": "*fp8e4nv", "total": INDICES, "BLOCK": 2048},
     ),
     "look at groups": (
         norms.look_at_groups,
@@ -83,7 +86,7 @@ KERNELS = {
 
 
 def compiled(name, capability):
-    """The assembly of a kernel for cards of a capability such as 80."""
+    """The assembly of a kernel for GPUs of a capability such as 80."""
     kernel, given = KERNELS[name]
     types = {one: given[one] for one in kernel.arg_names}
     fixed = {one: value for one, value in types.items() if not isinstance(value, str)}

@@ -22,9 +22,9 @@ from cldm.request import ControlInput, Request
 from ldm.config import read_config
 from ldm.image import image_to_model, read_image
 from quantize.calibration.ranges import watch_inputs
-from quantize.calibration.smoothquant import Peaks, balance_
+from quantize.calibration.smoothquant import AbsMaxObserver, smooth_
 from quantize.timesteps import TimestepGroups, argument, follow_timesteps
-from tools.compress.smoothing import folds_of
+from tools.compress.smoothing import smoothing_pairs
 
 if TYPE_CHECKING:
     from cldm.pipeline import Pipeline
@@ -99,10 +99,10 @@ def balance(pipeline: Pipeline, runs: Runs) -> int:
 
     The float model changes, what it computes does not: calibrate after this.
     """
-    folds, peaks = folds_of(pipeline.model), Peaks(pipeline.model)
-    with watch_inputs(pipeline.model, [fold.layers[0] for fold in folds], peaks.see):
+    pairs, peaks = smoothing_pairs(pipeline.model), AbsMaxObserver(pipeline.model)
+    with watch_inputs(pipeline.model, [pair.layers[0] for pair in pairs], peaks.see):
         runs.play(pipeline)
-    return balance_(pipeline.model, folds, peaks.by_name)
+    return smooth_(pipeline.model, pairs, peaks.by_name)
 
 
 def control_of(weights: Sequence[Path]) -> str:

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from cldm.cldm import ControlLDM, scale_residuals
 from quantize.calibration.report import Call, record, tensors_of
-from quantize.calibration.sensitivity import Probe
+from quantize.calibration.sensitivity import EvalProbe
 from quantize.timesteps import current_group
 
 CONTROLLED, DECODER, ENCODER, TEXT = "U-Net under control", "decoder", "encoder", "text encoder"
@@ -26,7 +26,7 @@ AUTOENCODER = {DECODER: "first_stage_model.decoder", ENCODER: "first_stage_model
 
 
 @dataclass
-class Asked:
+class RecordedCalls:
     """Recorded calls: of branch and U-Net with their hint, a pair for each group of timesteps; of others."""
 
     pairs: dict[int | None, tuple[Tensor, Call, Call]] = field(default_factory=dict)
@@ -34,9 +34,9 @@ class Asked:
 
 
 @contextmanager
-def asked(model: ControlLDM) -> Iterator[Asked]:
+def record_calls(model: ControlLDM) -> Iterator[RecordedCalls]:
     """Record what `model` is asked while the caller runs it, one picture and one control of strength 1."""
-    found, last = Asked(), {}
+    found, last = RecordedCalls(), {}
     branch, unet = model.control_model, model.model.diffusion_model
     encode_hint = branch.encode_hint
 
@@ -64,7 +64,9 @@ def asked(model: ControlLDM) -> Iterator[Asked]:
         found.others |= calls
 
 
-def probes_of(model: ControlLDM, found: Asked, prompts: Sequence[str], *, pool: bool) -> list[Probe]:
+def probes_of(
+    model: ControlLDM, found: RecordedCalls, prompts: Sequence[str], *, pool: bool
+) -> list[EvalProbe]:
     """The questions to `model`; pool: whether residuals were averaged over positions."""
 
     def controlled() -> Tensor:
@@ -75,9 +77,11 @@ def probes_of(model: ControlLDM, found: Asked, prompts: Sequence[str], *, pool: 
         return lambda: _flat([module(*call.args, **call.kwargs) for call in calls])
 
     return [
-        Probe(CONTROLLED, ("control_model.", "model."), controlled),
-        *(Probe(label, (f"{name}.",), network(name)) for label, name in AUTOENCODER.items()),
-        Probe(TEXT, ("cond_stage_model.",), lambda: _flat([model.get_learned_conditioning(list(prompts))])),
+        EvalProbe(CONTROLLED, ("control_model.", "model."), controlled),
+        *(EvalProbe(label, (f"{name}.",), network(name)) for label, name in AUTOENCODER.items()),
+        EvalProbe(
+            TEXT, ("cond_stage_model.",), lambda: _flat([model.get_learned_conditioning(list(prompts))])
+        ),
     ]
 
 

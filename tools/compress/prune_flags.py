@@ -29,7 +29,7 @@ def parse_args(argv: list[str] | None, description: str | None) -> argparse.Name
 
     _add_strip(command("strip", "a file without what only training needs: averages, optimizer, losses"))
     _add_magnitude(command("magnitude", "the smallest weights become zeros"))
-    _add_files(command("2:4", "two of every four weights become zeros, for CUDA cards from 8.0 on"))
+    _add_files(command("2:4", "two of every four weights become zeros, for CUDA GPUs from 8.0 on"))
     _add_structured(command("structured", "heads and channels leave: a smaller, faster model"))
     _add_finetune(command("finetune", "train a pruned model on, on drawn scenes as the tiny model's"))
     return parser.parse_args(argv)

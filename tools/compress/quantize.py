@@ -173,7 +173,7 @@ def _watch(job: Job) -> Seen:
 
 def _plan_budget(job: Job) -> str:
     """Measure each layer; the plan that the budget buys, if there is one."""
-    from quantize.calibration.sensitivity import Measured
+    from quantize.calibration.sensitivity import Measurements
     from quantize.files.write import hash_files
     from tools.compress.calibration import balance
     from tools.compress.sensitivity import Budget, Setting, measure_effects, plan_within
@@ -190,7 +190,7 @@ def _plan_budget(job: Job) -> str:
         "examples": [[one.picture.name, one.prompt] for one in job.runs.examples],
         "layers": dict(job.plan.layers), "balance": args.balance,
     }  # fmt: skip
-    measured = Measured(job.plan.fingerprint, about)
+    measured = Measurements(job.plan.fingerprint, about)
     measured.resume(args.sensitivity)
     measure_effects(setting, measured, args.sensitivity)
     plan, summary = plan_within(setting, measured, budget)

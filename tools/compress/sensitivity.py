@@ -11,14 +11,14 @@ from typing import TYPE_CHECKING
 from tqdm import tqdm
 
 from cldm.controls import get_control
-from quantize.calibration.budget import FLOAT, HEADER_MARGIN, Choice, Ladder, choose, ladders_of
+from quantize.calibration.budget import FLOAT, HEADER_MARGIN, Candidates, Choice, candidates_of, choose
 from quantize.calibration.ranges import watch
-from quantize.calibration.sensitivity import Measured, measure, noise_db
+from quantize.calibration.sensitivity import Measurements, measure, noise_db
 from quantize.files.write import MIB, Content, file_size
 from quantize.selection import Plan
 from quantize.timesteps import TimestepGroups
 from tools.compress.calibration import Runs, followed
-from tools.compress.probes import asked, probes_of
+from tools.compress.probes import probes_of, record_calls
 
 if TYPE_CHECKING:
     from cldm.pipeline import Pipeline
@@ -54,17 +54,17 @@ class Budget:
                 raise ValueError(f"{flag} {value:g}: give a number above 0")
 
 
-def measure_effects(setting: Setting, measured: Measured, path: Path) -> None:
+def measure_effects(setting: Setting, measured: Measurements, path: Path) -> None:
     """Measure what `measured` lacks; `path` holds all of it after every layer. Errors as of the runs."""
     model, plan = setting.pipeline.model, setting.plan
     wanted = {
         name: [scheme for scheme in (one.cheap, one.better) if scheme != FLOAT]
-        for name, one in ladders_of(model, plan.layers).items()
+        for name, one in candidates_of(model, plan.layers).items()
     }
     if not wanted.keys() - measured.effects.keys():
         return
     with (
-        asked(model) as found,
+        record_calls(model) as found,
         followed(model, setting.groups),
         watch(model, plan, setting.groups.count) as calibration,
     ):
@@ -82,20 +82,20 @@ def measure_effects(setting: Setting, measured: Measured, path: Path) -> None:
             bar.update()
 
 
-def plan_within(setting: Setting, measured: Measured, budget: Budget) -> tuple[Plan, str]:
+def plan_within(setting: Setting, measured: Measurements, budget: Budget) -> tuple[Plan, str]:
     """The plan that a budget buys, and what is known about it, in words.
 
     Raises ValueError in one sentence for a budget that no plan keeps.
     """
-    model, ladders = setting.pipeline.model, ladders_of(setting.pipeline.model, setting.plan.layers)
-    cheapest = choose(ladders, measured.effects)
+    model, candidates = setting.pipeline.model, candidates_of(setting.pipeline.model, setting.plan.layers)
+    cheapest = choose(candidates, measured.effects)
     base = _size(setting, _plan_of(setting.plan, cheapest, budget))
     limits = {}
     if budget.mib is not None:
         limits["most_bytes"] = cheapest.cost + int(budget.mib * MIB) - base
     if budget.db is not None:
         limits["most_noise"] = 10 ** (-budget.db / 10)
-    choice = choose(ladders, measured.effects, **limits)
+    choice = choose(candidates, measured.effects, **limits)
     plan = _plan_of(setting.plan, choice, budget)
     size, worst = _size(setting, plan), max(choice.noise.values(), default=0.0)
     if budget.mib is not None and size > budget.mib * MIB:
@@ -103,7 +103,7 @@ def plan_within(setting: Setting, measured: Measured, budget: Budget) -> tuple[P
     if budget.db is not None and worst > limits["most_noise"]:
         raise ValueError(f"--budget-db {budget.db:g}: the best plan has {noise_db(worst):.1f} dB")
     plan.check(model)
-    return plan, _summary(ladders, measured, (cheapest, choice), (base, size))
+    return plan, _summary(candidates, measured, (cheapest, choice), (base, size))
 
 
 def _plan_of(base: Plan, choice: Choice, budget: Budget) -> Plan:
@@ -118,28 +118,33 @@ def _size(setting: Setting, plan: Plan) -> int:
 
 
 def _summary(
-    ladders: Mapping[str, Ladder], measured: Measured, choices: tuple[Choice, Choice], sizes: tuple[int, int]
+    candidates: Mapping[str, Candidates],
+    measured: Measurements,
+    choices: tuple[Choice, Choice],
+    sizes: tuple[int, int],
 ) -> str:
     cheapest, choice = choices
-    reached = {name: one for name, one in measured.effects.items() if one.noise and name in ladders}
-    worst = sorted(reached, key=lambda name: -reached[name].noise[ladders[name].cheap])[:SHOWN]
+    reached = {name: one for name, one in measured.effects.items() if one.noise and name in candidates}
+    worst = sorted(reached, key=lambda name: -reached[name].noise[candidates[name].cheap])[:SHOWN]
     lines = ["what hurts most, quantized alone, dB"]
     for name in worst:
-        noise = (noise_db(reached[name].noise.get(scheme, 0.0)) for scheme in _rungs(ladders[name]))
-        described = (f"{s} {db:.1f}" for s, db in zip(_rungs(ladders[name]), noise, strict=True))
+        noise = (noise_db(reached[name].noise.get(scheme, 0.0)) for scheme in _schemes(candidates[name]))
+        described = (f"{s} {db:.1f}" for s, db in zip(_schemes(candidates[name]), noise, strict=True))
         lines.append(
-            f"  {name}  {', '.join(described)}{'' if choice.layers[name] == ladders[name].cheap else ' *'}"
+            f"  {name}  {', '.join(described)}{'' if choice.layers[name] == candidates[name].cheap else ' *'}"
         )
     lines.append("expected signal/noise, dB: all cheap -> plan")
     lines += [
         f"  {probe}  {noise_db(cheapest.noise[probe]):.1f} -> {noise_db(choice.noise[probe]):.1f}"
         for probe in choice.noise
     ]
-    up = sum(scheme != ladders[name].cheap for name, scheme in choice.layers.items())
-    lines.append(f"{up} of {len(ladders)} layers go up (*); {len(ladders) - len(reached)} were not reached")
+    up = sum(scheme != candidates[name].cheap for name, scheme in choice.layers.items())
+    lines.append(
+        f"{up} of {len(candidates)} layers go up (*); {len(candidates) - len(reached)} were not reached"
+    )
     lines.append(f"{sizes[0] / MIB:.2f} -> {sizes[1] / MIB:.2f} MiB")
     return "\n".join(lines)
 
 
-def _rungs(ladder: Ladder) -> tuple[str, str]:
-    return ladder.cheap, ladder.better
+def _schemes(candidates: Candidates) -> tuple[str, str]:
+    return candidates.cheap, candidates.better

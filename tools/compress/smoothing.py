@@ -14,34 +14,34 @@ from torch import nn
 
 from cldm.lite import Block
 from ldm.modules.attention import BasicTransformerBlock, SpatialTransformer
-from quantize.calibration.smoothquant import Fold
+from quantize.calibration.smoothquant import SmoothingPair
 
 
-def folds_of(model: nn.Module) -> list[Fold]:
-    """The folds of all networks in `model`, as far as their layers are plain ones."""
+def smoothing_pairs(model: nn.Module) -> list[SmoothingPair]:
+    """The pairs of all networks in `model`, as far as their layers are plain ones."""
     return [
-        fold
+        pair
         for name, module in model.named_modules()
         if type(module) in FINDERS
-        for fold in FINDERS[type(module)](f"{name}." if name else "", module)
+        for pair in FINDERS[type(module)](f"{name}." if name else "", module)
     ]
 
 
-def _of_block(at: str, block: BasicTransformerBlock) -> Iterator[Fold]:
-    yield Fold(f"{at}norm1", (f"{at}attn1.to_q", f"{at}attn1.to_k", f"{at}attn1.to_v"))
-    yield Fold(f"{at}norm2", (f"{at}attn2.to_q",))
-    yield Fold(f"{at}norm3", (f"{at}ff.net.0.proj",))
+def _of_block(at: str, block: BasicTransformerBlock) -> Iterator[SmoothingPair]:
+    yield SmoothingPair(f"{at}norm1", (f"{at}attn1.to_q", f"{at}attn1.to_k", f"{at}attn1.to_v"))
+    yield SmoothingPair(f"{at}norm2", (f"{at}attn2.to_q",))
+    yield SmoothingPair(f"{at}norm3", (f"{at}ff.net.0.proj",))
     for attention in ("attn1", "attn2"):
-        yield Fold(f"{at}{attention}.to_v", (f"{at}{attention}.to_out.0",))
-    yield Fold(f"{at}ff.net.0.proj", (f"{at}ff.net.2",), outputs=block.ff.net[2].in_features)
+        yield SmoothingPair(f"{at}{attention}.to_v", (f"{at}{attention}.to_out.0",))
+    yield SmoothingPair(f"{at}ff.net.0.proj", (f"{at}ff.net.2",), outputs=block.ff.net[2].in_features)
 
 
-def _of_transformer(at: str, _: SpatialTransformer) -> Iterator[Fold]:
-    yield Fold(f"{at}norm", (f"{at}proj_in",))
+def _of_transformer(at: str, _: SpatialTransformer) -> Iterator[SmoothingPair]:
+    yield SmoothingPair(f"{at}norm", (f"{at}proj_in",))
 
 
-def _of_lite_block(at: str, _: Block) -> Iterator[Fold]:
-    yield Fold(f"{at}norm", (f"{at}mlp.0",))
+def _of_lite_block(at: str, _: Block) -> Iterator[SmoothingPair]:
+    yield SmoothingPair(f"{at}norm", (f"{at}mlp.0",))
 
 
 FINDERS = {BasicTransformerBlock: _of_block, SpatialTransformer: _of_transformer, Block: _of_lite_block}

@@ -30,9 +30,9 @@ WITH_CODES = ("unet", "controlnet")  # parts whose loader takes torchao's tensor
 class Coded(LazyTensor):
     """A float matrix [out, in] that is int8 codes of that shape times scales [out], and stays so."""
 
-    def __init__(self, codes: Tensor, scale: Tensor, decoded: LazyTensor) -> None:
+    def __init__(self, values: Tensor, scale: Tensor, decoded: LazyTensor) -> None:
         super().__init__(decoded.meta, decoded.read, decoded.sources, decoded.cost)
-        self.codes, self.scale = codes, scale
+        self.values, self.scale = values, scale
 
 
 def open_quantized(path: Path, config: Path | None = None) -> Source:
@@ -62,7 +62,7 @@ def flattened(parts: Mapping[str, State]) -> dict[str, State]:
         for name, tensor in state.items():
             if isinstance(tensor, Coded) and part in WITH_CODES:
                 owner = name.removesuffix(WEIGHT)
-                tensors |= {owner + CODES: tensor.codes, owner + SCALE: tensor.scale[:, None]}
+                tensors |= {owner + CODES: tensor.values, owner + SCALE: tensor.scale[:, None]}
             else:
                 tensors[name] = tensor
         flat[part] = tensors
@@ -86,13 +86,16 @@ def mark(folder: Path, state: State) -> None:
 
 def _weight(layer: nn.Module) -> LazyTensor:
     assert isinstance(layer, QuantLayer)
-    spec, codes, scale = layer.spec, layer.qweight, layer.scale
+    spec, values, scale = layer.spec, layer.qweight, layer.scale
     meta = torch.empty(spec.shape, device="meta")
     decoded = LazyTensor(
-        meta, lambda: spec.codec.decode(codes, scale, spec.shape), frozenset(), codes.nbytes + meta.nbytes
+        meta,
+        lambda: spec.format.dequantize(values, scale, spec.shape),
+        frozenset(),
+        values.nbytes + meta.nbytes,
     )
-    if isinstance(layer, QuantLinear) and spec.rule.codes == "int8":
-        return Coded(codes, scale, decoded)
+    if isinstance(layer, QuantLinear) and spec.rule.weights == "int8":
+        return Coded(values, scale, decoded)
     return decoded
 
 

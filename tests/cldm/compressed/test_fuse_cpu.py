@@ -10,20 +10,21 @@ import torch
 from cldm.compressed import fused_blocks as engine_blocks
 from cldm.compressed.fuse_cpu import fuse
 from cldm.compressed.fused_blocks import (
-    ByteGEGLU,
     FusedAttention,
     FusedResBlock,
     FusedResnetBlock,
     FusedUpsample,
+    QuantGEGLU,
 )
 from ldm.modules.attention import BasicTransformerBlock, SpatialTransformer, slice_attention
 from ldm.modules.layers import ResBlock, Upsample
 from ldm.modules.vae import AttnBlock, ResnetBlock
 from quantize import native
+from quantize.activations import Quantized
 from quantize.arithmetic import sqnr_db
 from quantize.calibration.ranges import watch
-from quantize.fused.bf16_conv import HalfConv
-from quantize.fused.norms import ByteGroupNorm, ByteLayerNorm, SiluGroupNorm
+from quantize.fused.convolutions import Bf16Conv2d
+from quantize.fused.norms import GroupNormSiLU, QuantGroupNorm, QuantLayerNorm
 from quantize.model import bind, quantize_, quantized_layers
 from quantize.schemes import SCHEMES
 from quantize.selection import Rule, default_selection, make_plan
@@ -37,7 +38,7 @@ FLIPS_DB, ROUNDING_DB = 40, 100
 NETWORK_DB = 22
 UNETS = {"SD 1.5": SD15, "SD 2.1": SD21}
 BLOCKS = (ResBlock, BasicTransformerBlock, SpatialTransformer, Upsample, ResnetBlock, AttnBlock)
-BYTES = [name for name, rule in SCHEMES.items() if rule.codes == "int8" and rule.inputs != "float"]
+BYTES = [name for name, rule in SCHEMES.items() if rule.weights == "int8" and rule.inputs != "float"]
 SIZES = [(1, 8, 8), (2, 8, 8), (2, 12, 4)]
 
 
@@ -50,14 +51,14 @@ def inputs(batch=2, height=8, width=8, seed=0):
     return x, torch.tensor([500] * batch), text, hint
 
 
-def exact_attention(q, k, v, affine):
+def exact_attention(q, k, v, qparams):
     """Numbers, which the layer behind brings to bytes itself."""
     return torch.nn.functional.scaled_dot_product_attention(q, k, v)
 
 
 def rows_of(x):
     """Of numbers, or of bytes."""
-    return len(getattr(x, "codes", x))
+    return len(x.values if isinstance(x, Quantized) else x)
 
 
 def step(model, x, t, text, hint):
@@ -168,10 +169,10 @@ def test_without_native_kernels_it_computes_the_same(pair, monkeypatch):
 def test_every_kind_of_block_is_fused():
     _, fused = both(made())
     kinds = [type(module) for module in fused.modules()]
-    for kind in (FusedResBlock, FusedAttention, ByteGEGLU, FusedUpsample, FusedResnetBlock):
+    for kind in (FusedResBlock, FusedAttention, QuantGEGLU, FusedUpsample, FusedResnetBlock):
         assert kind in kinds
         assert kind.__base__ not in kinds
-    for kind in (ByteGroupNorm, ByteLayerNorm, SiluGroupNorm):
+    for kind in (QuantGroupNorm, QuantLayerNorm, GroupNormSiLU):
         assert kind in kinds
     names = {name for name, module in fused.named_modules() if type(module) is torch.nn.LayerNorm}
     assert all("cond_stage" in name for name in names)  # inputs of the text encoder stay float
@@ -183,7 +184,7 @@ def test_zero_convolutions_are_rounded_only_beside_layers_that_are(scheme):
     branch = fused.control_model
     kinds = {type(conv) for conv, *_ in (*branch.zero_convs, branch.middle_block_out)}
     rounds = scheme == "int8_static" and torch.cpu._is_avx512_bf16_supported()
-    assert kinds == {HalfConv if rounds else torch.nn.Conv2d}
+    assert kinds == {Bf16Conv2d if rounds else torch.nn.Conv2d}
 
 
 def test_names_and_numbers_stay_those_of_the_unfused_model(pair):
@@ -212,7 +213,7 @@ def test_layers_that_read_differently_keep_their_norm_as_it_is(monkeypatch):
 @pytest.mark.parametrize("scheme", ["int8_weight", "int4_group"])
 def test_layers_of_float_inputs_are_fed_with_floats(scheme, monkeypatch):
     plain, fused = both(made("SD 1.5", scheme), monkeypatch)
-    assert not any(isinstance(module, ByteGroupNorm | ByteLayerNorm) for module in fused.modules())
+    assert not any(isinstance(module, QuantGroupNorm | QuantLayerNorm) for module in fused.modules())
     assert sqnr_db(step(plain, *inputs())[0], step(fused, *inputs())[0]) > 100  # float sums alone
 
 
@@ -319,7 +320,7 @@ def test_activations_lie_channels_last_so_that_positions_are_tokens():
 
     def look(name):
         def hook(_, args):
-            x = getattr(args[0], "codes", args[0])
+            x = args[0].values if isinstance(args[0], Quantized) else args[0]
             if not x.is_contiguous(memory_format=torch.channels_last):
                 strays.append(name)
 

@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from quantize.arithmetic import affine_of, dequantize_uint8, quantize_uint8
+from quantize.activations import dequantize_uint8, qparams_of, quantize_uint8
 from quantize.calibration.ranges import BINS, RANGES, Calibration, Watched, watch
 from quantize.selection import default_selection, make_plan
 from quantize.timesteps import timestep_group
@@ -22,8 +22,8 @@ def watched(*inputs):
 
 
 def loss(x, ends):
-    affine = affine_of(*ends)
-    return (dequantize_uint8(quantize_uint8(x, affine), affine) - x).square().sum().item()
+    qparams = qparams_of(*ends)
+    return (dequantize_uint8(quantize_uint8(x, qparams), qparams) - x).square().sum().item()
 
 
 def normal(count=20_000, seed=0):
@@ -78,8 +78,8 @@ def test_mse_loses_no_more_than_the_exact_ends(outlier):
 @pytest.mark.parametrize("rule", RANGES)
 @pytest.mark.parametrize("value", [0.0, 2.5, -3.0, 1e-42])
 def test_a_constant_has_a_range(rule, value):
-    affine = affine_of(*RANGES[rule](watched(torch.full((50,), value))))
-    got = dequantize_uint8(quantize_uint8(torch.tensor([value]), affine), affine)
+    qparams = qparams_of(*RANGES[rule](watched(torch.full((50,), value))))
+    got = dequantize_uint8(quantize_uint8(torch.tensor([value]), qparams), qparams)
     assert got.item() == pytest.approx(value, rel=1e-6, abs=1e-38)
 
 

@@ -5,12 +5,12 @@ import math
 import pytest
 import torch
 
-from quantize.calibration.budget import FLOAT, Ladder, choose, gain, ladders_of
+from quantize.calibration.budget import FLOAT, Candidates, candidates_of, choose, gain
 from quantize.calibration.sensitivity import (
     UNREACHED,
-    Effect,
-    Measured,
-    Probe,
+    EvalProbe,
+    Measurements,
+    Sensitivity,
     measure,
     noise_db,
     relative_noise,
@@ -28,7 +28,7 @@ def model():
 
 
 def probe(model, covers=("",)):
-    return Probe("answer", covers, lambda: model(latents(), torch.tensor([10, 10])).flatten())
+    return EvalProbe("answer", covers, lambda: model(latents(), torch.tensor([10, 10])).flatten())
 
 
 def wanted(*schemes, layers=LAYERS):
@@ -84,19 +84,19 @@ def test_what_is_known_is_not_measured_again(model):
         return probe(model).answer()
 
     known = measured(model)
-    assert measured(model, known=known, probes=[Probe("answer", ("",), answer)]) == {}
+    assert measured(model, known=known, probes=[EvalProbe("answer", ("",), answer)]) == {}
     assert not asked
 
 
 def test_a_measurement_goes_on_where_it_was_stopped(model, tmp_path):
     path, about = tmp_path / "noise.json", {"steps": 2, "examples": (("a.png", "a"),)}
-    first = Measured(fingerprint(model), about)
+    first = Measurements(fingerprint(model), about)
     for name, effect in measure(model, wanted("int4_group"), [probe(model)], {}, {}):
         first.effects[name] = effect
         first.save(path)
         if name == LAYERS[1]:
             break
-    second = Measured(fingerprint(model), about)
+    second = Measurements(fingerprint(model), about)
     second.resume(path)
     assert second.effects == first.effects
     rest = dict(measure(model, wanted("int4_group"), [probe(model)], {}, second.effects))
@@ -105,7 +105,7 @@ def test_a_measurement_goes_on_where_it_was_stopped(model, tmp_path):
 
 
 def test_nothing_there_is_a_beginning(tmp_path):
-    one = Measured("abc", {})
+    one = Measurements("abc", {})
     one.resume(tmp_path / "none.json")
     assert one.effects == {}
 
@@ -113,8 +113,8 @@ def test_nothing_there_is_a_beginning(tmp_path):
 @pytest.mark.parametrize(
     ("other", "words"),
     [
-        (Measured("another", {"steps": 2}), "another model, other weights"),
-        (Measured("abc", {"steps": 3}), "other settings"),
+        (Measurements("another", {"steps": 2}), "another model, other weights"),
+        (Measurements("abc", {"steps": 3}), "other settings"),
         ('{"version": 1}', "is no measurement"),
         ("[]", "is no measurement"),
         ("not json", "is no measurement"),
@@ -122,9 +122,9 @@ def test_nothing_there_is_a_beginning(tmp_path):
 )
 def test_a_file_of_something_else_is_refused(tmp_path, other, words):
     path = tmp_path / "noise.json"
-    other.save(path) if isinstance(other, Measured) else path.write_text(other)
+    other.save(path) if isinstance(other, Measurements) else path.write_text(other)
     with pytest.raises(ValueError, match=words):
-        Measured("abc", {"steps": 2}).resume(path)
+        Measurements("abc", {"steps": 2}).resume(path)
 
 
 def test_noise_in_decibels_and_of_broken_answers():
@@ -141,11 +141,11 @@ def test_nan_weights_are_named(model):
         measured(model)
 
 
-LADDERS = {name: Ladder("int4_group", "int8_weight", 100, 200) for name in "abcd"}
+LADDERS = {name: Candidates("int4_group", "int8_weight", 100, 200) for name in "abcd"}
 EFFECTS = {
-    "a": Effect("one", {"int4_group": 8e-2, "int8_weight": 1e-4}),
-    "b": Effect("one", {"int4_group": 4e-2, "int8_weight": 1e-4}),
-    "c": Effect("two", {"int4_group": 1e-2, "int8_weight": 1e-4}),
+    "a": Sensitivity("one", {"int4_group": 8e-2, "int8_weight": 1e-4}),
+    "b": Sensitivity("one", {"int4_group": 4e-2, "int8_weight": 1e-4}),
+    "c": Sensitivity("two", {"int4_group": 1e-2, "int8_weight": 1e-4}),
     "d": UNREACHED,
 }
 
@@ -167,8 +167,8 @@ def test_bytes_buy_what_takes_most_noise_away(count):
 
 
 def test_a_large_layer_gives_way_to_a_small_one_that_fits():
-    ladders = LADDERS | {"a": Ladder("int4_group", "int8_weight", 1000, 3000)}
-    assert up(choose(ladders, EFFECTS, most_bytes=3 * LADDERS["b"].cost)) == {"d", "b", "c"}
+    candidates = LADDERS | {"a": Candidates("int4_group", "int8_weight", 1000, 3000)}
+    assert up(choose(candidates, EFFECTS, most_bytes=3 * LADDERS["b"].cost)) == {"d", "b", "c"}
 
 
 @pytest.mark.parametrize(("most", "expected"), [(0.2, "d"), (0.1, "ad"), (0.03, "abd"), (1e-3, "abcd")])
@@ -186,12 +186,14 @@ def test_a_budget_of_noise_that_nothing_reaches_is_spent_to_the_end():
 
 def test_ladders_know_the_bytes_of_their_rungs(model):
     plan = make_plan(model, default_selection("int4_group"))
-    for name, ladder in ladders_of(model, plan.layers).items():
+    for name, candidates in candidates_of(model, plan.layers).items():
         weight = model.get_submodule(name).weight
-        assert ladder.better == "int8_weight"
-        assert ladder.better_bytes == weight.numel() + 4 * len(weight)  # codes, and a float32 scale a channel
-        assert ladder.cheap_bytes < 0.7 * ladder.better_bytes
-    floats = ladders_of(model, {"mix": "int8_static"})["mix"]
+        assert candidates.better == "int8_weight"
+        assert candidates.better_bytes == weight.numel() + 4 * len(
+            weight
+        )  # codes, and a float32 scale a channel
+        assert candidates.cheap_bytes < 0.7 * candidates.better_bytes
+    floats = candidates_of(model, {"mix": "int8_static"})["mix"]
     assert floats.better == FLOAT
     assert floats.better_bytes == 4 * model.mix.weight.numel()
-    assert gain(floats, Effect("one", {"int8_static": 0.5})) == 0.5
+    assert gain(floats, Sensitivity("one", {"int8_static": 0.5})) == 0.5

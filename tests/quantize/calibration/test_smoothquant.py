@@ -6,7 +6,7 @@ from torch import nn
 
 from quantize.arithmetic import sqnr_db
 from quantize.calibration.ranges import watch_inputs
-from quantize.calibration.smoothquant import Fold, Peaks, balance_, channel_scales
+from quantize.calibration.smoothquant import AbsMaxObserver, SmoothingPair, channel_scales, smooth_
 from quantize.model import quantize_
 from quantize.selection import Rule, Selection, make_plan
 
@@ -29,10 +29,10 @@ class Net(nn.Module):
         return self.last(value * gate.sigmoid()) + self.second(x)
 
 
-FOLDS = [
-    Fold("norm", ("first", "second")),
-    Fold("first", ("gated",)),
-    Fold("gated", ("last",), outputs=WIDTH),
+PAIRS = [
+    SmoothingPair("norm", ("first", "second")),
+    SmoothingPair("first", ("gated",)),
+    SmoothingPair("gated", ("last",), outputs=WIDTH),
 ]
 
 
@@ -48,19 +48,19 @@ def inputs():
     return torch.randn(50, WIDTH, generator=torch.Generator().manual_seed(1))
 
 
-def peaks_of(net, folds=FOLDS, x=None):
-    peaks = Peaks(net)
-    with watch_inputs(net, [fold.layers[0] for fold in folds], peaks.see):
+def peaks_of(net, pairs=PAIRS, x=None):
+    peaks = AbsMaxObserver(net)
+    with watch_inputs(net, [pair.layers[0] for pair in pairs], peaks.see):
         net(inputs() if x is None else x)
     return peaks.by_name
 
 
 @pytest.mark.parametrize("strength", [0.0, 0.5, 1.0])
-@pytest.mark.parametrize("folds", [[fold] for fold in FOLDS] + [FOLDS], ids=["norm", "layer", "half", "all"])
-def test_the_float_network_answers_as_before(net, folds, strength):
+@pytest.mark.parametrize("pairs", [[pair] for pair in PAIRS] + [PAIRS], ids=["norm", "layer", "half", "all"])
+def test_the_float_network_answers_as_before(net, pairs, strength):
     expected = net(inputs())
     before = {name: value.clone() for name, value in net.state_dict().items()}
-    assert balance_(net, folds, peaks_of(net, folds), strength) == len(folds)
+    assert smooth_(net, pairs, peaks_of(net, pairs), strength) == len(pairs)
     assert any(not torch.equal(before[name], value) for name, value in net.state_dict().items())
     assert sqnr_db(expected, net(inputs())) > 100  # float32 rounds at 150 dB; sums of large numbers lose some
 
@@ -70,8 +70,8 @@ def test_a_convolution_after_a_group_norm_is_balanced_too():
     net = nn.Sequential(nn.GroupNorm(4, 16), nn.Conv2d(16, 8, 1)).requires_grad_(False)
     net[0].weight[LOUD] = 50.0
     x = torch.randn(2, 16, 5, 5)
-    expected, folds = net(x), [Fold("0", ("1",))]
-    balance_(net, folds, peaks_of(net, folds, x))
+    expected, pairs = net(x), [SmoothingPair("0", ("1",))]
+    smooth_(net, pairs, peaks_of(net, pairs, x))
     assert net[0].weight[LOUD] < 10
     assert sqnr_db(expected, net(x)) > 100
 
@@ -83,7 +83,7 @@ def test_a_layer_with_outliers_in_its_inputs_keeps_more_signal(net):
         other = Net().requires_grad_(False)
         other.load_state_dict(net.state_dict())
         if balanced:
-            balance_(other, FOLDS[:1], peaks_of(other, FOLDS[:1]))
+            smooth_(other, PAIRS[:1], peaks_of(other, PAIRS[:1]))
         plan = make_plan(other, Selection((Rule("first", "int8_dynamic"), Rule("second", "int8_dynamic"))))
         quantize_(other, plan, backend="reference")
         return sqnr_db(expected, other(inputs()))
@@ -105,7 +105,7 @@ def test_channels_that_nobody_uses_stay_as_they_are():
 
 
 def test_peaks_are_the_largest_ever_seen_of_each_channel():
-    peaks = Peaks(nn.ModuleDict({"linear": nn.Linear(2, 1), "conv": nn.Conv2d(2, 1, 1)}))
+    peaks = AbsMaxObserver(nn.ModuleDict({"linear": nn.Linear(2, 1), "conv": nn.Conv2d(2, 1, 1)}))
     peaks.see("linear", torch.tensor([[1.0, -5.0], [2.0, 3.0]]))
     peaks.see("linear", torch.tensor([[-4.0, 0.5]]))
     assert peaks.by_name["linear"].tolist() == [4.0, 5.0]
@@ -116,16 +116,16 @@ def test_peaks_are_the_largest_ever_seen_of_each_channel():
 
 
 MISTAKES = {
-    "strength": (lambda net: balance_(net, FOLDS, {}, 1.5), "use 0 to 1"),
+    "strength": (lambda net: smooth_(net, PAIRS, {}, 1.5), "use 0 to 1"),
     "no gain": (
-        lambda net: balance_(
-            Net(nn.LayerNorm(WIDTH, elementwise_affine=False)), FOLDS[:1], {"first": torch.ones(WIDTH)}
+        lambda net: smooth_(
+            Net(nn.LayerNorm(WIDTH, elementwise_affine=False)), PAIRS[:1], {"first": torch.ones(WIDTH)}
         ),
         "has no gain|without a gain",
     ),
-    "widths": (lambda net: balance_(net, FOLDS[:1], {"first": torch.ones(7)}), "norm gives 64 channels"),
+    "widths": (lambda net: smooth_(net, PAIRS[:1], {"first": torch.ones(7)}), "norm gives 64 channels"),
     "NaN": (
-        lambda net: Peaks(net).see("first", torch.tensor([[torch.nan]])),
+        lambda net: AbsMaxObserver(net).see("first", torch.tensor([[torch.nan]])),
         "an input of first has 1 values",
     ),
 }
@@ -140,5 +140,5 @@ def test_a_mistake_is_one_sentence(net, mistake):
 
 def test_folds_that_were_never_run_stay_as_they_are(net):
     before = {name: value.clone() for name, value in net.state_dict().items()}
-    assert balance_(net, FOLDS, {}) == 0
+    assert smooth_(net, PAIRS, {}) == 0
     assert all(torch.equal(before[name], value) for name, value in net.state_dict().items())

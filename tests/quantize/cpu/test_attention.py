@@ -11,9 +11,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from quantize import native
-from quantize.arithmetic import Affine, quantize_uint8, sqnr_db
+from quantize.activations import QParams, quantize_uint8
+from quantize.arithmetic import sqnr_db
 from quantize.cpu import attention
-from quantize.cpu.attention import attend_bf16, attend_int8, reference
+from quantize.cpu.attention import attend_bf16, attend_int8
+from tests.quantize.cpu.attention_reference import byte_values, reference
 
 # name -> the function, its reference, signal over noise at Gaussian inputs. An int8 row of up to 160 numbers
 # keeps 44 dB, the product of two 41; 48 values of a column keep 45 and 48 weights 46, which leaves 38.6.
@@ -30,7 +32,7 @@ MANY_DB = {1: 60, 10: 50, 100: 40}  # by the spread of the logits
 FEW_DB = 40
 FLOAT32_DB = 110  # of float32 sums of 90 numbers
 # What stands for the values.
-ROUNDED = {"int8": attention._byte_values, "bf16": lambda v: v.bfloat16().float()}
+ROUNDED = {"int8": byte_values, "bf16": lambda v: v.bfloat16().float()}
 
 every_kind = pytest.mark.parametrize("kind", KINDS)
 
@@ -166,13 +168,13 @@ def test_joining_the_heads_of_the_output_copies_nothing(kind, kernel):
 def test_bytes_are_those_of_the_numbers(kind, shape, native_way, monkeypatch, forgotten):
     if not native_way:
         monkeypatch.setattr(native, "function", lambda name, signature: None)
-    qkv, affine = inputs(*shape), Affine(0.01, 90)
+    qkv, qparams = inputs(*shape), QParams(0.01, 90)
     attend, _, _ = KINDS[kind]
-    out = quantize_uint8(attend(*qkv).transpose(1, 2).flatten(2), affine)
-    made = attend(*qkv, affine)
-    assert made.affine == affine
-    assert (made.codes.int() - out.int()).abs().max() <= 1
-    assert (made.codes != out).float().mean() < 1e-3
+    out = quantize_uint8(attend(*qkv).transpose(1, 2).flatten(2), qparams)
+    made = attend(*qkv, qparams)
+    assert made.qparams == qparams
+    assert (made.values.int() - out.int()).abs().max() <= 1
+    assert (made.values != out).float().mean() < 1e-3
 
 
 @every_kind

@@ -5,11 +5,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from quantize import native
-from quantize.arithmetic import dequantize_channels, dequantize_int4, quantize_int4, quantize_int8
+from quantize import arithmetic, native
+from quantize.arithmetic import dequantize_channels, quantize_int4, quantize_int8
 from quantize.backends import cpu, make_backend
-from quantize.backends.decoded import Decoded
-from quantize.cpu.dequantize import decode_int4, decode_int8
+from quantize.backends.cpu import WeightOnly
+from quantize.cpu.dequantize import dequantize_int4, dequantize_int8
 from quantize.layers import quantize_layer
 from quantize.spec import LayerSpec
 from tests.quantize.small_layers import LAYERS, layer_and_input
@@ -27,37 +27,39 @@ def weight(shape, seed=0):
 @settings(deadline=None, max_examples=60)
 @given(shapes)
 def test_int8_weights_are_those_of_the_formula(shape):
-    codes, scale = quantize_int8(weight(shape))
-    assert torch.equal(decode_int8(codes, scale, shape), dequantize_channels(codes, scale))
+    values, scale = quantize_int8(weight(shape))
+    assert torch.equal(dequantize_int8(values, scale, shape), dequantize_channels(values, scale))
 
 
 @settings(deadline=None, max_examples=60)
 @given(shapes, st.sampled_from([32, 34, 64, 118, 128]))
 def test_int4_weights_are_those_of_the_formula(shape, group):
     packed, scale = quantize_int4(weight(shape), group)
-    assert torch.equal(decode_int4(packed, scale, shape), dequantize_int4(packed, scale, shape))
+    assert torch.equal(
+        dequantize_int4(packed, scale, shape), arithmetic.dequantize_int4(packed, scale, shape)
+    )
 
 
 def test_every_pair_of_levels_is_decoded():
     packed = torch.arange(256, dtype=torch.uint8).view(1, 4, 64)
     scale = torch.tensor([[1.0, -0.5, 3e-38, 1e30]]).bfloat16()
-    assert torch.equal(decode_int4(packed, scale, (1, 512)), dequantize_int4(packed, scale, (1, 512)))
+    assert torch.equal(dequantize_int4(packed, scale, (1, 512)), dequantize_int4(packed, scale, (1, 512)))
 
 
 def test_every_int8_level_is_decoded():
-    codes, scale = torch.arange(-128, 128, dtype=torch.int8).view(2, 128), torch.tensor([0.1, -7.0])
-    assert torch.equal(decode_int8(codes, scale, codes.shape), dequantize_channels(codes, scale))
+    values, scale = torch.arange(-128, 128, dtype=torch.int8).view(2, 128), torch.tensor([0.1, -7.0])
+    assert torch.equal(dequantize_int8(values, scale, values.shape), dequantize_channels(values, scale))
 
 
 @pytest.mark.parametrize("strided", [False, True])
 def test_without_a_library_and_with_strides_the_formulas_compute(strided, monkeypatch):
     if not strided:
         monkeypatch.setattr(native, "library", lambda: None)
-    codes, scale = quantize_int8(weight((6, 8)))
-    codes = codes.t().contiguous().t() if strided else codes
-    assert torch.equal(decode_int8(codes, scale, codes.shape), dequantize_channels(codes, scale))
+    values, scale = quantize_int8(weight((6, 8)))
+    values = values.t().contiguous().t() if strided else values
+    assert torch.equal(dequantize_int8(values, scale, values.shape), dequantize_channels(values, scale))
     packed, scale = quantize_int4(weight((6, 8)), 32)
-    assert torch.equal(decode_int4(packed, scale, (6, 8)), dequantize_int4(packed, scale, (6, 8)))
+    assert torch.equal(dequantize_int4(packed, scale, (6, 8)), dequantize_int4(packed, scale, (6, 8)))
 
 
 @pytest.mark.skipif(not cpu.is_supported(), reason="the backend asks for VNNI")
@@ -65,7 +67,7 @@ def test_without_a_library_and_with_strides_the_formulas_compute(strided, monkey
 @pytest.mark.parametrize("name", LAYERS)
 def test_layers_on_the_cpu_decode_natively_and_answer_as_the_reference(name, scheme):
     layer, x = layer_and_input(name)
-    assert isinstance(make_backend("cpu", LayerSpec.of(layer, scheme)), Decoded)
+    assert isinstance(make_backend("cpu", LayerSpec.of(layer, scheme)), WeightOnly)
     reference, other = quantize_layer(layer, scheme), quantize_layer(layer, scheme)
     other.bind("cpu")
     assert torch.equal(other(x), reference(x))

@@ -13,7 +13,7 @@ from quantize.arithmetic import CLIPS
 from quantize.files.read import load_quantized
 from quantize.files.write import Content, file_size, write_quantized
 from quantize.model import quantize_
-from quantize.schemes import CODECS, SCHEMES
+from quantize.schemes import SCHEMES, WEIGHT_FORMATS
 from quantize.selection import default_selection, make_plan
 from tests.quantize.small_networks import network
 
@@ -118,9 +118,9 @@ def test_constants_may_be_infinite(tmp_path):
 
 
 @pytest.mark.parametrize("clip", CLIPS)
-@pytest.mark.parametrize("codes", CODECS)
-def test_every_scale_is_a_number_of_bfloat16(codes, clip):
+@pytest.mark.parametrize("weights", WEIGHT_FORMATS)
+def test_every_scale_is_a_number_of_bfloat16(weights, clip):
     weight = nn.Conv2d(64, 32, 3).weight.detach() * torch.logspace(-30, 20, 32)[:, None, None, None]
-    scale = CODECS[codes].encode(weight, 64, clip)[1]
+    scale = WEIGHT_FORMATS[weights].quantize(weight, 64, clip)[1]
     assert torch.equal(scale.float(), scale.bfloat16().float())
     assert scale.isfinite().all()

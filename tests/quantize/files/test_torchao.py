@@ -11,6 +11,7 @@ from safetensors.torch import load_file
 import tool_convert
 from checkpoints.diffusers.choose_yaml import read_params
 from cldm.model import create_model
+from common.shell import USER_ERROR
 from quantize.files.read import load_quantized
 from quantize.files.torchao import CODES, CONFIG, SCALE, torchao_metadata
 from quantize.files.write import Content, write_quantized
@@ -75,7 +76,7 @@ def test_what_has_no_counterpart_is_decoded_as_our_reference_decodes_it(scheme, 
     source, model = open_quantized(path, tmp_path / "model.yaml"), ours(path)
     for name, layer in model.named_modules():
         if hasattr(layer, "qweight"):
-            decoded = layer.spec.codec.decode(layer.qweight, layer.scale, layer.spec.shape)
+            decoded = layer.spec.format.dequantize(layer.qweight, layer.scale, layer.spec.shape)
             assert torch.equal(source.state[f"{name}.weight"].read(), decoded)
     kept = [tensor for tensor in source.state.values() if isinstance(tensor, Coded)]
     assert bool(kept) == scheme.startswith("int8")
@@ -138,7 +139,7 @@ def test_what_files_say_of_themselves_is_what_torchao_would_write():
 @pytest.mark.parametrize("option", [["--dtype", "fp16"], ["--use-ema"]])
 def test_what_a_quantized_file_cannot_be_asked_for_is_said(option, tmp_path, capsys):
     code, folder = convert(quantized(tmp_path), *option)
-    assert code == tool_convert.USER_ERROR
+    assert code == USER_ERROR
     assert "small.safetensors is quantized: leave out --use-ema and --dtype" in capsys.readouterr().err
     assert not folder.exists()
 

@@ -75,13 +75,13 @@ def test_the_file_has_the_bytes_of_its_codes(tmp_path, scheme):
     path, model, content = written(tmp_path, scheme, network(width=64))
     floats = sum(t.nbytes for n, t in model.state_dict().items() if n[:-7] not in content.plan.layers)
     weights = sum(model.get_submodule(name).weight.numel() for name in content.plan.layers)
-    bits = {"int8": 8, "fp8": 8, "int4": 4}[SCHEMES[scheme].codes]
+    bits = {"int8": 8, "fp8": 8, "int4": 4}[SCHEMES[scheme].weights]
     with safe_open(path, framework="pt") as file:
         names = list(file.keys())
         sizes = {name: file.get_tensor(name).nbytes for name in names}
-    codes = sum(size for name, size in sizes.items() if name.endswith(".qweight"))
-    assert codes == weights * bits // 8
-    assert sum(sizes.values()) - floats - codes < weights // 8  # scales and ranges
+    values = sum(size for name, size in sizes.items() if name.endswith(".qweight"))
+    assert values == weights * bits // 8
+    assert sum(sizes.values()) - floats - values < weights // 8  # scales and ranges
 
 
 def test_the_same_model_gives_the_same_bytes(tmp_path):
@@ -275,13 +275,13 @@ def test_ranges_are_asked_for_where_the_scheme_needs_them(tmp_path):
         write_quantized(tmp_path / "q.safetensors", model, model.state_dict().items(), content)
 
 
-@pytest.mark.parametrize("scheme", [name for name, one in SCHEMES.items() if one.codes == "fp8"])
-def test_fp8_without_a_card_is_refused_unless_the_reference_is_named(tmp_path, scheme):
+@pytest.mark.parametrize("scheme", [name for name, one in SCHEMES.items() if one.weights == "fp8"])
+def test_fp8_without_a_gpu_is_refused_unless_the_reference_is_named(tmp_path, scheme):
     path, *_ = written(tmp_path, scheme)
-    with pytest.raises(ValueError, match="needs a CUDA card"):
+    with pytest.raises(ValueError, match="needs a CUDA GPU"):
         load_quantized(empty(), path)
     load_quantized(model := empty(), path, backend="reference")
-    with pytest.raises(ValueError, match="needs a CUDA card"):
+    with pytest.raises(ValueError, match="needs a CUDA GPU"):
         bind(model)
 
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from quantize.fused.bf16_conv import HalfConv, halve
+from quantize.fused.convolutions import Bf16Conv2d, to_bf16
 
 LAYERS = {
     "1x1": lambda: nn.Conv2d(24, 40, 1),
@@ -26,7 +26,7 @@ needs_halves = pytest.mark.skipif(not HALVES, reason="this CPU has no instructio
 def test_the_answer_is_that_of_rounded_numbers_rounded(kind, layout):
     torch.manual_seed(0)
     layer = LAYERS[kind]()
-    assert halve(layer)
+    assert to_bf16(layer)
     exact = copy.deepcopy(layer).bfloat16().double()
     exact.__class__ = nn.Conv2d
     for batch, size in ((2, 8), (1, 12), (0, 8)):
@@ -45,7 +45,7 @@ def test_the_answer_is_that_of_rounded_numbers_rounded(kind, layout):
 def test_names_and_weights_stay():
     layer = nn.Conv2d(8, 8, 1)
     before = {name: value.clone() for name, value in layer.state_dict().items()}
-    halve(layer)
+    to_bf16(layer)
     layer(torch.randn(1, 8, 4, 4))
     after = layer.state_dict()
     assert list(before) == list(after)
@@ -55,11 +55,11 @@ def test_names_and_weights_stay():
 @pytest.mark.parametrize("layer", [nn.Linear(8, 8), nn.Conv2d(8, 8, 1).double()], ids=str)
 def test_what_it_cannot_compute_is_left_alone(layer):
     kind = type(layer)
-    assert not halve(layer)
+    assert not to_bf16(layer)
     assert type(layer) is kind
 
 
 def test_a_cpu_without_instructions_for_it_stays_with_float32(monkeypatch):
     monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)
-    assert not halve(layer := nn.Conv2d(8, 8, 1))
-    assert not isinstance(layer, HalfConv)
+    assert not to_bf16(layer := nn.Conv2d(8, 8, 1))
+    assert not isinstance(layer, Bf16Conv2d)

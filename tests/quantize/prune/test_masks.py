@@ -121,7 +121,7 @@ def test_zeros_stay_zeros_in_training_and_others_learn(optimizer):
     assert (network[2].weight != before["2.weight"]).all()
 
 
-def test_without_a_card_layers_stay_dense_and_it_is_said():
+def test_without_a_gpu_layers_stay_dense_and_it_is_said():
     network = nn.Sequential(nn.Linear(8, 8), nn.Linear(8, 8)).requires_grad_(False)
     network[0].weight.data = two_of_four(network[0].weight.data)
     before = network[0].weight
@@ -131,9 +131,9 @@ def test_without_a_card_layers_stay_dense_and_it_is_said():
 
 
 @pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA card")
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA GPU")
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-def test_on_a_card_sparse_layers_compute_what_dense_ones_do(dtype):
+def test_on_a_gpu_sparse_layers_compute_what_dense_ones_do(dtype):
     torch.manual_seed(0)
     network = nn.Sequential(nn.Linear(320, 640), nn.Linear(640, 320)).requires_grad_(False)
     for layer in network:
@@ -151,6 +151,6 @@ def test_on_a_card_sparse_layers_compute_what_dense_ones_do(dtype):
 
 
 @pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA card")
-def test_single_precision_stays_dense_on_a_card():
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA GPU")
+def test_single_precision_stays_dense_on_a_gpu():
     assert "half precision, not float32" in why_dense(torch.zeros(64, 64, device="cuda"))

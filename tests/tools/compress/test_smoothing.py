@@ -1,4 +1,4 @@
-"""Our networks compute the same after balancing, and have a fold wherever nothing stands between."""
+"""Our networks compute the same after balancing, and have a pair wherever nothing stands between."""
 
 import pytest
 import torch
@@ -8,11 +8,11 @@ from cldm.lite import Block
 from cldm.pipeline import Pipeline
 from ldm.modules.attention import SpatialTransformer
 from quantize.calibration.ranges import watch_inputs
-from quantize.calibration.smoothquant import Peaks, balance_
+from quantize.calibration.smoothquant import AbsMaxObserver, smooth_
 from tests.small_files import write_small_model
 from tests.small_models import SD15, SD21, build, randomize, relative_error
 from tools.compress.calibration import Example, Runs, balance
-from tools.compress.smoothing import folds_of
+from tools.compress.smoothing import smoothing_pairs
 
 
 def answer(model):
@@ -23,7 +23,7 @@ def answer(model):
         return model.apply_model(x, torch.tensor([300, 300]), cond)
 
 
-class Asked:
+class RecordedCalls:
     """Runs that ask the model itself: no pictures, no pipeline."""
 
     def play(self, pipeline):
@@ -42,7 +42,7 @@ def test_a_balanced_model_answers_as_before(unet):
     before = {name: value.clone() for name, value in model.state_dict().items()}
     transformers = [one for one in model.modules() if isinstance(one, SpatialTransformer)]
     in_blocks = 6  # norm1, norm2, norm3, the values of both attentions, the gated half
-    assert balance(Holder(model), Asked()) == (in_blocks + 1) * len(transformers)
+    assert balance(Holder(model), RecordedCalls()) == (in_blocks + 1) * len(transformers)
     changed = {name for name, value in model.state_dict().items() if not torch.equal(before[name], value)}
     for place in ("norm1.weight", "norm2.bias", "norm3.weight", "attn2.to_v.weight", "ff.net.2.weight"):
         assert any(name.endswith(place) for name in changed)
@@ -54,10 +54,10 @@ def test_a_lite_block_answers_as_before():
     block = randomize(Block(16, 3)).requires_grad_(False)
     x = torch.randn(2, 16, 8, 8)
     expected, gain = block(x), block.norm.weight.clone()
-    folds, peaks = folds_of(block), Peaks(block)
-    with watch_inputs(block, [fold.layers[0] for fold in folds], peaks.see):
+    pairs, peaks = smoothing_pairs(block), AbsMaxObserver(block)
+    with watch_inputs(block, [pair.layers[0] for pair in pairs], peaks.see):
         block(x)
-    assert balance_(block, folds, peaks.by_name) == 1
+    assert smooth_(block, pairs, peaks.by_name) == 1
     assert not torch.equal(block.norm.weight, gain)
     assert relative_error(block(x), expected) < 1e-5
 

@@ -9,8 +9,8 @@ from torch import nn
 
 from quantize import native
 from quantize.arithmetic import dequantize_channels, sqnr_db
-from quantize.fused import upsample_conv as upsampling
-from quantize.fused.upsample_conv import UpsampledConv2d
+from quantize.fused import convolutions
+from quantize.fused.convolutions import UpsampledConv2d
 from quantize.layers import quantize_layer
 
 FLOAT32_DB = 120  # sums of the same integers, rounded in another order
@@ -50,7 +50,7 @@ def repeated(layer, x):
     """The layer in plain torch on the bytes of x, read as numbers."""
     weight = dequantize_channels(layer.qweight, layer.scale).double()
     bias = None if layer.bias is None else layer.bias.double()
-    numbers = F.interpolate(layer.to_bytes(x).float().double(), scale_factor=2.0, mode="nearest")
+    numbers = F.interpolate(layer.quantize_input(x).float().double(), scale_factor=2.0, mode="nearest")
     return layer.spec.apply(numbers, weight, bias)
 
 
@@ -64,7 +64,7 @@ def needs_library():
 def test_all_sizes_in_all_bands_give_the_layer_of_repeated_bytes(size, band, monkeypatch):
     batch, inputs, outputs, height, width = size
     plain, layer = layers("int8_static", inputs, outputs)
-    monkeypatch.setattr(upsampling, "BAND_BYTES", band)
+    monkeypatch.setattr(convolutions, "BAND_BYTES", band)
     x = picture(batch, inputs, height, width)
     out = layer(x)
     assert out.shape == (batch, outputs, 2 * height, 2 * width)
@@ -81,7 +81,7 @@ def test_any_convolution_may_upsample(name, scheme, kernels, monkeypatch):
     plain, layer = layers(scheme, **CONVOLUTIONS[name])
     x = picture(2, 8, 6, 5)
     assert sqnr_db(repeated(plain, x), layer(x)) > FLOAT32_DB
-    assert torch.equal(layer(x), layer(layer.to_bytes(x)))
+    assert torch.equal(layer(x), layer(layer.quantize_input(x)))
 
 
 def test_no_picture_gives_no_picture():

@@ -24,7 +24,7 @@ inline Vec levels(const uint8_t* packed, __mmask8 mask) {
 extern "C" {
 
 // codes [rows, width], scale [rows] -> out [rows, width].
-void fw_decode_int8(const int8_t* codes, const float* scale, int64_t rows, int64_t width, int64_t threads,
+void fw_dequantize_int8(const int8_t* codes, const float* scale, int64_t rows, int64_t width, int64_t threads,
                     float* out) {
 #pragma omp parallel for num_threads(useful_threads(rows * width, threads)) schedule(static)
   for (int64_t row = 0; row < rows; ++row) {
@@ -39,7 +39,7 @@ void fw_decode_int8(const int8_t* codes, const float* scale, int64_t rows, int64
 
 // packed [rows, groups, group / 2], scale [rows, groups] bfloat16 -> out [rows, width], width <= groups *
 // group.
-void fw_decode_int4(const uint8_t* packed, const uint16_t* scale, int64_t rows, int64_t groups, int64_t group,
+void fw_dequantize_int4(const uint8_t* packed, const uint16_t* scale, int64_t rows, int64_t groups, int64_t group,
                     int64_t width, int64_t threads, float* out) {
 #pragma omp parallel for num_threads(useful_threads(rows * width, threads)) schedule(static)
   for (int64_t row = 0; row < rows; ++row) {

@@ -1,8 +1,6 @@
-"""A 3x3 int8 convolution behind nearest-neighbour upsampling by 2, with a quarter of its products.
+"""Convolutions that are computed otherwise: behind upsampling with a quarter of the products, or in bfloat16.
 
-Upsampled pixels repeat, and the product of a pixel with a tap counts for four outputs. So all nine taps are
-one Linear layer over the pixels before upsampling, and native/upsample.cpp adds up what falls together. The
-products are the same integers: only float sums are rounded in another order.
+A layer of a loaded model becomes one of these by its class: name and weights stay. For inference.
 """
 
 from __future__ import annotations
@@ -11,7 +9,7 @@ import ctypes
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from quantize import native
 from quantize.activations import Quantized
@@ -57,22 +55,22 @@ class UpsampledConv2d(QuantConv2d):
     def forward(self, x: Tensor | Quantized) -> Tensor:
         """[b, c, h, w] -> [b, out, 2h, 2w], in the dtype of x, float32 for bytes."""
         self.prepare()
-        codes, affine = self.to_bytes(x)
+        values, qparams = self.quantize_input(x)
         if self._taps is None:
-            repeated = Quantized(F.interpolate(codes, scale_factor=2.0, mode="nearest"), affine)
+            repeated = Quantized(F.interpolate(values, scale_factor=2.0, mode="nearest"), qparams)
             return super().forward(repeated).to(out_dtype(x))
-        positions = Quantized(codes.permute(0, 2, 3, 1), affine)  # [b, h, w, c]
+        positions = Quantized(values.permute(0, 2, 3, 1), qparams)  # [b, h, w, c]
         return self._sums(positions).permute(0, 3, 1, 2).to(out_dtype(x))
 
     def _sums(self, x: Quantized) -> Tensor:
-        batch, height, width, _ = x.codes.shape
+        batch, height, width, _ = x.values.shape
         channels = self.spec.shape[0]
         out = torch.empty(batch, 2 * height, 2 * width, channels)
         bias = torch.zeros(channels) if self.bias is None else self.bias.detach().float().contiguous()
         scale = self.scale.float().repeat(TAPS[0] * TAPS[1])
         band = max(1, BAND_BYTES // max(1, 4 * batch * width * self._taps.outputs))
         for first in range(0, height, band):
-            rows = Quantized(x.codes[:, first : first + band], x.affine)
+            rows = Quantized(x.values[:, first : first + band], x.qparams)
             products = self._taps.multiply(rows, scale, None, None)  # [b, rows, w, 9 out]
             call = Call(
                 products=products.data_ptr(),
@@ -88,3 +86,33 @@ class UpsampledConv2d(QuantConv2d):
             )
             native.function("fw_upsample", "p")(ctypes.byref(call))
         return out
+
+
+class Bf16Conv2d(nn.Conv2d):
+    """Keeps rounded copies of its weights, made at the first call.
+
+    They lie as float weights do: oneDNN's own form saves a tenth, but depends on the size of the input, and
+    a small one of another size then takes fifty times as long.
+    """
+
+    rounded: tuple[Tensor, Tensor | None] | None = None
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[b, c, h, w] -> [b, out_channels, h', w'], in the dtype of x; channels last where x is."""
+        if self.rounded is None:
+            bias = None if self.bias is None else self.bias.detach().bfloat16()
+            self.rounded = self.weight.detach().bfloat16(), bias
+        return self._conv_forward(x.bfloat16(), *self.rounded).to(x.dtype)
+
+
+def to_bf16(layer: nn.Module) -> bool:
+    """Let `layer`, if it is a float32 convolution, multiply in bfloat16; whether it does.
+
+    It stays as it is on CPUs without instructions for that, where it would only be slower.
+    """
+    if type(layer) is not nn.Conv2d or layer.weight.dtype != torch.float32:
+        return False
+    if not torch.cpu._is_avx512_bf16_supported():
+        return False
+    layer.__class__ = Bf16Conv2d
+    return True

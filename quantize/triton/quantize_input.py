@@ -1,9 +1,9 @@
-"""Activations to bytes on a card, in two passes and without a word to the host.
+"""Activations to bytes on a GPU, in two passes and without a word to the host.
 
-The first pass leaves the extremes of some hundred parts, the second joins them, makes the affine and writes
+The first pass leaves the extremes of some hundred parts, the second joins them, makes the qparams and writes
 the bytes: no atomics, nothing to clear, the same result each time. Bytes are signed, since tensor cores
 multiply signed ones: code and zero point are both 128 less than the reference's, so they stand for the same
-numbers. NaN and infinity cannot be refused without waiting for the card; they turn the scale, and so the
+numbers. NaN and infinity cannot be refused without waiting for the GPU; they turn the scale, and so the
 whole output of the layer, into NaN. Ranges from calibration look at nothing, here as anywhere.
 """
 
@@ -14,7 +14,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from quantize.triton.rounding import nearest, signed_affine
+from quantize.triton.rounding import nearest, signed_qparams
 
 FP8_PEAK = tl.constexpr(448.0)  # of float8_e4m3
 # SiLU falls to its least value at the turn and rises on both sides of it.
@@ -40,14 +40,14 @@ def find_extremes(x, parts, total, BLOCK: tl.constexpr):
 
 @triton.jit
 def write_bytes(
-    x, gain, shift, codes, scale_out, zero_out, parts, programs, in_scale, in_zero, at,
+    x, gain, shift, values, scale_out, zero_out, parts, programs, in_scale, in_zero, at,
     total, channels, image, SILU: tl.constexpr, PARTS: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """codes int8 of x, channels last where it has gain and shift [images, channels], then SiLU where asked.
+    """values int8 of x, channels last where it has gain and shift [images, channels], then SiLU where asked.
 
     scale_out [1] and zero_out [1] are written by the first program.
     """
-    scale, zero = read_affine(parts, programs, in_scale, in_zero, at, SILU, PARTS)
+    scale, zero = read_qparams(parts, programs, in_scale, in_zero, at, SILU, PARTS)
     if tl.program_id(0) == 0:
         tl.store(scale_out, scale)
         tl.store(zero_out, zero.to(tl.int32))
@@ -60,12 +60,12 @@ def write_bytes(
         value = value + tl.load(shift + place, mask=inside, other=0.0)
     if SILU:
         value = _silu(value)
-    tl.store(codes + index, to_signed(value, scale, zero), mask=inside)
+    tl.store(values + index, to_signed(value, scale, zero), mask=inside)
 
 
 @triton.jit
-def write_fp8(x, codes, scale_out, parts, programs, total, PARTS: tl.constexpr, BLOCK: tl.constexpr):
-    """codes float8_e4m3 of x by the largest magnitude of all; scale_out [1] by the first program."""
+def write_fp8(x, values, scale_out, parts, programs, total, PARTS: tl.constexpr, BLOCK: tl.constexpr):
+    """values float8_e4m3 of x by the largest magnitude of all; scale_out [1] by the first program."""
     low, high = _joined(parts, programs, PARTS)
     scale = tl.div_rn(tl.maximum(tl.abs(low), tl.abs(high)), FP8_PEAK)
     scale = tl.where(scale >= TINY, scale, 1.0)
@@ -76,11 +76,11 @@ def write_fp8(x, codes, scale_out, parts, programs, total, PARTS: tl.constexpr, 
     inside = index < total
     value = tl.div_rn(tl.load(x + index, mask=inside, other=0.0).to(tl.float32), scale)
     value = tl.minimum(tl.maximum(value, -FP8_PEAK), FP8_PEAK)
-    tl.store(codes + index, value.to(tl.float8e4nv), mask=inside)
+    tl.store(values + index, value.to(tl.float8e4nv), mask=inside)
 
 
 @triton.jit
-def read_affine(parts, programs, in_scale, in_zero, at, SILU: tl.constexpr, PARTS: tl.constexpr):
+def read_qparams(parts, programs, in_scale, in_zero, at, SILU: tl.constexpr, PARTS: tl.constexpr):
     """Scale and signed zero point, float32 both: of the range in parts, through SiLU if asked, or given."""
     if parts is None:
         place = 0 if at is None else tl.load(at)
@@ -94,7 +94,7 @@ def read_affine(parts, programs, in_scale, in_zero, at, SILU: tl.constexpr, PART
             first, last = _silu(low), _silu(high)
             low = tl.where(turns, SILU_LEAST, tl.minimum(first, last))
             high = tl.maximum(first, last)
-        scale, zero = signed_affine(low, high)
+        scale, zero = signed_qparams(low, high)
         scale = tl.where(sound, scale, float("nan"))
     return scale, zero
 
