@@ -96,7 +96,7 @@ def test_a_dynamic_layer_leaves_the_range_to_the_input():
     assert quantized_layer("linear", "int8_dynamic")[0].input_qparams() is None
 
 
-def test_the_affine_is_that_of_the_group_of_timesteps_and_of_the_tensors_that_are_there():
+def test_the_qparams_are_those_of_the_group_of_timesteps_and_of_the_tensors_that_are_there():
     layer, x = layer_and_input("linear")
     ranges = [(-3.0, 3.0), (-9.0, 2.0), (0.0, 5.0)]
     made = quantize_layer(layer, "int8_static", ranges)
