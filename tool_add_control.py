@@ -11,9 +11,10 @@ wrong; 130 after Ctrl-C.
 
 import argparse
 from pathlib import Path
+from typing import get_args
 
 from common.shell import Parser, run_command
-from trainer.flags import BRANCH_KINDS
+from trainer.settings import BranchKind
 
 MODELS = Path(__file__).parent / "models"
 SEEDS = 2**63  # torch takes them below
@@ -24,7 +25,7 @@ def parse_args(argv: list[str] | None, prog: str, config: str) -> argparse.Names
     flags = Parser(prog=prog, add_help=False)
     add = flags.add_argument
     add("--config", type=Path, metavar="YAML", help=f"of the model (default: models/{config})")
-    add("--branch", choices=BRANCH_KINDS, help="kind of branch (default: the yaml's)")
+    add("--branch", choices=get_args(BranchKind), help="kind of branch (default: the yaml's)")
     add("--use-ema", action="store_true", help="the base's moving averages become its weights")
     add("--seed", type=int, metavar="N", default=0, help="of what is drawn (default: %(default)s)")
     add("--replace-branch", action="store_true", help="begin anew where the base has a branch already")

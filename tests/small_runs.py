@@ -4,11 +4,12 @@ import pytest
 import torch
 
 from tests.small_models import build
-from trainer.checkpointing import STATE, CheckpointFolder
-from trainer.data.dataset import DrawLoader, Draws
+from trainer.data.dataset import SampleStream, StreamLoader
 from trainer.settings import LearningRate, Loss, Optimization, TrainingSettings
 
 pl = pytest.importorskip("pytorch_lightning")
+checkpointing = pytest.importorskip("trainer.checkpointing")
+STATE = checkpointing.STATE
 
 SIDE = 64
 SETTINGS = TrainingSettings(
@@ -20,17 +21,18 @@ class Run:
     """A run of a small model in a folder of its own."""
 
     def __init__(self, data, out, settings=SETTINGS, batch=2, limit=None, **trainer):
-        from trainer.module import Checkpoints, ControlTraining, PlainFiles
+        from trainer.module import ControlTraining
 
-        self.folder = CheckpointFolder(out, limit)
+        self.folder = checkpointing.CheckpointFolder(out, limit)
         every = trainer.pop("every", 100)
         options = {
-            "accelerator": "cpu", "logger": False, "enable_checkpointing": False, "plugins": [PlainFiles()],
+            "accelerator": "cpu", "logger": False, "enable_checkpointing": False,
+            "plugins": [checkpointing.DirectCheckpointIO()],
             "enable_progress_bar": False, "enable_model_summary": False, "max_epochs": -1,
             "use_distributed_sampler": False,
         }  # fmt: skip
-        self.module = ControlTraining(build(), settings, DrawLoader(Draws(data, 0), batch))
-        self.checkpoints = Checkpoints(self.folder, every, size=1)
+        self.module = ControlTraining(build(), settings, StreamLoader(SampleStream(data, 0), batch))
+        self.checkpoints = checkpointing.Checkpoints(self.folder, every, size=1)
         callbacks = [self.checkpoints, *trainer.pop("callbacks", [])]
         self.trainer = pl.Trainer(default_root_dir=out, callbacks=callbacks, **options | trainer)
 

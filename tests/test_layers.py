@@ -13,7 +13,7 @@ SCRIPTS = {Path(), Path("test_imgs")}  # folders whose files are run, never impo
 MAX_LINES, MAX_FUNCTION_LINES = 250, 50
 
 # From the bottom up: what stands in a line imports from the lines below and from nothing beside it but FREE.
-# `config` is a door for old scripts; so is `cldm.logger`, the published name of what the trainer shows.
+# `config` is a door for old scripts.
 HOUSE = (
     {"common", "config"},
     {"ldm", "quantize", "annotator", "scenes"},
@@ -22,7 +22,7 @@ HOUSE = (
     {"app", "trainer", "tools", "eval", "bench"},
     {"scripts"},
 )
-DOORS = {"cldm.logger": "trainer", "config": "config"}
+DOORS = {"config": "config"}
 FREE = {"tools": {"app", "trainer"}, "bench": {"app", "trainer", "tools", "eval", "scripts"}}
 # Inside a package, from the bottom up; a module is in the line of its longest prefix, without one on top.
 ROOMS = {
@@ -48,10 +48,13 @@ ROOMS = {
         "prune",
     ),
     "trainer": (
-        "settings presets losses checkpointing ema learning_rate stop_request live_memory",
-        "data model optim callbacks",
+        "settings data.rows",
+        "flags losses optim data.dataset",
+        "data plan model callbacks export",
         "module",
-        "tiny",
+        "checkpointing",
+        "lightning",
+        "run tiny",
     ),
 }
 HEAVY = {"diffusers", "open_clip", "skimage", "timm", "torchmetrics", "torchvision", "transformers"}

@@ -1,23 +1,30 @@
-"""Fixed prompts and control pictures that a run is looked at by, so that its grids can be compared."""
+"""What a run shows of itself: samples of fixed prompts, a bar, and numbers for TensorBoard and its like."""
 
 from __future__ import annotations
 
+import sys
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import pytorch_lightning as pl
 import torch
 from einops import rearrange
 from torch import Tensor
+from tqdm import tqdm
 
 from cldm.cldm import ControlLDM
+from cldm.logger import GAP, preserve_rng, write_grid
+from common.memory import peak_memory
 from ldm.image import image_to_hint, read_image
 from ldm.models.diffusion.ddim import DDIMSampler
 from trainer.data.dataset import to_square
 
-LATENT_STEP = 8  # pixels of the picture for one of the latent
-GAP = 2
+LATENT_STEP = 8  # pixels of the image for one of the latent
+BYTES_PER_GB = 1e9
 
 
 @dataclass(frozen=True)
@@ -35,7 +42,7 @@ class Validation:
 def read_validation(
     prompts: Sequence[str], images: Sequence[Path], resolution: int
 ) -> tuple[tuple[str, ...], tuple[np.ndarray, ...]]:
-    """Prompts and control pictures of equal number, as diffusers pairs them: one of either serves all.
+    """Prompts and control images of equal number, as diffusers pairs them: one of either serves all.
 
     Raises ValueError for numbers that do not fit, and as `read_image`.
     """
@@ -44,27 +51,45 @@ def read_validation(
             f"{len(prompts)} validation prompts for {len(images)} validation images: give as many of both, "
             "or one of either"
         )
-    pictures = [to_square(read_image(path)[:, :, :3], resolution) for path in images]
-    length = max(len(prompts), len(pictures))
-    spread = [list(part) * length if len(part) == 1 else list(part) for part in (prompts, pictures)]
+    hints = [to_square(read_image(path)[:, :, :3], resolution) for path in images]
+    length = max(len(prompts), len(hints))
+    spread = [list(part) * length if len(part) == 1 else list(part) for part in (prompts, hints)]
     return tuple(spread[0]), tuple(spread[1])
+
+
+class ValidationImages(pl.Callback):
+    """Samples of fixed prompts and control images in image_log/validation, every so many steps."""
+
+    def __init__(self, validation: Validation, every: int) -> None:
+        self.validation, self.every, self._last = validation, every, -1
+
+    def on_train_batch_end(self, trainer: pl.Trainer, pl_module: Any, *_: Any) -> None:
+        """Draw when it is time, once a step."""
+        step = trainer.global_step
+        if step == self._last or step % self.every:
+            return
+        self._last = step
+        if trainer.is_global_zero:
+            with preserve_rng(pl_module):
+                grid = validation_grid(pl_module.model, self.validation)
+            write_grid(trainer, "validation", f"grid_gs-{step:06}.png", grid)
+        trainer.strategy.barrier("validation")
 
 
 @torch.no_grad()
 def validation_grid(model: ControlLDM, validation: Validation) -> Tensor:
-    """A row for each prompt, its control picture and then the samples: [3, H, W] in [-1, 1]."""
+    """A row for each prompt, its control image and then the samples: [3, H, W] in [-1, 1]."""
     rows = []
     for number, (prompt, hint) in enumerate(zip(validation.prompts, validation.hints, strict=True)):
         control = image_to_hint(hint, validation.count).to(model.device)
         torch.manual_seed(validation.seed + number)
-        pictures = torch.cat([control[:1] * 2 - 1, sample(model, prompt, control, validation)])
-        pictures = torch.nn.functional.pad(pictures.float().cpu(), (0, GAP, 0, GAP), value=1.0)
-        rows.append(rearrange(pictures, "k c H W -> c H (k W)"))
+        images = torch.cat([control[:1] * 2 - 1, _sample(model, prompt, control, validation)])
+        images = torch.nn.functional.pad(images.float().cpu(), (0, GAP, 0, GAP), value=1.0)
+        rows.append(rearrange(images, "k c H W -> c H (k W)"))
     return torch.cat(rows, dim=1).clamp(-1, 1)
 
 
-def sample(model: ControlLDM, prompt: str, control: Tensor, validation: Validation) -> Tensor:
-    """Pictures [n, 3, H, W] in about [-1, 1] for `control` [n, 3, H, W] in [0, 1]."""
+def _sample(model: ControlLDM, prompt: str, control: Tensor, validation: Validation) -> Tensor:
     n, _, height, width = control.shape
     cond, uncond = (
         {"c_concat": [control], "c_crossattn": [model.get_learned_conditioning([text] * n)]}
@@ -76,3 +101,50 @@ def sample(model: ControlLDM, prompt: str, control: Tensor, validation: Validati
         unconditional_guidance_scale=validation.scale, unconditional_conditioning=uncond,
     )  # fmt: skip
     return model.decode_first_stage(latents)
+
+
+class ThroughputLogger(pl.Callback):
+    """A bar on stderr, and for the loggers: learning rate, images a second, peak memory.
+
+    Lightning's `LearningRateMonitor` and `ThroughputMonitor` would each write rows of their own, not in the
+    loss's; the latter waits for the GPU after every batch, and neither knows memory or draws a bar.
+    """
+
+    def __init__(self, pairs: int) -> None:
+        self.pairs, self._bar, self._since, self._last = pairs, None, 0.0, 0
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Show the bar at once, from the step where the run goes on."""
+        self._since, self._last = time.perf_counter(), trainer.global_step
+        self._bar = tqdm(
+            total=trainer.max_steps, initial=self._last, unit="step", desc="training", file=sys.stderr,
+            dynamic_ncols=True, disable=not trainer.is_global_zero,
+        )  # fmt: skip
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, *_: Any
+    ) -> None:
+        """One step more."""
+        step = trainer.global_step
+        if step == self._last:
+            return
+        now, (rate,) = time.perf_counter(), trainer.lr_scheduler_configs[0].scheduler.get_last_lr()
+        peak = peak_memory()
+        values = {
+            "lr": rate,
+            "images_per_second": self.pairs * (step - self._last) / (now - self._since),
+            "peak_memory_gb": (peak["gpu"] or peak["ram"] or 0) / BYTES_PER_GB,
+        }
+        self._since, self._last = now, step
+        pl_module.log_dict(values)
+        self._bar.set_postfix(loss=f"{float(outputs['loss']):.4f}", lr=f"{rate:.1e}", refresh=False)
+        self._bar.update()
+
+    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Leave the bar as it is."""
+        if self._bar is not None:
+            self._bar.close()
+
+    def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, error: BaseException) -> None:
+        """Leave the bar as it is."""
+        self.on_train_end(trainer, pl_module)

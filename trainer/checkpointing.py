@@ -1,22 +1,29 @@
-"""The checkpoints of a run on disk: `checkpoint-N/`, each whole or not there at all, the oldest dropped.
+"""The checkpoints of a run: `checkpoint-N/`, each whole or not there at all, the oldest dropped.
 
-A checkpoint is written into a `.partial` folder and renamed once it is complete; what it replaces, and what
-is beyond the limit, goes only then. So a full disk or a power cut costs the steps since the last one and no
-more.
+What a checkpoint replaces, and what is beyond the limit, goes only once it is complete. So a full disk or a
+power cut costs the steps since the last one and no more.
 """
 
 from __future__ import annotations
 
-import os
 import re
 import shutil
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+from lightning_fabric.plugins.io import TorchCheckpointIO
+
+from common.atomic import atomic_write, check_space
+from trainer.module import ControlTraining
 
 STATE = "state.ckpt"  # the file, or DeepSpeed's folder, inside a checkpoint
 NAME = re.compile(r"checkpoint-(\d+)")
 LATEST = "latest"
 MARGIN = 1.05  # names, learning-rate state and the file system's own needs, over the bytes of the tensors
-GB = 1e9
 
 
 class CheckpointFolder:
@@ -49,46 +56,94 @@ class CheckpointFolder:
         listed = ", ".join(path.name for path in there) or "none"
         raise FileNotFoundError(f"--resume-from {which}: no {STATE} in it; {self.out} has {listed}")
 
+    def kept(self) -> str:
+        """What a run that ends here can go on from, for messages."""
+        there = self.all()
+        return f"{there[-1]} is kept" if there else "there is no checkpoint yet"
+
     def check_space(self, size: int) -> None:
-        """OSError unless `size` more bytes fit on the disk; nothing is made for the question."""
-        folder = self.out
-        while not folder.exists():
-            folder = folder.parent
-        needed, free = size * MARGIN, shutil.disk_usage(folder).free
-        if needed > free:
-            last = self.all()
-            kept = f"{last[-1]} is kept" if last else "nothing was written"
+        """OSError unless a checkpoint with tensors of `size` bytes fits on the disk."""
+        try:
+            check_space(self.out / "the next checkpoint", size * MARGIN)
+        except OSError as error:
             raise OSError(
-                f"the next checkpoint needs {needed / GB:.2f} GB but {self.out} has {free / GB:.2f} GB free: "
-                f"make room or lower --checkpoints-total-limit, then resume; {kept}"
-            )
+                f"{error}: make room or lower --checkpoints-total-limit, then resume; {self.kept()}"
+            ) from None
 
-    def begin(self, step: int) -> Path:
-        """An empty folder to write checkpoint `step` into."""
-        partial = self._partial(step)
-        shutil.rmtree(partial, ignore_errors=True)
-        partial.mkdir(parents=True)
-        return partial
+    @contextmanager
+    def write(self, step: int) -> Iterator[Path]:
+        """An empty folder that becomes checkpoint `step`; what is beyond the limit goes then."""
+        with atomic_write(self.out / f"checkpoint-{step}") as partial:
+            partial.mkdir()
+            yield partial
+        for path in self.all()[: -self.limit] if self.limit else ():
+            shutil.rmtree(path)
 
-    def finish(self, step: int) -> Path:
-        """Give the checkpoint its name, then drop what is beyond the limit."""
-        final, partial = self.out / f"checkpoint-{step}", self._partial(step)
-        if final.exists():  # a run that went back to an earlier checkpoint comes by again
-            old = self.out / f"{final.name}.old.partial"
-            shutil.rmtree(old, ignore_errors=True)
-            os.replace(final, old)
-            os.replace(partial, final)
-            shutil.rmtree(old)
-        else:
-            os.replace(partial, final)
-        if self.limit is not None:
-            for path in self.all()[: -self.limit]:
-                shutil.rmtree(path)
-        return final
+    def drop_partial(self) -> None:
+        """Remove what a run that was killed had half written."""
+        for path in self.out.glob(".checkpoint-*.partial"):
+            shutil.rmtree(path)
 
-    def drop(self, step: int) -> None:
-        """Remove what `begin` made, after a failure."""
-        shutil.rmtree(self._partial(step), ignore_errors=True)
 
-    def _partial(self, step: int) -> Path:
-        return self.out / f"checkpoint-{step}.partial"
+class Checkpoints(pl.Callback):
+    """Saves every so many steps, at the end, and when somebody wants to stop; listens for that wish.
+
+    size: bytes of one checkpoint, which must be free before it is begun.
+    """
+
+    def __init__(self, folder: CheckpointFolder, every: int, size: int) -> None:
+        self.folder, self.every, self.size = folder, every, size
+        self._last = -1
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: ControlTraining) -> None:
+        """Listen for Ctrl-C and SIGTERM; here, since Lightning has set its own handlers by now."""
+        self._last = trainer.global_step
+        if trainer.is_global_zero:
+            self.folder.drop_partial()
+        pl_module.stop.listen()
+
+    def on_train_batch_end(self, trainer: pl.Trainer, pl_module: ControlTraining, *_: Any) -> None:
+        """Save when it is time."""
+        step = trainer.global_step
+        if step == self._last:  # between the parts of an accumulated step
+            return
+        self._last = step
+        if step % self.every == 0 or pl_module.stopping or step >= trainer.max_steps:
+            self.save(trainer)
+        if pl_module.stopping:
+            trainer.should_stop = True
+
+    def save(self, trainer: pl.Trainer) -> None:
+        """Write a checkpoint, whole or not at all. Raises OSError in every process when it does not fit."""
+        with ExitStack() as written:
+            partial, trouble = None, None
+            if trainer.is_global_zero:
+                try:
+                    self.folder.check_space(self.size)
+                    partial = written.enter_context(self.folder.write(trainer.global_step))
+                except OSError as error:
+                    trouble = str(error)
+            partial, trouble = trainer.strategy.broadcast((partial, trouble))
+            if trouble:
+                raise OSError(trouble)
+            try:
+                trainer.save_checkpoint(partial / STATE)
+            except (OSError, RuntimeError) as error:  # torch calls a full disk a RuntimeError
+                raise OSError(f"{error}; {self.folder.kept()}") from error
+        trainer.strategy.barrier("checkpoint")
+
+    def on_train_end(self, trainer: pl.Trainer, pl_module: ControlTraining) -> None:
+        """Stop listening."""
+        pl_module.stop.ignore()
+
+    def on_exception(self, trainer: pl.Trainer, pl_module: ControlTraining, exception: BaseException) -> None:
+        """Stop listening."""
+        self.on_train_end(trainer, pl_module)
+
+
+class DirectCheckpointIO(TorchCheckpointIO):
+    """Checkpoints straight to disk: Lightning's own way holds each a second time in memory."""
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
+        """Write into a folder that is there."""
+        torch.save(checkpoint, path)

@@ -1,8 +1,12 @@
-"""What a run hands out: the trained branch under the original names, and as a folder of diffusers."""
+"""What a run hands out: the trained branch under the original names and as a folder of diffusers.
+
+On request it goes to the model hub, with a model card that shows the run's last images.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import shutil
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +21,9 @@ FILE = "control"  # its suffix says the format
 METADATA = {"made_by": "tutorial_train.py"}
 BRANCH = "control_model."
 LAYOUT_PART = "controlnet"
+CARD, CARD_IMAGES = "README.md", "images"
+SHOWN = 4  # images on the card
+NOT_UPLOADED = ["checkpoint-*", "*.partial", "logs/*", "image_log/*", "*.lock"]
 
 
 def export_branch(
@@ -35,3 +42,55 @@ def export_branch(
         write_part(out, LAYOUT_PART, controlnet_to_diffusers(own), params)
         written += [out / "config.json", out / "diffusion_pytorch_model.safetensors"]
     return written
+
+
+def write_card(out: Path, about: Mapping[str, Any], images: Sequence[Path]) -> Path:
+    """Write the model card with the last of `images` into `out`; returns its path.
+
+    about: lines of the card's table; `base` and `prompts` are used apart.
+    """
+    shown = []
+    for path in list(images)[-SHOWN:]:
+        (out / CARD_IMAGES).mkdir(exist_ok=True)
+        shown.append(shutil.copyfile(path, out / CARD_IMAGES / path.name).relative_to(out))
+    tags = ["controlnet", "stable-diffusion", "diffusers", "image-to-image"]
+    rows = [f"| {name.replace('_', ' ')} | {value} |" for name, value in about.items()]
+    lines = [
+        "---", "library_name: diffusers", "pipeline_tag: image-to-image", "tags:",
+        *(f"- {tag}" for tag in tags), "---", "",
+        f"# {out.resolve().name}", "",
+        f"A ControlNet branch for `{about.get('base', 'Stable Diffusion')}`.", "",
+        "| setting | value |", "|---|---|", *rows, "",
+        "Load the folder with `ControlNetModel.from_pretrained`;",
+        "`control.safetensors` has the original names.", "",
+        *(f"![{path.stem}]({path.as_posix()})" for path in shown), "",
+    ]  # fmt: skip
+    card = out / CARD
+    card.write_text("\n".join(lines), encoding="utf-8")
+    return card
+
+
+def push(out: Path, repository: str | None, token: str | None) -> str:
+    """Upload the result in `out` to the hub; returns the repository's address.
+
+    repository: name or owner/name, None for the folder's own. Raises ConnectionError in one sentence when
+    the hub refuses or cannot be reached; the files in `out` stay.
+    """
+    from huggingface_hub import HfApi
+    from huggingface_hub.errors import HfHubHTTPError, LocalTokenNotFoundError
+
+    api = HfApi(token=token)
+    name = repository or out.resolve().name
+    try:
+        made = api.create_repo(name, exist_ok=True)
+        api.upload_folder(
+            repo_id=made.repo_id, folder_path=out, ignore_patterns=NOT_UPLOADED,
+            commit_message="Trained control branch",
+        )  # fmt: skip
+    except (HfHubHTTPError, LocalTokenNotFoundError, ValueError, OSError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise ConnectionError(
+            f"{name} was not uploaded, check --hub-token and --hub-model-id: {reason}; "
+            f"the result stays in {out}"
+        ) from error
+    return str(made)

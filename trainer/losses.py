@@ -45,15 +45,17 @@ def latent_moments(model: ControlLDM, batch: Mapping[str, Any]) -> tuple[Tensor,
     return posterior.mean, posterior.std, text
 
 
-def draw_noise(draws: Sequence[int], shape: Sequence[int], loss: Loss, timesteps: int) -> Noise:
-    """Noise for the samples numbered `draws`, latents [c, h, w] of `shape`; on the CPU."""
-    rows = [_one(draw, tuple(shape), loss, timesteps) for draw in draws]
+def draw_noise(numbers: Sequence[int], shape: Sequence[int], loss: Loss, timesteps: int) -> Noise:
+    """Noise for the samples of these `numbers`, latents [c, h, w] of `shape`; on the CPU."""
+    rows = [_noise_of(number, tuple(shape), loss, timesteps) for number in numbers]
     t, eps, posterior = (torch.stack(column) for column in zip(*rows, strict=True))
     return Noise(t, eps, posterior)
 
 
-def _one(draw: int, shape: tuple[int, ...], loss: Loss, timesteps: int) -> tuple[Tensor, Tensor, Tensor]:
-    (state,) = np.random.SeedSequence([loss.seed, draw]).generate_state(1, np.uint64)
+def _noise_of(
+    number: int, shape: tuple[int, ...], loss: Loss, timesteps: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    (state,) = np.random.SeedSequence([loss.seed, number]).generate_state(1, np.uint64)
     source = torch.Generator().manual_seed(int(state))
     posterior = torch.randn(shape, generator=source)
     t = torch.randint(timesteps, (), generator=source)

@@ -19,7 +19,7 @@ from ldm.config import create_meta_model
 
 log = logging.getLogger(__name__)
 
-AWAY = ("first_stage_model", "cond_stage_model")  # what a run with cached latents does without
+OFFLOADED = ("first_stage_model", "cond_stage_model")  # what a run with cached latents does without
 
 
 def load_for_training(
@@ -71,21 +71,21 @@ def prepare(model: ControlLDM, *, frozen: torch.dtype, checkpointing: bool | Non
             parameter.data = parameter.data.to(frozen)
 
 
-class PutAway:
+class OffloadedModules:
     """Autoencoder and text encoder of `model`, out of memory but for as long as somebody needs them."""
 
     def __init__(self, model: ControlLDM, weights: Sequence[Path]) -> None:
         self.model, self.weights = model, weights
         self.dtype = next(model.first_stage_model.parameters()).dtype
-        self.parts = nn.ModuleDict({name: getattr(model, name) for name in AWAY})
+        self.parts = nn.ModuleDict({name: getattr(model, name) for name in OFFLOADED})
         self._leave()
 
     @contextmanager
-    def back(self) -> Iterator[None]:
+    def loaded(self) -> Iterator[None]:
         """Inside, both are there, read from their files again."""
         stored: dict[str, Tensor] = {}
         for path in self.weights:
-            stored |= {name: one for name, one in read_state_dict(path).items() if name.startswith(AWAY)}
+            stored |= {name: one for name, one in read_state_dict(path).items() if name.startswith(OFFLOADED)}
         assign_weights(self.parts, stored, dtype=self.dtype)
         for name, part in self.parts.to(self.model.device).items():
             setattr(self.model, name, part)
@@ -95,7 +95,7 @@ class PutAway:
             self._leave()
 
     def _leave(self) -> None:
-        for name in AWAY:
+        for name in OFFLOADED:
             setattr(self.model, name, nn.Module())  # what moves or lists the model's parts finds nothing here
         for module in self.parts.modules():
             for key, parameter in module._parameters.items():

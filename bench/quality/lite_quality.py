@@ -7,8 +7,7 @@
     python -m bench.quality.lite_quality full=models/tiny.yaml:runs/full lite=models/tiny_lite.yaml:runs/lite
 
 Each row is one control-STEP.safetensors of a folder: scores on held-out scenes (`eval.fill50k`: same scenes,
-same noise for all), weights, the peak memory of a training step as `trainer.memory` counts it, and the
-median time of a step, taken here, branch after branch in turns.
+same noise for all), weights, and the median time of a step, taken here, branch after branch in turns.
 """
 
 import argparse
@@ -30,12 +29,11 @@ if TYPE_CHECKING:
     Measured = tuple[dict[str, float], list[np.ndarray]]  # scores, and the pictures shown
 
 BATCH = 16  # of the training whose step is timed: that of trainer.tiny.command
-GB = 1e9
 KEPT = re.compile(r"control-(\d+)\.safetensors")
 SHOWN = 8  # scenes in the grid
 SCORES = ("followed_share", "coloured_share", "median_psnr", "median_ssim", "median_iou")
 HEAD = (
-    "branch", "steps", "weights", "s a step", "peak GB", "followed", "colours", "PSNR", "SSIM", "median IoU",
+    "branch", "steps", "weights", "s a step", "followed", "colours", "PSNR", "SSIM", "median IoU",
 )  # fmt: skip
 
 
@@ -90,13 +88,6 @@ def evaluate(branch: Trained, scenes: "Sequence[Scene]", settings: "Settings") -
         pictures = generate(Pipeline.from_files(branch.config, base, file), scenes, sources, settings)
         found[steps] = (score(pictures, scenes).summary(), pictures[:SHOWN])
     return found
-
-
-def training_gb(config: Path, size: int) -> float:
-    """Peak of a training step with cached latents."""
-    from trainer.memory import Plan, estimate
-
-    return estimate(config, Plan(batch=BATCH, resolution=size, cached=True)).total / GB
 
 
 def table(branches: "Sequence[Trained]", results: "Mapping[str, dict[int, Measured]]", costs: dict) -> str:
@@ -175,8 +166,7 @@ def _run(args: argparse.Namespace) -> int:
     seconds, costs = step_seconds(branches, args.size, args.rounds), {}
     for one in branches:
         count = sum(value.numel() for value in create_meta_model(one.config).control_model.parameters())
-        memory = training_gb(one.config, args.size)
-        costs[one.name] = [f"{count:,}", f"{seconds[one.name]:.2f}", f"{memory:.2f}"]
+        costs[one.name] = [f"{count:,}", f"{seconds[one.name]:.2f}"]
     scenes, settings = held_out_scenes(args.count, args.seed), Settings(seed=args.seed, size=args.size)
     results = {one.name: evaluate(one, scenes, settings) for one in branches}
     print(f"{args.count} held-out scenes of {args.size} pixels, seed {args.seed}; steps of {BATCH}")

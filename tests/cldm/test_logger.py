@@ -8,13 +8,13 @@ import pytest
 import torch
 from pytorch_lightning.loggers import CSVLogger, TensorBoardLogger
 
-from cldm.logger import GAP, ImageLogger, Meter, ValidationPictures, grid_of
+from cldm.logger import GAP, ImageLogger, image_grid
 from ldm.image import read_image, write_png
 from scenes.fill50k import Recipe, make_dataset
 from tests.small_runs import SIDE, Run
 from tests.trainer.test_module import assert_equal_to_the_bit
-from trainer.callbacks import Validation, read_validation
-from trainer.data.dataset import ControlDataset, View
+from trainer.callbacks import ThroughputLogger, Validation, ValidationImages, read_validation
+from trainer.data.dataset import ControlDataset, Transform
 
 QUICK = {"ddim_steps": 1, "unconditional_guidance_scale": 2.0}
 
@@ -23,7 +23,7 @@ QUICK = {"ddim_steps": 1, "unconditional_guidance_scale": 2.0}
 def data(tmp_path_factory):
     folder = tmp_path_factory.mktemp("fill50k")
     make_dataset(folder, 4, Recipe(size=SIDE))
-    return ControlDataset(folder, View(SIDE))
+    return ControlDataset(folder, Transform(SIDE))
 
 
 def test_the_published_parameters_keep_their_positions_and_defaults():
@@ -46,8 +46,8 @@ def test_pictures_and_numbers_come_and_change_no_weight(data, tmp_path):
     hint = (data[0]["hint"] * 255).astype(np.uint8)
     shown = [
         ImageLogger(2, 2, increase_log_steps=False, log_images_kwargs=QUICK),
-        ValidationPictures(Validation(("a", "b"), (hint, hint), count=2, steps=1), every=2),
-        Meter(2),
+        ValidationImages(Validation(("a", "b"), (hint, hint), count=2, steps=1), every=2),
+        ThroughputLogger(2),
     ]
     loggers = [TensorBoardLogger(tmp_path / "a", "logs"), CSVLogger(tmp_path / "a", "csv")]
     run = Run(data, tmp_path / "a", max_steps=4, callbacks=shown, logger=loggers, log_every_n_steps=1).go()
@@ -76,12 +76,12 @@ def test_pictures_and_numbers_come_and_change_no_weight(data, tmp_path):
 def test_a_grid_holds_each_picture_in_its_place():
     columns = [torch.full((2, 3, 4, 4), value) for value in (-1.0, 0.0, 3.0)]
     columns[1][1] = 0.5
-    grid = grid_of(columns)
+    grid = image_grid(columns)
     assert grid.shape == (3, 2 * 4 + GAP, 3 * 4 + 2 * GAP)
     assert [grid[0, 0, x].item() for x in (0, 4 + GAP, 8 + 2 * GAP)] == [-1, 0, 1]
     assert grid[0, -1, 4 + GAP] == 0.5
     assert grid[0, 4, 0] == 1
-    assert grid_of(columns, clamp=False).max() == 3
+    assert image_grid(columns, clamp=False).max() == 3
 
 
 def test_one_prompt_or_one_picture_serves_all(tmp_path):

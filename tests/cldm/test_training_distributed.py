@@ -12,7 +12,7 @@ import torch
 from scenes.fill50k import Recipe, make_dataset
 from tests.small_runs import SIDE, Run, pl
 from trainer.checkpointing import CheckpointFolder
-from trainer.data.dataset import ControlDataset, View
+from trainer.data.dataset import ControlDataset, Transform
 from trainer.settings import LearningRate, Optimization, TrainingSettings
 
 ROOT = Path(__file__).parents[2]
@@ -21,20 +21,20 @@ PROCESSES, BATCH, STEPS = 2, 2, 4
 
 
 class Note(pl.Callback):
-    """Writes down which draws each process saw."""
+    """Writes down which samples each process saw."""
 
     def __init__(self, folder):
         self.folder, self.seen = folder, []
 
     def on_train_batch_end(self, trainer, module, outputs, batch, *_):
-        self.seen.append(batch["draw"].tolist())
-        path = self.folder / f"draws-{trainer.global_rank}-of-{trainer.world_size}.json"
+        self.seen.append(batch["number"].tolist())
+        path = self.folder / f"numbers-{trainer.global_rank}-of-{trainer.world_size}.json"
         path.write_text(json.dumps(self.seen))
 
 
 def train(data, out, **options):
     """A run in this process, or in several that are forked from it."""
-    dataset = ControlDataset(data, View(SIDE, flip=True))
+    dataset = ControlDataset(data, Transform(SIDE, flip=True))
     resume = options.pop("resume", None)
     return Run(dataset, out, SETTINGS, callbacks=[Note(out)], every=2, **options).go(resume)
 
@@ -83,9 +83,10 @@ def test_two_processes_give_the_weights_of_one_with_the_doubled_batch(runs):
 
 
 def test_the_data_is_split_without_overlap_and_without_gaps(runs):
-    (single,) = (json.loads(path.read_text()) for path in (runs / "one").glob("draws-*.json"))
+    (single,) = (json.loads(path.read_text()) for path in (runs / "one").glob("numbers-*.json"))
     parts = [
-        json.loads((runs / f"two/draws-{rank}-of-{PROCESSES}.json").read_text()) for rank in range(PROCESSES)
+        json.loads((runs / f"two/numbers-{rank}-of-{PROCESSES}.json").read_text())
+        for rank in range(PROCESSES)
     ]
     for step in range(STEPS):
         assert sum((part[step] for part in parts), []) == single[step]
@@ -94,7 +95,7 @@ def test_the_data_is_split_without_overlap_and_without_gaps(runs):
 
 def test_only_the_first_process_writes(runs):
     for name in ("one", "two"):
-        names = sorted(path.name for path in (runs / name).iterdir() if not path.name.startswith("draws"))
+        names = sorted(path.name for path in (runs / name).iterdir() if not path.name.startswith("numbers"))
         assert names == ["checkpoint-2", "checkpoint-4"]
 
 
@@ -104,7 +105,7 @@ def test_one_process_goes_on_from_the_checkpoint_of_two(runs):
         runs / "data", runs / "two", batch=BATCH, accumulate_grad_batches=PROCESSES, max_steps=STEPS,
         resume="checkpoint-2",
     )  # fmt: skip
-    seen = json.loads((runs / "two/draws-0-of-1.json").read_text())
+    seen = json.loads((runs / "two/numbers-0-of-1.json").read_text())
     assert seen[0][0] == 2 * BATCH * PROCESSES
     assert resumed.state()["average"]["updates"] == STEPS
     assert_equal_to_rounding(weights(runs / "one"), resumed.state()["state_dict"])

@@ -5,7 +5,7 @@ import pytest
 
 from ldm.image import write_png
 from tests.hub_server import hub_on_this_machine
-from trainer.hub import push, write_card
+from trainer.export import push, write_card
 
 
 @pytest.fixture

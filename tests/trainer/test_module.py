@@ -2,6 +2,7 @@
 
 import os
 import signal
+from contextlib import suppress
 
 import pytest
 import torch
@@ -12,7 +13,7 @@ from scenes.fill50k import Recipe, make_dataset
 from tests.small_models import build
 from tests.small_runs import SETTINGS, SIDE, At, Run
 from trainer.checkpointing import STATE, CheckpointFolder
-from trainer.data.dataset import ControlDataset, View
+from trainer.data.dataset import ControlDataset, Transform
 from trainer.settings import LearningRate, Optimization, TrainingSettings
 
 
@@ -20,7 +21,7 @@ from trainer.settings import LearningRate, Optimization, TrainingSettings
 def data(tmp_path_factory):
     folder = tmp_path_factory.mktemp("fill50k")
     make_dataset(folder, 6, Recipe(size=SIDE))
-    return ControlDataset(folder, View(SIDE, flip=True, empty_prompts=0.2))
+    return ControlDataset(folder, Transform(SIDE, flip=True, empty_prompts=0.2))
 
 
 def tensors(tree, path=""):
@@ -49,7 +50,7 @@ def test_ten_steps_equal_five_and_five_more_to_the_bit(data, tmp_path):
 
 
 def test_accumulated_batches_give_the_weights_of_one_large_batch_across_a_resume(data, tmp_path):
-    plain = TrainingSettings(LearningRate(1e-2), optimization=Optimization(clip=0.0))
+    plain = TrainingSettings(LearningRate(1e-2), optimization=Optimization(max_grad_norm=0.0))
     large = Run(data, tmp_path / "large", plain, batch=4, max_steps=4).go().state()
     Run(data, tmp_path / "small", plain, batch=4, max_steps=2).go()
     small = Run(data, tmp_path / "small", plain, batch=2, accumulate_grad_batches=2, max_steps=4)
@@ -84,7 +85,7 @@ def test_a_published_loader_trains_too(data, tmp_path):
 
     run = Run(data, tmp_path, max_steps=2)
     module = ControlTraining(build())
-    assert module.rate.peak == module.model.learning_rate == 1e-5
+    assert module.settings.rate.peak == module.model.learning_rate == 1e-5
     run.trainer.fit(module, DataLoader(data, batch_size=2, shuffle=True))
     assert run.trainer.global_step == 2
 
@@ -92,7 +93,7 @@ def test_a_published_loader_trains_too(data, tmp_path):
 def test_checkpoints_come_every_so_many_steps_and_the_oldest_go(data, tmp_path):
     run = Run(data, tmp_path, max_steps=7, every=2, limit=2).go()
     assert [path.name for path in run.folder.all()] == ["checkpoint-6", "checkpoint-7"]
-    assert not list(tmp_path.glob("*.partial"))
+    assert not list(tmp_path.glob(".*"))
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
@@ -120,7 +121,7 @@ def test_a_loss_that_is_not_finite_ends_the_run_before_it_spoils_anything(data, 
 
 @pytest.mark.parametrize("where", ["space", "write"])
 def test_a_full_disk_costs_no_checkpoint(data, tmp_path, where, monkeypatch):
-    from trainer import module as training
+    from trainer import checkpointing
 
     def full(*_):
         raise OSError(28, "No space left on device")
@@ -131,12 +132,15 @@ def test_a_full_disk_costs_no_checkpoint(data, tmp_path, where, monkeypatch):
     else:
         run.go()
         run = Run(data, tmp_path, max_steps=8, every=2)
-        monkeypatch.setattr(training.torch, "save", full)
-    with pytest.raises(OSError, match="GB free: make room" if where == "space" else "the one before is kept"):
+        monkeypatch.setattr(checkpointing.torch, "save", full)
+    with pytest.raises(
+        OSError,
+        match="MiB are free in .*: make room" if where == "space" else "not written: .*checkpoint-4 is kept",
+    ):
         run.go(None if where == "space" else "latest")
     kept = [] if where == "space" else ["checkpoint-2", "checkpoint-4"]
     assert [path.name for path in run.folder.all()] == kept
-    assert not list(tmp_path.glob("*.partial"))
+    assert not list(tmp_path.glob(".*"))
 
 
 def test_checkpoint_folders_are_found_and_replaced(tmp_path):
@@ -144,9 +148,11 @@ def test_checkpoint_folders_are_found_and_replaced(tmp_path):
     with pytest.raises(FileNotFoundError, match="holds no checkpoint yet"):
         folder.find("latest")
     for step, text in ((9, "a"), (10, "b"), (9, "c")):
-        (folder.begin(step) / STATE).write_text(text)
-        folder.finish(step)
-    (folder.begin(11) / STATE).write_text("half")
+        with folder.write(step) as partial:
+            (partial / STATE).write_text(text)
+    with suppress(KeyboardInterrupt), folder.write(11) as partial:
+        (partial / STATE).write_text("half")
+        raise KeyboardInterrupt
     assert folder.find("latest").name == "checkpoint-10"
     assert (folder.find("checkpoint-9") / STATE).read_text() == "c"
     with pytest.raises(FileNotFoundError, match="checkpoint-3: no state.ckpt in it; .* has checkpoint-9, "):

@@ -1,9 +1,9 @@
-"""Pairs of picture and control picture as a training loop takes them.
+"""Pairs of image and control image as a training loop takes them.
 
-`ControlDataset` is lllyasviel's `MyDataset` for any data: row i is always the same. `Draws` is the endless
-stream that a training run sees: which row comes, how it is cropped and turned over and whether its prompt is
-left out follow from the seed and the number of the draw alone. So a run that was stopped goes on where it
-was, and several processes share one stream without a word between them.
+`ControlDataset` is lllyasviel's `MyDataset` for any data: row i is always the same. `SampleStream` is the
+endless stream that a training run sees: which row comes, how it is cropped and turned over and whether its
+prompt is left out follow from the seed and the number of the sample alone. So a run that was stopped goes on
+where it was, and several processes share one stream without a word between them.
 """
 
 from __future__ import annotations
@@ -21,18 +21,18 @@ import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from ldm.image import read_image
-from trainer.data.rows import Columns, Row, missing_files, read_rows
+from trainer.data.rows import Columns, TrainingPair, missing_files, read_rows
 
-RESOLUTION_STEP = 64  # the U-Net halves the latent three times, the autoencoder the picture three times
-READERS = 8  # threads that check a data set; decoding pictures leaves Python's lock
+RESOLUTION_STEP = 64  # the U-Net halves the latent three times, the autoencoder the image three times
+READERS = 8  # threads that check a data set; decoding images leaves Python's lock
 CHECKED_AT_ONCE = 512  # a set that is wrong from the start is told so soon
-EVERY_ROW = 0x5EED  # marks the generator that shuffles rows, so that no draw shares its numbers
+EVERY_ROW = 0x5EED  # marks the generator that shuffles rows, so that no sample shares its numbers
 
 Sample = dict[str, Any]
 
 
 @dataclass(frozen=True)
-class View:
+class Transform:
     """How a pair becomes a sample.
 
     resolution: side of the square in pixels. random_crop: cut anywhere, not in the middle. flip: turn every
@@ -67,10 +67,10 @@ class ControlDataset(Dataset):
     """
 
     def __init__(
-        self, data: str | Path = Path("training/fill50k"), view: View | None = None,
+        self, data: str | Path = Path("training/fill50k"), transform: Transform | None = None,
         columns: Columns | None = None, limit: int | None = None, *, check_files: bool = True,
     ) -> None:  # fmt: skip
-        self.view = view or View()
+        self.transform = transform or Transform()
         self.rows = read_rows(Path(data), columns)[:limit]
         if check_files and (missing := missing_files(self.rows)):
             more = f" ({len(missing)} such files)" if len(missing) > 1 else ""
@@ -88,21 +88,21 @@ class ControlDataset(Dataset):
         text = row.texts[0]
         if rng is not None:
             chosen = row.texts[rng.integers(len(row.texts))]
-            text = "" if rng.random() < self.view.empty_prompts else chosen
+            text = "" if rng.random() < self.transform.empty_prompts else chosen
         if not with_image:
-            hint = to_square(read_image(row.hint)[:, :, :3], self.view.resolution)
+            hint = to_square(read_image(row.hint)[:, :, :3], self.transform.resolution)
             return {"txt": text, "hint": hint.astype(np.float32) / 255.0}
-        image, hint = self.view_of(row, rng)
+        image, hint = self.images_of(row, rng)
         return {
             "jpg": image.astype(np.float32) / 127.5 - 1.0,
             "txt": text,
             "hint": hint.astype(np.float32) / 255.0,
         }
 
-    def view_of(self, row: Row, rng: np.random.Generator | None) -> tuple[np.ndarray, np.ndarray]:
-        """Picture and control picture, uint8 [H W 3], cut and turned alike.
+    def images_of(self, row: TrainingPair, rng: np.random.Generator | None) -> tuple[np.ndarray, np.ndarray]:
+        """Image and control image, uint8 [H W 3], cut and turned alike.
 
-        Raises ValueError naming the row when its pictures cannot be read or differ in size.
+        Raises ValueError naming the row when its images cannot be read or differ in size.
         """
         try:
             pair = [read_image(path)[:, :, :3] for path in (row.image, row.hint)]
@@ -111,18 +111,18 @@ class ControlDataset(Dataset):
         if pair[0].shape != pair[1].shape:
             (height, width), (other_height, other_width) = (one.shape[:2] for one in pair)
             raise ValueError(
-                f"{row.place}: {row.image.name} is {width}x{height} but its control picture "
+                f"{row.place}: {row.image.name} is {width}x{height} but its control image "
                 f"{row.hint.name} {other_width}x{other_height}; make both one size"
             )
-        place = rng.random(2) if rng is not None and self.view.random_crop else (0.5, 0.5)
-        image, hint = (to_square(one, self.view.resolution, place) for one in pair)
-        if rng is not None and self.view.flip and rng.random() < 0.5:
+        place = rng.random(2) if rng is not None and self.transform.random_crop else (0.5, 0.5)
+        image, hint = (to_square(one, self.transform.resolution, place) for one in pair)
+        if rng is not None and self.transform.flip and rng.random() < 0.5:
             image, hint = image[:, ::-1], hint[:, ::-1]
         return np.ascontiguousarray(image), np.ascontiguousarray(hint)
 
 
-class Draws(Dataset):
-    """The stream of samples of a run: draw k is {..., "draw": k}, the same whenever it is asked for.
+class SampleStream(Dataset):
+    """The samples of a run without end: number k is {..., "number": k}, the same whenever it is asked for.
 
     Every row comes once before any comes again, each time in another order.
     """
@@ -130,25 +130,27 @@ class Draws(Dataset):
     def __init__(self, data: ControlDataset, seed: int) -> None:
         self.data, self.seed = data, seed
 
-    def __getitem__(self, draw: int) -> Sample:
-        rng = np.random.default_rng([self.seed, draw])
-        return self.data.sample(self.row(draw), rng) | {"draw": draw}
+    def __getitem__(self, number: int) -> Sample:
+        return self._sample(number, with_image=True)
 
-    def hint_sample(self, draw: int) -> Sample:
-        """The same without its picture, where a cache has that: control picture, text and number."""
-        rng = np.random.default_rng([self.seed, draw])
-        return self.data.sample(self.row(draw), rng, with_image=False) | {"draw": draw}
+    def hint_sample(self, number: int) -> Sample:
+        """The same without its image, where a cache has that: control image, text and number."""
+        return self._sample(number, with_image=False)
 
-    def row(self, draw: int) -> int:
-        """Which row draw `draw` shows."""
-        turn, place = divmod(draw, len(self.data))
+    def row(self, number: int) -> int:
+        """Which row sample `number` shows."""
+        turn, place = divmod(number, len(self.data))
         return int(_order(self.seed, turn, len(self.data))[place])
 
+    def _sample(self, number: int, *, with_image: bool) -> Sample:
+        rng = np.random.default_rng([self.seed, number])
+        return self.data.sample(self.row(number), rng, with_image=with_image) | {"number": number}
 
-class Share(Sampler):
-    """The draws of one process from `start` on, without end: `batch` in a row, then those of the others.
 
-    rank, ranks: which process of how many. All together take every draw once.
+class ShardedSampler(Sampler):
+    """The numbers of one process from `start` on, without end: `batch` in a row, then those of the others.
+
+    rank, ranks: which process of how many. All together take every number once.
     """
 
     def __init__(self, start: int, batch: int, rank: int = 0, ranks: int = 1) -> None:
@@ -162,28 +164,27 @@ class Share(Sampler):
 
 
 @dataclass(frozen=True)
-class DrawLoader:
+class StreamLoader:
     """How a run reads its stream: `batch` samples a step and process, by so many worker processes."""
 
-    draws: Dataset
+    stream: Dataset
     batch: int
     workers: int = 0
 
     def of(self, start: int, rank: int = 0, ranks: int = 1) -> DataLoader:
-        """The batches of one process from draw `start` on, without end."""
-        share = Share(start, self.batch, rank, ranks)
+        """The batches of one process from sample `start` on, without end."""
         return DataLoader(
-            self.draws, self.batch, sampler=share, num_workers=self.workers, drop_last=True,
-            pin_memory=torch.cuda.is_available(),
+            self.stream, self.batch, sampler=ShardedSampler(start, self.batch, rank, ranks),
+            num_workers=self.workers, drop_last=True, pin_memory=torch.cuda.is_available(),
         )  # fmt: skip
 
 
 def validate(dataset: ControlDataset, most: int = 10) -> list[str]:
-    """The first `most` rows that cannot be used, each in one sentence; every picture is decoded."""
+    """The first `most` rows that cannot be used, each in one sentence; every image is decoded."""
 
-    def problem(row: Row) -> str | None:
+    def problem(row: TrainingPair) -> str | None:
         try:
-            dataset.view_of(row, None)
+            dataset.images_of(row, None)
         except ValueError as error:
             return str(error)
         return None if any(text.strip() for text in row.texts) else f"{row.place} has no text"
@@ -204,7 +205,7 @@ def _order(seed: int, turn: int, count: int) -> np.ndarray:
 
 
 def to_square(image: np.ndarray, side: int, place: tuple[float, float] = (0.5, 0.5)) -> np.ndarray:
-    """The picture with its short side scaled to `side`, cut to a square at `place` (0 left or top, 1 end)."""
+    """The image with its short side scaled to `side`, cut to a square at `place` (0 left or top, 1 end)."""
     height, width = image.shape[:2]
     scale = side / min(height, width)
     if scale != 1:

@@ -3,7 +3,7 @@
 A shard holds the rows of a fixed range; it appears under its name only when it is complete, so that a cache
 that was interrupted goes on where it stopped. `cache.json` says what the cache was made of: one of another
 model, resolution or data set is refused. Means and deviations are kept, not draws: a run on a cache sees
-every picture under as many draws as a run without.
+every image under as many draws as a run without.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from torch.utils.data import Dataset
 from checkpoints.files.write import write_weights
 from cldm.cldm import ControlLDM
 from common.atomic import check_space
-from trainer.data.dataset import ControlDataset, Draws
+from trainer.data.dataset import ControlDataset, SampleStream
 from trainer.losses import latent_moments
 
 SHARD = 256  # rows: about 35 MB of Stable Diffusion in half precision
@@ -60,15 +60,15 @@ class LatentCache:
         return _opened(self.folder / EMPTY).get_tensor("text")
 
 
-class CachedDraws(Dataset):
-    """`Draws` with latents from a cache in place of pictures; control pictures are read as ever."""
+class CachedStream(Dataset):
+    """A `SampleStream` with latents from a cache in place of images; control images are read as ever."""
 
-    def __init__(self, draws: Draws, cache: LatentCache) -> None:
-        self.draws, self.cache = draws, cache
+    def __init__(self, stream: SampleStream, cache: LatentCache) -> None:
+        self.stream, self.cache = stream, cache
 
-    def __getitem__(self, draw: int) -> dict[str, Any]:
-        sample = self.draws.hint_sample(draw)
-        cached = self.cache.read(self.draws.row(draw))
+    def __getitem__(self, number: int) -> dict[str, Any]:
+        sample = self.stream.hint_sample(number)
+        cached = self.cache.read(self.stream.row(number))
         if sample["txt"] == "":
             cached["text"] = self.cache.empty_text()
         return sample | cached
@@ -79,10 +79,10 @@ def build_cache(
 ) -> LatentCache:
     """Compute what is missing of the cache in `folder`.
 
-    Raises ValueError for a view that changes from draw to draw, or a folder with another cache; OSError when
-    there is no room for it.
+    Raises ValueError for images that change from sample to sample, or a folder with another cache; OSError
+    when there is no room for it.
     """
-    if not data.view.is_fixed or any(len(row.texts) > 1 for row in data.rows):
+    if not data.transform.is_fixed or any(len(row.texts) > 1 for row in data.rows):
         raise ValueError(
             "--cache-latents keeps one latent and one text of each pair: leave out --random-crop and --flip, "
             "and give each row one text"
@@ -112,7 +112,7 @@ def fingerprint(
     return {
         "rows": hashlib.sha256(rows.encode()).hexdigest(),
         "weights": files,
-        "resolution": data.view.resolution,
+        "resolution": data.transform.resolution,
         "dtype": str(dtype),
     }
 

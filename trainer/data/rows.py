@@ -1,7 +1,7 @@
-"""The rows of a training set, whatever form it is published in: picture, control picture and text of each.
+"""The rows of a training set, whatever form it is published in: image, control image and text of each.
 
-Three forms: Fill50k's `prompt.json` (one JSON object a line; source is the control picture), JSON lines with
-column names of the user's choice, and two folders of pictures of equal names with a text file for each.
+Three forms: Fill50k's `prompt.json` (one JSON object a line; source is the control image), JSON lines with
+column names of the user's choice, and two folders of images of equal names with a text file for each.
 Nothing is opened here but the lists.
 """
 
@@ -18,9 +18,9 @@ LISTS = ("prompt.json", "metadata.jsonl", "train.jsonl")  # looked for in a fold
 IMAGE, HINT, TEXT = ("target", "image"), ("source", "conditioning_image"), ("prompt", "text")
 IMAGE_FOLDERS = ("target", "image", "images")
 HINT_FOLDERS = ("source", "conditioning_image", "conditioning_images", "control", "hint")
-NO_PICTURES = (".txt", ".json", ".jsonl", ".caption")  # what else may lie in a folder of pictures
+NO_IMAGES = (".txt", ".json", ".jsonl", ".caption")  # what else may lie in a folder of images
 FORMS = (
-    "prompt.json or metadata.jsonl with one JSON object a line, or folders target/ and source/ of pictures "
+    "prompt.json or metadata.jsonl with one JSON object a line, or folders target/ and source/ of images "
     "with a NAME.txt beside each target"
 )
 
@@ -35,8 +35,8 @@ class Columns:
 
 
 @dataclass(frozen=True)
-class Row:
-    """One training pair. texts: one or more captions; place: where the row is written, for messages."""
+class TrainingPair:
+    """One row. texts: one or more captions; place: where the row is written, for messages."""
 
     image: Path
     hint: Path
@@ -44,8 +44,8 @@ class Row:
     place: str
 
 
-def read_rows(data: Path, columns: Columns | None = None) -> list[Row]:
-    """The rows of a folder or of a list file, in its order; no picture is opened.
+def read_rows(data: Path, columns: Columns | None = None) -> list[TrainingPair]:
+    """The rows of a folder or of a list file, in its order; no image is opened.
 
     Raises FileNotFoundError, or ValueError naming the row that cannot be understood.
     """
@@ -62,13 +62,13 @@ def read_rows(data: Path, columns: Columns | None = None) -> list[Row]:
     return rows
 
 
-def missing_files(rows: list[Row]) -> list[str]:
-    """A sentence for each row whose picture or control picture is not there."""
+def missing_files(rows: list[TrainingPair]) -> list[str]:
+    """A sentence for each row whose image or control image is not there."""
     named = ((row, path) for row in rows for path in (row.image, row.hint))
     return [f"{row.place}: there is no file {path}" for row, path in named if not path.is_file()]
 
 
-def _listed(path: Path, columns: Columns) -> Iterator[Row]:
+def _listed(path: Path, columns: Columns) -> Iterator[TrainingPair]:
     for number, entry in _entries(path):
         place = f"{path} row {number}"
         if not isinstance(entry, dict):
@@ -77,7 +77,7 @@ def _listed(path: Path, columns: Columns) -> Iterator[Row]:
             path.parent / str(_cell(entry, given, usual, place))
             for given, usual in ((columns.image, IMAGE), (columns.hint, HINT))
         )
-        yield Row(image, hint, _texts(_cell(entry, columns.text, TEXT, place), place), place)
+        yield TrainingPair(image, hint, _texts(_cell(entry, columns.text, TEXT, place), place), place)
 
 
 def _entries(path: Path) -> Iterator[tuple[int, Any]]:
@@ -120,26 +120,26 @@ def _texts(cell: Any, place: str) -> tuple[str, ...]:
     return texts
 
 
-def _paired(folder: Path) -> Iterator[Row]:
+def _paired(folder: Path) -> Iterator[TrainingPair]:
     images, hints = (
         next((folder / name for name in names if (folder / name).is_dir()), None)
         for names in (IMAGE_FOLDERS, HINT_FOLDERS)
     )
     if images is None or hints is None:
         raise ValueError(f"{folder} is no training data: it needs {FORMS}")
-    partners = {path.stem: path for path in sorted(hints.iterdir()) if _is_picture(path)}
+    partners = {path.stem: path for path in sorted(hints.iterdir()) if _is_image(path)}
     for path in sorted(images.iterdir()):
-        if not _is_picture(path):
+        if not _is_image(path):
             continue
         texts = [path.with_suffix(".txt"), folder / "captions" / f"{path.stem}.txt"]
         caption = next((one for one in texts if one.is_file()), None)
         if path.stem not in partners or caption is None:
-            lacks = "caption" if path.stem in partners else "control picture"
+            lacks = "caption" if path.stem in partners else "control image"
             where = texts[0] if path.stem in partners else hints / path.name
             raise ValueError(f"{path} has no {lacks}: there is no {where}")
         text = caption.read_text(encoding="utf-8").strip()
-        yield Row(path, partners[path.stem], (text,), str(path))
+        yield TrainingPair(path, partners[path.stem], (text,), str(path))
 
 
-def _is_picture(path: Path) -> bool:
-    return path.is_file() and path.suffix.lower() not in NO_PICTURES and not path.name.startswith(".")
+def _is_image(path: Path) -> bool:
+    return path.is_file() and path.suffix.lower() not in NO_IMAGES and not path.name.startswith(".")

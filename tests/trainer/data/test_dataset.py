@@ -10,7 +10,7 @@ from torch.utils.data import DataLoader
 
 from ldm.image import read_image, write_png
 from scenes.fill50k import Recipe, make_dataset
-from trainer.data.dataset import ControlDataset, Draws, Share, View, validate
+from trainer.data.dataset import ControlDataset, SampleStream, ShardedSampler, Transform, validate
 from trainer.data.rows import Columns
 from tutorial_dataset import MyDataset
 
@@ -32,12 +32,12 @@ def same(one, other):
     return one["txt"] == other["txt"] and all(np.array_equal(one[k], other[k]) for k in ("jpg", "hint"))
 
 
-def take(draws, numbers):
-    return [draws[number] for number in numbers]
+def take(stream, numbers):
+    return [stream[number] for number in numbers]
 
 
 def test_a_sample_is_the_published_one(fill50k):
-    dataset = MyDataset(fill50k, View(SIDE))
+    dataset = MyDataset(fill50k, Transform(SIDE))
     assert len(dataset) == COUNT
     entry, sample = entries(fill50k)[3], dataset[3]
     assert list(sample) == ["jpg", "txt", "hint"]
@@ -65,14 +65,14 @@ def test_every_form_of_the_same_data_gives_the_same_samples(fill50k, tmp_path):
     for e in lines:
         (tmp_path / "folders" / e["target"]).with_suffix(".txt").write_text(e["prompt"] + "\n")
     columns = Columns("picture", "map", "says")
-    expected = ControlDataset(fill50k, View(SIDE))
+    expected = ControlDataset(fill50k, Transform(SIDE))
     for data, names in ((jsonl, columns), (listed, columns), (tmp_path / "folders", None)):
-        got = ControlDataset(data, View(SIDE), names)
+        got = ControlDataset(data, Transform(SIDE), names)
         assert all(same(a, b) for a, b in zip(got, expected, strict=True)), data
 
 
 def write_pair(folder, size=(64, 64), hint_size=None, text="a"):
-    """One pair whose control picture is its picture, with a position in every pixel."""
+    """One pair whose control image is its image, with a position in every pixel."""
     (folder / "target").mkdir(parents=True, exist_ok=True)
     rows, columns = np.mgrid[: size[1], : size[0]]
     pixels = np.stack([rows, columns, rows + columns], axis=2).clip(0, 255).astype(np.uint8)
@@ -87,40 +87,42 @@ def write_pair(folder, size=(64, 64), hint_size=None, text="a"):
 
 
 @pytest.mark.parametrize(
-    "view", [View(64), View(64, True), View(64, False, True), View(64, True, True)], ids=str
+    "transform",
+    [Transform(64), Transform(64, True), Transform(64, False, True), Transform(64, True, True)],
+    ids=str,
 )
-def test_cutting_and_turning_keep_pairs_together(tmp_path, view):
-    draws = Draws(ControlDataset(write_pair(tmp_path, (96, 64)), view), 0)
+def test_cutting_and_turning_keep_pairs_together(tmp_path, transform):
+    stream = SampleStream(ControlDataset(write_pair(tmp_path, (96, 64)), transform), 0)
     seen = set()
-    for sample in take(draws, range(20)):
+    for sample in take(stream, range(20)):
         np.testing.assert_allclose((sample["jpg"] + 1) / 2, sample["hint"], atol=1e-6)
         seen.add(sample["hint"].tobytes())
-    places = 20 if view.random_crop else 1
-    assert len(seen) <= places * (2 if view.flip else 1)
-    assert (len(seen) > 1) == (not view.is_fixed)
+    places = 20 if transform.random_crop else 1
+    assert len(seen) <= places * (2 if transform.flip else 1)
+    assert (len(seen) > 1) == (not transform.is_fixed)
 
 
 def test_pictures_are_scaled_to_their_short_side_and_cut_in_the_middle(tmp_path):
-    dataset = ControlDataset(write_pair(tmp_path, (256, 128)), View(64))
+    dataset = ControlDataset(write_pair(tmp_path, (256, 128)), Transform(64))
     columns = dataset[0]["hint"][0, :, 1] * 255
     assert dataset[0]["jpg"].shape == (64, 64, 3)
     np.testing.assert_allclose([columns[0], columns[-1]], [64.5, 190.5], atol=1)
 
 
-def test_a_draw_depends_on_the_seed_and_its_number_alone(fill50k):
-    view = View(SIDE, flip=True, empty_prompts=0.3)
-    first, again = (Draws(ControlDataset(fill50k, view), 7) for _ in range(2))
+def test_a_sample_depends_on_the_seed_and_its_number_alone(fill50k):
+    transform = Transform(SIDE, flip=True, empty_prompts=0.3)
+    first, again = (SampleStream(ControlDataset(fill50k, transform), 7) for _ in range(2))
     assert all(
         same(a, b)
         for a, b in zip(take(first, range(12)), reversed(take(again, range(11, -1, -1))), strict=True)
     )
-    other = Draws(ControlDataset(fill50k, view), 8)
+    other = SampleStream(ControlDataset(fill50k, transform), 8)
     assert not all(same(a, b) for a, b in zip(take(first, range(12)), take(other, range(12)), strict=True))
 
 
 def test_every_row_comes_once_a_turn_in_changing_order(fill50k):
-    draws = Draws(ControlDataset(fill50k, View(SIDE)), 0)
-    turns = [tuple(draws.row(k) for k in range(turn * COUNT, (turn + 1) * COUNT)) for turn in range(4)]
+    stream = SampleStream(ControlDataset(fill50k, Transform(SIDE)), 0)
+    turns = [tuple(stream.row(k) for k in range(turn * COUNT, (turn + 1) * COUNT)) for turn in range(4)]
     assert all(sorted(turn) == list(range(COUNT)) for turn in turns)
     assert len(set(turns)) > 1
 
@@ -128,29 +130,31 @@ def test_every_row_comes_once_a_turn_in_changing_order(fill50k):
 @pytest.mark.parametrize("ranks", [1, 2, 3])
 def test_processes_share_the_stream_without_overlap_and_without_gaps(ranks):
     batch, start, batches = 4, 24, 5
-    shares = [list(islice(Share(start, batch, rank, ranks), batch * batches)) for rank in range(ranks)]
+    shares = [
+        list(islice(ShardedSampler(start, batch, rank, ranks), batch * batches)) for rank in range(ranks)
+    ]
     taken = Counter(number for share in shares for number in share)
     assert taken == Counter(range(start, start + ranks * batch * batches))
-    for step in range(batches):  # and every step takes the same draws as one process with a larger batch
+    for step in range(batches):  # and every step takes the same samples as one process with a larger batch
         together = sorted(n for share in shares for n in share[step * batch : (step + 1) * batch])
         assert together == list(range(start + step * ranks * batch, start + (step + 1) * ranks * batch))
 
 
 def test_a_share_that_starts_later_is_the_rest_of_the_first(fill50k):
-    assert list(islice(Share(8, 4), 8)) == list(islice(Share(0, 4), 16))[8:]
+    assert list(islice(ShardedSampler(8, 4), 8)) == list(islice(ShardedSampler(0, 4), 16))[8:]
 
 
 @pytest.mark.parametrize("share", [0.0, 0.5, 1.0])
 def test_that_share_of_prompts_is_empty(fill50k, share):
-    draws = Draws(ControlDataset(fill50k, View(SIDE, empty_prompts=share)), 0)
-    empty = sum(draws[k]["txt"] == "" for k in range(60)) / 60
+    stream = SampleStream(ControlDataset(fill50k, Transform(SIDE, empty_prompts=share)), 0)
+    empty = sum(stream[k]["txt"] == "" for k in range(60)) / 60
     assert abs(empty - share) < 0.2
     assert empty == share or 0 < share < 1
 
 
 def test_one_of_several_captions_is_drawn(tmp_path):
-    dataset = ControlDataset(write_pair(tmp_path, text=["one", "two"]), View(64))
-    assert {sample["txt"] for sample in take(Draws(dataset, 0), range(20))} == {"one", "two"}
+    dataset = ControlDataset(write_pair(tmp_path, text=["one", "two"]), Transform(64))
+    assert {sample["txt"] for sample in take(SampleStream(dataset, 0), range(20))} == {"one", "two"}
     assert dataset[0]["txt"] == "one"
 
 
@@ -172,12 +176,12 @@ def line(**changes):
 def test_a_bad_list_is_refused_with_its_row(tmp_path, rows, sentence):
     (write_pair(tmp_path) / "prompt.json").write_text(rows)
     with pytest.raises((ValueError, FileNotFoundError), match=sentence):
-        ControlDataset(tmp_path, View(64))
+        ControlDataset(tmp_path, Transform(64))
 
 
 def test_pairs_of_different_size_and_broken_pictures_are_named(tmp_path):
-    dataset = ControlDataset(write_pair(tmp_path, (96, 64), (64, 64)), View(64))
-    with pytest.raises(ValueError, match=r"row 1: a\.png is 96x64 but its control picture a\.png 64x64"):
+    dataset = ControlDataset(write_pair(tmp_path, (96, 64), (64, 64)), Transform(64))
+    with pytest.raises(ValueError, match=r"row 1: a\.png is 96x64 but its control image a\.png 64x64"):
         dataset[0]
     (tmp_path / "source/a.png").write_bytes(b"no picture")
     with pytest.raises(ValueError, match="row 1: .*is no picture"):
@@ -194,17 +198,17 @@ def test_folders_must_match(tmp_path):
         ControlDataset(tmp_path)
     (tmp_path / "target/a.txt").write_text("a")
     (tmp_path / "source/a.png").unlink()
-    with pytest.raises(ValueError, match=r"a\.png has no control picture: there is no .*source/a\.png"):
+    with pytest.raises(ValueError, match=r"a\.png has no control image: there is no .*source/a\.png"):
         ControlDataset(tmp_path)
 
 
 def test_validation_names_the_first_bad_rows(fill50k, tmp_path):
-    assert validate(ControlDataset(fill50k, View(SIDE))) == []
+    assert validate(ControlDataset(fill50k, Transform(SIDE))) == []
     good = write_pair(tmp_path)
     (good / "prompt.json").write_text(
         "\n".join([line(), line(source="none.png"), line(prompt=" "), line(target="prompt.json")])
     )
-    dataset = ControlDataset(good, View(64), check_files=False)
+    dataset = ControlDataset(good, Transform(64), check_files=False)
     found = validate(dataset)
     assert [f"row {n}" in sentence for n, sentence in zip((2, 3, 4), found, strict=True)] == [True] * 3
     assert len(validate(dataset, most=2)) == 2
@@ -214,6 +218,6 @@ def test_validation_names_the_first_bad_rows(fill50k, tmp_path):
     ("settings", "sentence"),
     [({"resolution": 100}, "multiple of 64"), ({"empty_prompts": 2}, "between 0 and 1")],
 )
-def test_impossible_views_are_refused(settings, sentence):
+def test_impossible_transforms_are_refused(settings, sentence):
     with pytest.raises(ValueError, match=sentence):
-        View(**settings)
+        Transform(**settings)
