@@ -5,6 +5,7 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import get_args
 
 import pytest
 import torch
@@ -170,7 +171,7 @@ def test_each_kind_of_branch_loads(files, add, tmp_path, kind):
 
 
 def test_the_command_line_names_the_kinds_that_there_are():
-    assert tuple(BRANCHES) == tool_add_control.BRANCH_KINDS
+    assert tuple(BRANCHES) == get_args(tool_add_control.BranchKind)
 
 
 def test_the_same_seed_gives_the_same_bytes(files, add, tmp_path):
