@@ -1,6 +1,6 @@
-"""Scores of a set of generated pictures against what they should be: shape, colours, likeness.
+"""Scores of a set of generated images against what they should be: shape, colours, likeness.
 
-The functions know pictures only, not how they were made, so that every table (control on and off, schemes,
+The functions know images only, not how they were made, so that every table (control on and off, schemes,
 branches, pruning) can be filled by the same code.
 """
 
@@ -12,15 +12,14 @@ import numpy as np
 from eval.control import RGB, colour_error, filled_mask, mask_iou
 from eval.paired import psnr, ssim
 
-IOU_BAR = (
-    0.90  # a picture follows its outline: at 128 pixels about half a pixel of error all round a small shape
-)
+# An image follows its outline: at 128 pixels about half a pixel of error all round a small shape.
+IOU_BAR = 0.90
 COLOUR_BAR = 25.0  # of 255, mean over a region and the three channels: a neighbouring name at worst
 
 
 @dataclass(frozen=True)
 class Truth:
-    """What one picture should be: target uint8 [H W 3], its fill as bool [H W], and the two named colours."""
+    """What one image should be: target uint8 [H W 3], its fill as bool [H W], and the two named colours."""
 
     target: np.ndarray
     mask: np.ndarray
@@ -30,7 +29,7 @@ class Truth:
 
 @dataclass(frozen=True)
 class FidelityScores:
-    """One value a picture, each float [n], in the order of the pictures.
+    """One value an image, each float [n], in the order of the images.
 
     iou: of the filled region and the interior, 0 to 1. fill_error, background_error: mean absolute error of
     the colour in the region where it belongs, 0 to 255. psnr: dB. ssim: up to 1.
@@ -44,16 +43,16 @@ class FidelityScores:
 
     @property
     def followed(self) -> np.ndarray:
-        """Which pictures follow their outline, bool [n]."""
+        """Which images follow their outline, bool [n]."""
         return self.iou >= IOU_BAR
 
     @property
     def coloured(self) -> np.ndarray:
-        """Which pictures have both of the named colours, bool [n]."""
+        """Which images have both of the named colours, bool [n]."""
         return np.maximum(self.fill_error, self.background_error) <= COLOUR_BAR
 
     def summary(self) -> dict[str, float]:
-        """Shares (0 to 1) and medians over the pictures."""
+        """Shares (0 to 1) and medians over the images."""
         return {
             "followed_share": float(self.followed.mean()),
             "coloured_share": float(self.coloured.mean()),
@@ -63,19 +62,17 @@ class FidelityScores:
         }
 
 
-def measure(pictures: Sequence[np.ndarray], truths: Sequence[Truth]) -> FidelityScores:
-    """Score pictures uint8 [H W 3], each against its truth of the same size."""
-    if len(pictures) != len(truths) or not len(pictures):
-        raise ValueError(
-            f"{len(pictures)} pictures and {len(truths)} truths: give one truth for each picture"
-        )
-    pairs = list(zip(pictures, truths, strict=True))
+def measure(images: Sequence[np.ndarray], truths: Sequence[Truth]) -> FidelityScores:
+    """Score images uint8 [H W 3], each against its truth of the same size."""
+    if len(images) != len(truths) or not len(images):
+        raise ValueError(f"{len(images)} images and {len(truths)} truths: give one truth for each image")
+    pairs = list(zip(images, truths, strict=True))
     targets = [truth.target for truth in truths]
-    masks = (filled_mask(picture, truth.fill, truth.background) for picture, truth in pairs)
+    masks = (filled_mask(image, truth.fill, truth.background) for image, truth in pairs)
     return FidelityScores(
         iou=np.array([mask_iou(mask, truth.mask) for mask, truth in zip(masks, truths, strict=True)]),
         fill_error=np.array([colour_error(p, t.mask, t.fill).mean() for p, t in pairs]),
         background_error=np.array([colour_error(p, ~t.mask, t.background).mean() for p, t in pairs]),
-        psnr=psnr(pictures, targets),
-        ssim=ssim(pictures, targets),
+        psnr=psnr(images, targets),
+        ssim=ssim(images, targets),
     )

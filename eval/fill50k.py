@@ -8,9 +8,9 @@ must pass. With --robustness the outlines are drawn in other ways (width, polari
 and read by the scribble detector, as a user's drawing is.
 """
 
-import argparse
+from __future__ import annotations
+
 import json
-import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -20,6 +20,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from common.flags import add_flags, flag, read_flags
+from common.shell import DONE, NOT_MET, Parser, run_command, say
 from eval.fidelity import FidelityScores, Truth, measure
 from eval.report import missed, quality_table, robustness_table
 from scenes.fill50k import COLOURS, Scene, random_scene, render
@@ -27,23 +29,51 @@ from scenes.fill50k import COLOURS, Scene, random_scene, render
 if TYPE_CHECKING:  # torch takes a second to import; who only wants --help should not wait for it
     from torch import Tensor
 
+    from cldm.pipeline import Pipeline
+
 HAND_DRAWN_EVERY = 3
 DRAWING_SIZE = 512  # of a user's drawing; line widths count in its pixels
 LINE_WIDTHS = (1, 2, 4, 8, 16, 24)
 OFF_CENTRE_CORNERS = ((0, 0), (1, 0), (0, 1), (1, 1))
+STOPPED = "stopped before all pictures were made; nothing was written"
 THREE_GAPS = ((0.1, 0.06), (0.45, 0.06), (0.8, 0.06))  # the widest that training draws, on every outline
 
 
 @dataclass(frozen=True)
-class Settings:
-    """How pictures are generated. scale: of the guidance, None for the pipeline's own. size: in pixels."""
+class ModelFiles:
+    """Which model makes the images."""
 
-    seed: int = 0
-    steps: int = 20
-    sampler: str = "ddim"
-    scale: float | None = None
-    batch: int = 20
-    size: int = 128
+    config: Path = flag(Path("models/tiny.yaml"), "model")
+    weights: tuple[Path, ...] = flag((), "weight files (default: those the config names)")
+    device: str = flag("auto", "auto, cpu or cuda")
+
+    def open(self) -> Pipeline:
+        """Load it."""
+        from cldm.pipeline import Pipeline
+
+        return Pipeline.from_files(self.config, *self.weights, device=self.device)
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How images are generated. scale: of the guidance, None for the pipeline's own."""
+
+    seed: int = flag(0, "of scenes and noise")
+    steps: int = flag(20, "of the sampler")
+    sampler: str = flag("ddim", "")
+    scale: float | None = flag(None, "of the guidance (default: the pipeline's)")
+    batch: int = flag(20, "pictures at once")
+    size: int = flag(128, "side in pixels")
+
+
+@dataclass(frozen=True)
+class Report:
+    """How much is measured, and what becomes of the numbers."""
+
+    count: int = flag(200, "pictures a row")
+    robustness: bool = flag(False, "also draw the outlines in other ways")
+    json: Path | None = flag(None, "write all numbers, each picture's too, to this file")
+    check: bool = flag(False, "end with code 1 if a bar is missed")
 
 
 def held_out_scenes(count: int, seed: int = 0) -> list[Scene]:
@@ -56,15 +86,15 @@ def held_out_scenes(count: int, seed: int = 0) -> list[Scene]:
     ]
 
 
-def score(pictures: Sequence[np.ndarray], scenes: Sequence[Scene]) -> FidelityScores:
-    """Score pictures uint8 [H W 3] (square), however they were made, each against its scene."""
-    return measure(pictures, [_truth(s, p.shape[0]) for p, s in zip(pictures, scenes, strict=True)])
+def score(images: Sequence[np.ndarray], scenes: Sequence[Scene]) -> FidelityScores:
+    """Score images uint8 [H W 3] (square), however they were made, each against its scene."""
+    return measure(images, [_truth(s, p.shape[0]) for p, s in zip(images, scenes, strict=True)])
 
 
 def generate(
-    pipe: Any, scenes: Sequence[Scene], sources: Sequence[np.ndarray] | None, settings: Settings
+    pipe: Pipeline, scenes: Sequence[Scene], sources: Sequence[np.ndarray] | None, settings: Settings
 ) -> list[np.ndarray]:
-    """Generate a picture uint8 [H W 3] for each scene, in batches; batch k has the noise of seed + k.
+    """Generate an image uint8 [H W 3] for each scene, in batches; batch k has the noise of seed + k.
 
     sources: control maps uint8 [H W 3], one a scene, or None to generate without control from the same noise.
     """
@@ -73,28 +103,28 @@ def generate(
     options = {"steps": settings.steps, "sampler": settings.sampler}
     if settings.scale is not None:
         options["scale"] = settings.scale
-    pictures = []
+    images = []
     for number, start in enumerate(tqdm(range(0, len(scenes), settings.batch), unit="batch", disable=None)):
         part = slice(start, start + settings.batch)
         hints = None if sources is None else _hints(sources[part])
         prompts = [scene.prompt for scene in scenes[part]]
-        pictures += pipe.generate(prompts, hints, seed=settings.seed + number, **options)
-    return pictures
+        images += pipe.generate(prompts, hints, seed=settings.seed + number, **options)
+    return images
 
 
-def autoencode(pipe: Any, pictures: Sequence[np.ndarray]) -> list[np.ndarray]:
-    """Each picture, uint8 [H W 3], through the autoencoder alone: the best that any control can reach."""
+def autoencode(pipe: Pipeline, images: Sequence[np.ndarray]) -> list[np.ndarray]:
+    """Each image, uint8 [H W 3], through the autoencoder alone: the best that any control can reach."""
     from ldm.image import image_to_model, model_to_images
 
     model, results = pipe.model, []
-    for picture in pictures:
-        posterior = model.encode_first_stage(image_to_model(picture).to(model.device))
+    for image in images:
+        posterior = model.encode_first_stage(image_to_model(image).to(model.device))
         pixels = model.decode_first_stage(model.get_first_stage_encoding(posterior.mode()))
         results += model_to_images(pixels)
     return results
 
 
-def quality(pipe: Any, count: int, settings: Settings) -> dict[str, Any]:
+def quality(pipe: Pipeline, count: int, settings: Settings) -> dict[str, Any]:
     """Scores with control, without it and of the autoencoder alone, for the same scenes and noise.
 
     Seconds are those with control.
@@ -102,9 +132,9 @@ def quality(pipe: Any, count: int, settings: Settings) -> dict[str, Any]:
     scenes = held_out_scenes(count, settings.seed)
     sources, targets, _ = zip(*(render(scene, settings.size) for scene in scenes), strict=True)
     start = time.perf_counter()
-    pictures = generate(pipe, scenes, sources, settings)
+    images = generate(pipe, scenes, sources, settings)
     seconds = (time.perf_counter() - start) / count
-    scores = score(pictures, scenes)
+    scores = score(images, scenes)
     hand_drawn = scores.followed[::HAND_DRAWN_EVERY]
     return {
         "count": count,
@@ -121,7 +151,7 @@ def quality(pipe: Any, count: int, settings: Settings) -> dict[str, Any]:
     }
 
 
-def robustness(pipe: Any, count: int, settings: Settings) -> dict[str, dict[str, float]]:
+def robustness(pipe: Pipeline, count: int, settings: Settings) -> dict[str, dict[str, float]]:
     """Scores for each way of drawing in `DRAWINGS`, over the same scenes."""
     from annotator.scribble import annotate
 
@@ -134,7 +164,7 @@ def robustness(pipe: Any, count: int, settings: Settings) -> dict[str, dict[str,
     return rows
 
 
-def _hints(sources: Sequence[np.ndarray]) -> "Tensor":
+def _hints(sources: Sequence[np.ndarray]) -> Tensor:
     import torch
 
     return torch.from_numpy(np.stack(sources)).permute(0, 3, 1, 2).float() / 255  # [n 3 H W] in [0, 1]
@@ -170,63 +200,33 @@ DRAWINGS: dict[str, tuple[Callable[[Scene], Scene], bool]] = {  # how the scene 
 }
 
 
-def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
-    """Read the command line."""
-    parser = argparse.ArgumentParser(
-        prog="python -m eval.fill50k",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    add = parser.add_argument
-    add("--config", type=Path, default=Path("models/tiny.yaml"), help="model (default: %(default)s)")
-    add("--weights", type=Path, nargs="*", default=[], help="weight files (default: those the config names)")
-    add("--device", default="auto", help="auto, cpu or cuda (default: %(default)s)")
-    add("--count", type=int, default=200, help="pictures a row (default: %(default)s)")
-    add("--size", type=int, default=Settings.size, help="side in pixels (default: %(default)s)")
-    add("--steps", type=int, default=Settings.steps, help="of the sampler (default: %(default)s)")
-    add("--sampler", default=Settings.sampler, help="default: %(default)s")
-    add("--scale", type=float, help="of the guidance (default: the pipeline's)")
-    add("--seed", type=int, default=Settings.seed, help="of scenes and noise (default: %(default)s)")
-    add("--batch", type=int, default=Settings.batch, help="pictures at once (default: %(default)s)")
-    add("--robustness", action="store_true", help="also draw the outlines in other ways")
-    add("--json", type=Path, help="write all numbers, each picture's too, to this file")
-    add("--check", action="store_true", help="end with code 1 if a bar is missed")
-    return parser.parse_args(argv)
-
-
 def main(argv: list[str] | None = None) -> int:
-    """Run the command: 0, 1 with a sentence (bad input or, with --check, a missed bar), 130 after Ctrl-C."""
-    args = parse_args(argv)
-    settings = Settings(args.seed, args.steps, args.sampler, args.scale, args.batch, args.size)
-    try:
-        report = _run(args, settings)
-    except KeyboardInterrupt:
-        sys.stderr.write("stopped before all pictures were made; nothing was written\n")
-        return 130
-    except (ValueError, OSError) as error:
-        sys.stderr.write(f"{error}\n")
-        return 1
-    failures = missed(report["quality"]) if args.check else []
-    sys.stderr.writelines(f"not good enough: {failure}\n" for failure in failures)
-    return 1 if failures else 0
+    """Run the command and return its exit code: 1 where --check finds a bar that is missed."""
+    parser = Parser("python -m eval.fill50k", __doc__)
+    for settings in (ModelFiles, Settings, Report):
+        add_flags(parser, settings)
+    args = parser.parse_args(argv)
+    files, settings = read_flags(ModelFiles, args), read_flags(Settings, args)
+    return run_command(lambda: _run(files, settings, read_flags(Report, args)), stopped=STOPPED)
 
 
-def _run(args: argparse.Namespace, settings: Settings) -> dict[str, Any]:
-    if args.count < 1 or settings.batch < 1:
-        raise ValueError(f"count={args.count}, batch={settings.batch}: both must be 1 or more")
-    if args.json and not args.json.parent.is_dir():
-        raise FileNotFoundError(f"no folder {args.json.parent} for --json: create it first")
-    from cldm.pipeline import Pipeline
-
-    pipe = Pipeline.from_files(args.config, *args.weights, device=args.device)
-    report: dict[str, Any] = {"quality": quality(pipe, args.count, settings)}
-    sys.stdout.write(quality_table(report["quality"]) + "\n")
-    if args.robustness:
-        report["robustness"] = robustness(pipe, args.count, settings)
-        sys.stdout.write("\n" + robustness_table(report["robustness"]) + "\n")
-    if args.json:
-        args.json.write_text(json.dumps(report, indent=1))
-    return report
+def _run(files: ModelFiles, settings: Settings, report: Report) -> int:
+    if report.count < 1 or settings.batch < 1:
+        raise ValueError(f"count={report.count}, batch={settings.batch}: both must be 1 or more")
+    if report.json and not report.json.parent.is_dir():
+        raise FileNotFoundError(f"no folder {report.json.parent} for --json: create it first")
+    pipe = files.open()
+    found: dict[str, Any] = {"quality": quality(pipe, report.count, settings)}
+    print(quality_table(found["quality"]))
+    if report.robustness:
+        found["robustness"] = robustness(pipe, report.count, settings)
+        print("\n" + robustness_table(found["robustness"]))
+    if report.json:
+        report.json.write_text(json.dumps(found, indent=1))
+    failures = missed(found["quality"]) if report.check else []
+    for failure in failures:
+        say(f"not good enough: {failure}")
+    return NOT_MET if failures else DONE
 
 
 if __name__ == "__main__":

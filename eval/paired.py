@@ -1,6 +1,6 @@
-"""How close each picture is to the one it should be: PSNR and SSIM, by torchmetrics.
+"""How close each image is to the one it should be: PSNR and SSIM, by torchmetrics.
 
-Both compare pixel by pixel, so they are only meaningful where one right answer exists: a picture and its
+Both compare pixel by pixel, so they are only meaningful where one right answer exists: an image and its
 ground truth, or the same seed before and after a change of the model. The mean of a set is taken by the
 caller.
 """
@@ -13,45 +13,43 @@ import numpy as np
 if TYPE_CHECKING:  # torch takes a second to import; who only wants --help should not wait for it
     from torch import Tensor
 
-DATA_RANGE = 255.0  # of uint8 pictures
+DATA_RANGE = 255.0  # of uint8 images
 MIN_SIDE = 12  # SSIM's window is 11 pixels wide
 
 
-def psnr(pictures: Sequence[np.ndarray], targets: Sequence[np.ndarray]) -> np.ndarray:
-    """Peak signal-to-noise ratio of each pair in dB, float [n]; equal pictures give infinity.
+def psnr(images: Sequence[np.ndarray], targets: Sequence[np.ndarray]) -> np.ndarray:
+    """Peak signal-to-noise ratio of each pair in dB, float [n]; equal images give infinity.
 
-    pictures, targets: n arrays uint8 [H W 3] of one size.
+    images, targets: n arrays uint8 [H W 3] of one size.
     """
     from torchmetrics.functional.image import peak_signal_noise_ratio
 
-    first, second = _batches(pictures, targets)
+    first, second = _batches(images, targets)
     ratios = peak_signal_noise_ratio(first, second, data_range=DATA_RANGE, reduction="none", dim=(1, 2, 3))
     return ratios.numpy()
 
 
-def ssim(pictures: Sequence[np.ndarray], targets: Sequence[np.ndarray]) -> np.ndarray:
-    """Structural similarity of each pair (Wang et al. 2004), float [n]; 1, within 0.001, for equal pictures.
+def ssim(images: Sequence[np.ndarray], targets: Sequence[np.ndarray]) -> np.ndarray:
+    """Structural similarity of each pair (Wang et al. 2004), float [n]; 1, within 0.001, for equal images.
 
-    pictures, targets: n arrays uint8 [H W 3] of one size, at least 12 pixels a side. The rounding comes from
+    images, targets: n arrays uint8 [H W 3] of one size, at least 12 pixels a side. The rounding comes from
     float32 in plain regions; float64 costs fifty times as long and moves no median by more.
     """
     from torchmetrics.functional.image import structural_similarity_index_measure
 
-    first, second = _batches(pictures, targets)
+    first, second = _batches(images, targets)
     if min(first.shape[2:]) < MIN_SIDE:
-        raise ValueError(f"SSIM needs pictures of {MIN_SIDE} pixels or more, got {tuple(first.shape[2:])}")
+        raise ValueError(f"SSIM needs images of {MIN_SIDE} pixels or more, got {tuple(first.shape[2:])}")
     return structural_similarity_index_measure(first, second, data_range=DATA_RANGE, reduction="none").numpy()
 
 
-def _batches(pictures: Sequence[np.ndarray], targets: Sequence[np.ndarray]) -> "tuple[Tensor, Tensor]":
+def _batches(images: Sequence[np.ndarray], targets: Sequence[np.ndarray]) -> "tuple[Tensor, Tensor]":
     import torch
 
-    if len(pictures) != len(targets) or not len(pictures):
-        raise ValueError(
-            f"{len(pictures)} pictures and {len(targets)} targets: give one target for each picture"
-        )
-    shapes = {picture.shape for picture in (*pictures, *targets)}
-    if len(shapes) > 1 or {picture.dtype for picture in (*pictures, *targets)} != {np.dtype(np.uint8)}:
-        raise ValueError(f"pictures must be uint8 of one size, got sizes {sorted(shapes)}")
-    first, second = (torch.from_numpy(np.stack(group)).float() for group in (pictures, targets))
+    if len(images) != len(targets) or not len(images):
+        raise ValueError(f"{len(images)} images and {len(targets)} targets: give one target for each image")
+    shapes = {image.shape for image in (*images, *targets)}
+    if len(shapes) > 1 or {image.dtype for image in (*images, *targets)} != {np.dtype(np.uint8)}:
+        raise ValueError(f"images must be uint8 of one size, got sizes {sorted(shapes)}")
+    first, second = (torch.from_numpy(np.stack(group)).float() for group in (images, targets))
     return first.permute(0, 3, 1, 2), second.permute(0, 3, 1, 2)  # [n 3 H W]

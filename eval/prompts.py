@@ -7,34 +7,42 @@ model's own choice: its filled region is moved and scaled onto examples of every
 training scenes are, and counts as the shape that it covers best, or as none.
 """
 
-import argparse
-import sys
+from __future__ import annotations
+
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 
-from eval.control import colour_error, filled_mask
+from common.flags import add_flags, flag, read_flags
+from common.shell import Parser, run_command
+from eval.control import ShapeReader, colour_error, filled_mask
 from eval.fidelity import COLOUR_BAR
-from eval.fill50k import Settings, generate, held_out_scenes
-from eval.shape import ShapeReader
+from eval.fill50k import STOPPED, ModelFiles, Settings, generate, held_out_scenes
 from scenes.fill50k import COLOURS, SHAPES, Scene, render
 from scenes.shape_scenes import MAX_TILT
 
 EXAMPLE_SIZE, EXAMPLE_RADIUS = 128, 0.38
-TILTS, HANDS, HAND = (
-    11,
-    3,
-    0.6,
-)  # examples of a shape: tilts, and at each so many wobbled ones of this strength
-
+TILTS, HANDS, HAND = 11, 3, 0.6  # examples of a shape: tilts, at each so many wobbled ones, how strongly
 GRID_COLUMNS = 8
 
 
 @dataclass(frozen=True)
+class PromptSettings(Settings):
+    """How images are generated, by other defaults, and how many."""
+
+    steps: int = flag(30, "of the sampler")
+    sampler: str = flag("euler_ancestral", "")
+    scale: float | None = flag(3.0, "of the guidance")
+    size: int = EXAMPLE_SIZE  # without a hint the model has a size of its own
+    count: int = flag(200, "pictures")
+    grid: Path | None = flag(None, "write pictures of each shape to this PNG")
+
+
+@dataclass(frozen=True)
 class PromptScores:
-    """One value a picture: the shape seen, None for none; whether both colours are right, bool [n]."""
+    """One value an image: the shape seen, None for none; whether both colours are right, bool [n]."""
 
     named: Sequence[str]
     seen: Sequence[str | None]
@@ -42,11 +50,11 @@ class PromptScores:
 
     @property
     def shaped(self) -> np.ndarray:
-        """Which pictures show the shape of their prompt, bool [n]."""
+        """Which images show the shape of their prompt, bool [n]."""
         return np.array([named == seen for named, seen in zip(self.named, self.seen, strict=True)])
 
     def table(self) -> str:
-        """Shares over all pictures, and for each shape what was seen in place of it."""
+        """Shares over all images, and for each shape what was seen in place of it."""
         both = self.shaped & self.coloured
         lines = [
             f"shape as named {_percent(self.shaped)}, colours as named {_percent(self.coloured)}, "
@@ -65,15 +73,15 @@ def shape_reader() -> ShapeReader:
     return ShapeReader({shape: list(_examples(shape)) for shape in SHAPES})
 
 
-def score(pictures: Sequence[np.ndarray], scenes: Sequence[Scene]) -> PromptScores:
-    """Score pictures uint8 [H W 3] against the prompts of their scenes; the scenes' places play no part."""
+def score(images: Sequence[np.ndarray], scenes: Sequence[Scene]) -> PromptScores:
+    """Score images uint8 [H W 3] against the prompts of their scenes; the scenes' places play no part."""
     read, seen, coloured = shape_reader(), [], []
-    for picture, scene in zip(pictures, scenes, strict=True):
+    for image, scene in zip(images, scenes, strict=True):
         fill, background = COLOURS[scene.fill], COLOURS[scene.background]
-        mask = filled_mask(picture, fill, background)
+        mask = filled_mask(image, fill, background)
         seen.append(read(mask))
         errors = [
-            colour_error(picture, region, colour).mean() if region.any() else np.inf
+            colour_error(image, region, colour).mean() if region.any() else np.inf
             for region, colour in ((mask, fill), (~mask, background))
         ]
         coloured.append(max(errors) <= COLOUR_BAR)
@@ -92,60 +100,32 @@ def _percent(which: np.ndarray) -> str:
     return f"{100 * which.mean():.1f} %"
 
 
-def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
-    """Read the command line."""
-    parser = argparse.ArgumentParser(
-        prog="python -m eval.prompts",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    add = parser.add_argument
-    add("--config", type=Path, default=Path("models/tiny.yaml"), help="model (default: %(default)s)")
-    add("--weights", type=Path, nargs="*", default=[], help="weight files (default: those the config names)")
-    add("--count", type=int, default=200, help="pictures (default: %(default)s)")
-    add("--steps", type=int, default=30, help="of the sampler (default: %(default)s)")
-    add("--sampler", default="euler_ancestral", help="default: %(default)s")
-    add("--scale", type=float, default=3.0, help="of the guidance (default: %(default)s)")
-    add("--seed", type=int, default=0, help="of prompts and noise (default: %(default)s)")
-    add("--device", default="auto", help="auto, cpu or cuda (default: %(default)s)")
-    add("--grid", type=Path, help="write pictures of each shape to this PNG")
-    return parser.parse_args(argv)
-
-
 def main(argv: list[str] | None = None) -> int:
-    """Run the command: 0, 1 with a sentence for bad input, 130 after Ctrl-C."""
-    args = parse_args(argv)
-    try:
-        sys.stdout.write(_run(args) + "\n")
-    except KeyboardInterrupt:
-        sys.stderr.write("stopped before all pictures were made\n")
-        return 130
-    except (ValueError, OSError) as error:
-        sys.stderr.write(f"{error}\n")
-        return 1
-    return 0
+    """Run the command and return its exit code."""
+    parser = Parser("python -m eval.prompts", __doc__)
+    for settings in (ModelFiles, PromptSettings):
+        add_flags(parser, settings)
+    args = parser.parse_args(argv)
+    files, settings = read_flags(ModelFiles, args), read_flags(PromptSettings, args)
+    return run_command(lambda: _run(files, settings), stopped=STOPPED)
 
 
-def _run(args: argparse.Namespace) -> str:
-    if args.count < 1:
-        raise ValueError(f"count={args.count}: make 1 picture or more")
-    from cldm.pipeline import Pipeline
-
-    pipe = Pipeline.from_files(args.config, *args.weights, device=args.device)
-    scenes = held_out_scenes(args.count, args.seed)
-    settings = Settings(seed=args.seed, steps=args.steps, sampler=args.sampler, scale=args.scale)
-    pictures = generate(pipe, scenes, None, settings)
-    if args.grid:
-        _save_grid(pictures, scenes, args.grid)
-    return score(pictures, scenes).table()
+def _run(files: ModelFiles, settings: PromptSettings) -> str:
+    if settings.count < 1 or settings.batch < 1:
+        raise ValueError(f"count={settings.count}, batch={settings.batch}: both must be 1 or more")
+    scenes = held_out_scenes(settings.count, settings.seed)
+    images = generate(files.open(), scenes, None, settings)
+    if settings.grid:
+        _save_grid(images, scenes, settings.grid)
+    return score(images, scenes).table()
 
 
-def _save_grid(pictures: Sequence[np.ndarray], scenes: Sequence[Scene], path: Path) -> None:
+def _save_grid(images: Sequence[np.ndarray], scenes: Sequence[Scene], path: Path) -> None:
     from ldm.image import labelled_grid, write_png
 
     rows: dict[str, list[np.ndarray]] = {}
-    for picture, scene in zip(pictures, scenes, strict=True):
-        rows.setdefault(scene.shape, []).append(picture)
+    for image, scene in zip(images, scenes, strict=True):
+        rows.setdefault(scene.shape, []).append(image)
     columns = min(GRID_COLUMNS, *map(len, rows.values()))
     cells = [row[:columns] for row in rows.values()]
     write_png(path, labelled_grid(cells, list(rows), [""] * columns, cell=EXAMPLE_SIZE))

@@ -132,7 +132,7 @@ def test_the_command_prints_writes_and_fails_only_when_asked_to_check(painter, t
     ],
 )
 def test_bad_input_ends_in_one_sentence(arguments, message, capsys):
-    assert main(arguments) == 1
+    assert main(arguments) == 2
     error = capsys.readouterr().err
     assert message in error
     assert error.count("\n") == 1

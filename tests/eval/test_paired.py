@@ -56,9 +56,9 @@ def test_each_pair_has_its_own_value(pictures):
 
 
 def test_pictures_that_cannot_be_compared_are_refused(pictures):
-    with pytest.raises(ValueError, match="3 pictures and 2 targets"):
+    with pytest.raises(ValueError, match="3 images and 2 targets"):
         psnr(pictures, pictures[:2])
-    with pytest.raises(ValueError, match="0 pictures"):
+    with pytest.raises(ValueError, match="0 images"):
         psnr([], [])
     with pytest.raises(ValueError, match="uint8 of one size"):
         psnr(pictures[:1], [pictures[0][:16]])

@@ -3,9 +3,9 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from eval.control import SHAPE_SIDE, ShapeReader, normalised
 from eval.fill50k import held_out_scenes
 from eval.prompts import main, score, shape_reader
-from eval.shape import SIDE, ShapeReader, normalised
 from scenes.colours import COLOURS
 from scenes.fill50k import SHAPES, render
 
@@ -22,7 +22,7 @@ def disc(size, radius, centre):
 
 def test_place_and_size_of_a_mask_are_forgotten():
     near, far = normalised(disc(64, 10, (20, 41))), normalised(disc(200, 60, (90, 70)))
-    assert near.shape == (SIDE, SIDE)
+    assert near.shape == (SHAPE_SIDE, SHAPE_SIDE)
     assert np.count_nonzero(near & far) / np.count_nonzero(near | far) > 0.95
 
 
@@ -66,5 +66,5 @@ def test_a_plain_picture_has_no_shape_and_not_both_colours():
 
 
 def test_bad_counts_are_refused_in_a_sentence(capsys):
-    assert main(["--count", "0"]) == 1
-    assert "1 picture or more" in capsys.readouterr().err
+    assert main(["--count", "0"]) == 2
+    assert "both must be 1 or more" in capsys.readouterr().err
