@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import get_args
 
 from common.shell import Parser, run_command
-from trainer.settings import BranchKind
+from trainer.flags import BranchKind
 
 MODELS = Path(__file__).parent / "models"
 SEEDS = 2**63  # torch takes them below

@@ -48,9 +48,10 @@ ROOMS = {
         "prune",
     ),
     "trainer": (
-        "settings data.rows",
-        "flags losses optim data.dataset",
-        "data plan model callbacks export",
+        "settings",
+        "flags losses optim data.rows",
+        "plan model export data.dataset",
+        "data callbacks",
         "module",
         "checkpointing",
         "lightning",

@@ -15,9 +15,8 @@ from cldm.model import load_model, with_branch
 from scenes.fill50k import Recipe, make_dataset
 from tests.hub_server import hub_on_this_machine
 from tests.small_files import SIDE, write_small_model
-from trainer.flags import PRESETS, TINY, parse_args
+from trainer.flags import PRESETS, TINY, Preset, parse_args
 from trainer.plan import make_plan
-from trainer.settings import Preset
 
 diffusers = pytest.importorskip("diffusers")
 
@@ -320,7 +319,7 @@ def test_a_preset_sets_flags_that_exist_and_keeps_four_pairs_a_step(name):
     assert PRESETS[name].items() <= values(settings).items()
     plan = make_plan(settings)
     assert plan.pairs == 4
-    assert plan.transform.resolution == 512
+    assert plan.settings.transform.resolution == 512
 
 
 def test_a_run_without_steps_goes_through_the_data():
@@ -330,7 +329,7 @@ def test_a_run_without_steps_goes_through_the_data():
     assert plan("cldm_v15.yaml", "--num-train-epochs", "3").for_rows(9).settings.rate.total == 9
     scaled = plan("cldm_v21_v.yaml", "--scale-lr")
     assert scaled.settings.rate.peak == pytest.approx(4e-5)
-    assert scaled.transform.resolution == 768
+    assert scaled.settings.transform.resolution == 768
 
 
 @pytest.mark.parametrize("words", [["--learning-rate", "0"], ["--snr-gamma", "-1"], ["--ema-decay", "1"]])

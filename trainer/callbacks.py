@@ -6,6 +6,7 @@ import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import cycle, islice
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +18,10 @@ from torch import Tensor
 from tqdm import tqdm
 
 from cldm.cldm import ControlLDM
+from cldm.log_images import SampleSettings, sample_images
 from cldm.logger import GAP, preserve_rng, write_grid
 from common.memory import peak_memory
 from ldm.image import image_to_hint, read_image
-from ldm.models.diffusion.ddim import DDIMSampler
 from trainer.data.dataset import to_square
 
 LATENT_STEP = 8  # pixels of the image for one of the latent
@@ -29,20 +30,18 @@ BYTES_PER_GB = 1e9
 
 @dataclass(frozen=True)
 class Validation:
-    """What to draw. hints: uint8 [H W 3], one for each prompt; count: samples of each; scale: of guidance."""
+    """What to draw. pairs: prompts with their hints, uint8 [H W 3]; count: samples of each."""
 
-    prompts: tuple[str, ...]
-    hints: tuple[np.ndarray, ...]
+    pairs: Sequence[tuple[str, np.ndarray]]
     count: int = 4
-    steps: int = 20
-    scale: float = 9.0
+    sampling: SampleSettings = SampleSettings(steps=20)
     seed: int = 0
 
 
 def read_validation(
     prompts: Sequence[str], images: Sequence[Path], resolution: int
-) -> tuple[tuple[str, ...], tuple[np.ndarray, ...]]:
-    """Prompts and control images of equal number, as diffusers pairs them: one of either serves all.
+) -> list[tuple[str, np.ndarray]]:
+    """Prompts with their control images, as diffusers pairs them: one of either serves all.
 
     Raises ValueError for numbers that do not fit, and as `read_image`.
     """
@@ -52,9 +51,7 @@ def read_validation(
             "or one of either"
         )
     hints = [to_square(read_image(path)[:, :, :3], resolution) for path in images]
-    length = max(len(prompts), len(hints))
-    spread = [list(part) * length if len(part) == 1 else list(part) for part in (prompts, hints)]
-    return tuple(spread[0]), tuple(spread[1])
+    return list(islice(zip(cycle(prompts), cycle(hints)), max(len(prompts), len(hints))))
 
 
 class ValidationImages(pl.Callback):
@@ -79,28 +76,21 @@ class ValidationImages(pl.Callback):
 @torch.no_grad()
 def validation_grid(model: ControlLDM, validation: Validation) -> Tensor:
     """A row for each prompt, its control image and then the samples: [3, H, W] in [-1, 1]."""
-    rows = []
-    for number, (prompt, hint) in enumerate(zip(validation.prompts, validation.hints, strict=True)):
-        control = image_to_hint(hint, validation.count).to(model.device)
+    n, rows = validation.count, []
+    for number, (prompt, hint) in enumerate(validation.pairs):
+        control = image_to_hint(hint, n).to(model.device)
+        cond, uncond = (
+            {"c_concat": [control], "c_crossattn": [model.get_learned_conditioning([text] * n)]}
+            for text in (prompt, "")
+        )
+        channels, (height, width) = model.model.diffusion_model.config.in_channels, control.shape[-2:]
+        shape = (n, channels, height // LATENT_STEP, width // LATENT_STEP)
         torch.manual_seed(validation.seed + number)
-        images = torch.cat([control[:1] * 2 - 1, _sample(model, prompt, control, validation)])
-        images = torch.nn.functional.pad(images.float().cpu(), (0, GAP, 0, GAP), value=1.0)
+        samples = sample_images(model, shape, cond, uncond, validation.sampling)
+        images = torch.cat([control[:1] * 2 - 1, samples]).float().cpu()
+        images = torch.nn.functional.pad(images, (0, GAP, 0, GAP), value=1.0)
         rows.append(rearrange(images, "k c H W -> c H (k W)"))
     return torch.cat(rows, dim=1).clamp(-1, 1)
-
-
-def _sample(model: ControlLDM, prompt: str, control: Tensor, validation: Validation) -> Tensor:
-    n, _, height, width = control.shape
-    cond, uncond = (
-        {"c_concat": [control], "c_crossattn": [model.get_learned_conditioning([text] * n)]}
-        for text in (prompt, "")
-    )
-    shape = (model.model.diffusion_model.config.in_channels, height // LATENT_STEP, width // LATENT_STEP)
-    latents, _ = DDIMSampler(model).sample(
-        validation.steps, n, shape, cond, eta=0.0, verbose=False,
-        unconditional_guidance_scale=validation.scale, unconditional_conditioning=uncond,
-    )  # fmt: skip
-    return model.decode_first_stage(latents)
 
 
 class ThroughputLogger(pl.Callback):

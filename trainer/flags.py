@@ -1,29 +1,180 @@
-"""The command line of tutorial_train.py: the fields of `trainer.settings`, and presets of their values.
+"""The command line of tutorial_train.py: its settings, a group of flags each, and presets of their values.
 
-docs/training.md has the table of all flags beside diffusers' and lllyasviel's.
+docs/training.md has the table of all flags beside diffusers' and lllyasviel's. Nothing heavy is imported
+here, so that --help answers at once.
 """
 
 from __future__ import annotations
 
-from typing import Any, get_type_hints
+from argparse import ArgumentTypeError, BooleanOptionalAction
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, get_args, get_type_hints
 
-from common.flags import add_flags, read_flags
+from common.flags import add_flags, flag, read_flags
 from common.shell import Parser
-from trainer.settings import RunSettings
+from trainer.settings import Columns, TrainingSettings, Transform
 
-TITLES = {
-    "model": "model",
-    "data": "data",
-    "length": "how long",
-    "rate": "learning rate",
-    "optimization": "optimizer",
-    "loss": "loss (noise or velocity: as the config says)",
-    "memory": "memory",
-    "machines": "machines",
-    "reports": "what is shown",
-    "output": "output",
-}
-GROUPS: dict[str, type] = get_type_hints(RunSettings)  # as fields are named
+BranchKind = Literal["full", "lite"]
+Preset = Literal["38gb", "20gb", "16gb", "12gb", "8gb"]
+Report = Literal["tensorboard", "csv", "wandb", "all", "none"]
+GENERATED_DATA = Path("training/fill50k")
+ALL_DEVICES = -1
+BESIDE_THE_DATA = Path()  # --cache-latents without a folder
+
+
+def count(text: str) -> int:
+    """A whole number above 0, as argparse wants its types."""
+    if not text.isdigit() or int(text) < 1:
+        raise ArgumentTypeError(f"{text}: give 1 or more")
+    return int(text)
+
+
+@dataclass(frozen=True)
+class ModelSettings:
+    """Which weights a run begins with, and what of them learns."""
+
+    config: Path | None = flag(None, "default: models/tiny.yaml with settings that suit it", metavar="YAML")
+    weights: tuple[Path, ...] | None = flag(
+        None, "base model; where no branch is in it a new one begins as its encoder's copy",
+        "--resume-path", "--pretrained-model-name-or-path", metavar="FILE",
+    )  # fmt: skip
+    controlnet: Path | None = flag(
+        None, "control branch to begin with", "--controlnet-model-name-or-path", metavar="FILE"
+    )
+    branch: BranchKind | None = flag(None, "its kind (default: what the yaml has, else full)")
+    use_ema: bool = flag(False, "begin from the moving averages that the base carries")
+    unlock_sd: bool = flag(False, "train the U-Net's output half too (sd_locked=False)")
+    only_mid_control: bool = flag(False, "let the branch act on the middle block alone")
+
+
+@dataclass(frozen=True)
+class DataSettings:
+    """Which pairs are learned from."""
+
+    path: Path = flag(
+        GENERATED_DATA, "folder or list of pairs; the default one is generated if it is missing",
+        "--data", "--train-data-dir", metavar="PATH",
+    )  # fmt: skip
+    train_samples: int = flag(2000, "how many pairs to generate then", metavar="N", type=count)
+    max_train_samples: int | None = flag(None, "use only the first N pairs", metavar="N")
+    workers: int = flag(0, "processes that read images", "--dataloader-num-workers", metavar="N")
+    validate_data: bool = flag(False, "check every pair, name the first bad ones, and stop")
+
+
+@dataclass(frozen=True)
+class LengthSettings:
+    """How long a run is, and where it stops by the way."""
+
+    batch: int = flag(
+        4, "pairs a step and device", "--train-batch-size", "--batch-size", metavar="N", type=count
+    )
+    accumulate: int = flag(1, "batches a step", "--gradient-accumulation-steps", metavar="N", type=count)
+    epochs: int = flag(1, "turns through the data", "--num-train-epochs", metavar="N", type=count)
+    max_train_steps: int | None = flag(None, "optimizer steps, instead of turns", metavar="N", type=count)
+    checkpointing_steps: int = flag(500, "steps between checkpoints", metavar="N", type=count)
+    checkpoints_total_limit: int | None = flag(None, "keep only the last N checkpoints", metavar="N")
+    resume_from: str | None = flag(
+        None, "go on from a checkpoint: a path, or latest",
+        "--resume-from", "--resume-from-checkpoint", metavar="NAME",
+    )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class MemorySettings:
+    """What trades memory against time."""
+
+    preset: Preset | None = flag(None, "flags for a GPU of this size; each may be given besides")
+    gradient_checkpointing: bool | None = flag(
+        None, "compute activations twice (default: as the config says)"
+    )
+    mixed_precision: Literal["no", "fp16", "bf16"] = flag("no", "of what is computed")
+    lean_attention: bool = flag(
+        False, "never fall back to attention that holds whole matrices; torch's own kernels, no xformers",
+        "--enable-xformers-memory-efficient-attention", action=BooleanOptionalAction,
+    )  # fmt: skip
+    allow_tf32: bool = flag(False, "faster float32 on recent GPUs, a little less exact")
+    cache_latents: Path | None = flag(
+        None, "compute latents and texts once into DIR (default: beside the data); the autoencoder and the "
+        "text encoder then leave memory", metavar="DIR", nargs="?", const=BESIDE_THE_DATA,
+    )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class MachineSettings:
+    """Where a run computes."""
+
+    device: str = flag("auto", "auto, cpu, cuda or mps", metavar="NAME")
+    devices: int = flag(1, "processes on each node, one a GPU", metavar="N")
+    num_nodes: int = flag(1, "", metavar="M", type=count)
+    strategy: str = flag(
+        "auto", "ddp, fsdp, deepspeed_stage_2[_offload] and others of Lightning's", metavar="NAME"
+    )
+
+    @property
+    def is_deepspeed(self) -> bool:
+        """Whether DeepSpeed runs it, which clips and saves in its own way."""
+        return self.strategy.startswith("deepspeed")
+
+    @property
+    def offloads(self) -> bool:
+        """Whether the optimizer's states are in the host's memory."""
+        return self.is_deepspeed and self.strategy.endswith("offload")
+
+
+@dataclass(frozen=True)
+class ReportSettings:
+    """What a run shows of itself while it goes on."""
+
+    image_log_steps: int = flag(300, "steps between grids in image_log/train, 0 for none", metavar="N")
+    validation_prompt: tuple[str, ...] = flag((), "as many as images, or one for all", metavar="TEXT")
+    validation_image: tuple[Path, ...] = flag((), "control images", metavar="FILE")
+    num_validation_images: int = flag(4, "samples of each", metavar="N", type=count)
+    validation_steps: int = flag(100, "steps between grids in image_log/validation", metavar="N", type=count)
+    sample_steps: int = flag(20, "of the sampler, in both", metavar="N", type=count)
+    guidance_scale: float | None = flag(None, "in both (default: the model's, else 9)", metavar="X")
+    report_to: tuple[Report, ...] = flag(
+        ("tensorboard",), "where numbers go (default: tensorboard)", type=str, choices=get_args(Report)
+    )
+    logging_dir: Path = flag(Path("logs"), "inside the output folder")
+    tracker_project_name: str = flag("train_controlnet", "of wandb", metavar="NAME")
+
+
+@dataclass(frozen=True)
+class OutputSettings:
+    """What a run hands out."""
+
+    folder: Path = flag(Path("controlnet-model"), "made if missing", "--output-dir", "--out", metavar="DIR")
+    file_format: Literal["safetensors", "ckpt"] = flag(
+        "safetensors", "of the original-names file", "--output-format"
+    )
+    push_to_hub: bool = flag(False, "upload the result")
+    hub_token: str | None = flag(None, "default: the one you logged in with", metavar="TOKEN")
+    hub_model_id: str | None = flag(
+        None, "of the repository (default: the output folder's name)", metavar="NAME"
+    )
+
+
+@dataclass(frozen=True)
+class RunSettings(TrainingSettings):
+    """All flags of one run, by their groups."""
+
+    model: ModelSettings = ModelSettings()
+    data: DataSettings = DataSettings()
+    columns: Columns = Columns()
+    transform: Transform = Transform()
+    length: LengthSettings = LengthSettings()
+    memory: MemorySettings = MemorySettings()
+    machines: MachineSettings = MachineSettings()
+    reports: ReportSettings = ReportSettings()
+    output: OutputSettings = OutputSettings()
+
+
+KINDS: dict[str, type] = get_type_hints(RunSettings)
+GROUPS = (
+    "model", "data", "columns", "transform", "length", "rate", "optimization", "loss", "memory", "machines",
+    "reports", "output",
+)  # fmt: skip
 
 
 def parse_args(
@@ -34,15 +185,15 @@ def parse_args(
     Without --config the tiny model's defaults hold. SystemExit with one sentence when it is wrong.
     """
     parser = Parser(prog, description)
-    for name, title in TITLES.items():
-        add_flags(parser, GROUPS[name], title)
+    for name in GROUPS:
+        add_flags(parser, KINDS[name], name)
     parser.set_defaults(**defaults)
     first = parser.parse_args(argv)
     parser.set_defaults(**(TINY if first.config is None else {}))
     parser.set_defaults(**PRESETS.get(first.preset, {}))
     args = parser.parse_args(argv)
     try:
-        return RunSettings(**{name: read_flags(settings, args) for name, settings in GROUPS.items()})
+        return RunSettings(**{name: read_flags(settings, args) for name, settings in KINDS.items()})
     except ValueError as error:
         parser.error(str(error))
 

@@ -12,6 +12,7 @@ import torch
 from pytorch_lightning.loggers import CSVLogger, TensorBoardLogger, WandbLogger
 from pytorch_lightning.strategies import DDPStrategy, StrategyRegistry
 
+from cldm.log_images import SampleSettings
 from cldm.logger import ImageLogger
 from trainer.callbacks import ThroughputLogger, Validation, ValidationImages, read_validation
 from trainer.checkpointing import Checkpoints, DirectCheckpointIO
@@ -82,12 +83,10 @@ def _callbacks(plan: RunPlan) -> list[pl.Callback]:
     if bool(reports.validation_prompt) != bool(reports.validation_image):
         raise ValueError("--validation-prompt and --validation-image go together: give both")
     if reports.validation_prompt:
-        prompts, hints = read_validation(
-            reports.validation_prompt, reports.validation_image, plan.transform.resolution
-        )
-        seed = plan.settings.loss.seed
-        count, steps = reports.num_validation_images, reports.sample_steps
-        validation = Validation(prompts, hints, count, steps, plan.scale, seed)
+        side, seed = plan.settings.transform.resolution, plan.settings.loss.seed
+        pairs = read_validation(reports.validation_prompt, reports.validation_image, side)
+        sampling = SampleSettings(reports.sample_steps, scale=plan.scale)
+        validation = Validation(pairs, reports.num_validation_images, sampling, seed)
         made.append(ValidationImages(validation, reports.validation_steps))
     return made
 

@@ -11,9 +11,7 @@ from omegaconf import DictConfig
 
 from cldm.model import with_branch
 from ldm.config import read_config
-from trainer.data.dataset import Transform
-from trainer.data.rows import Columns
-from trainer.settings import ALL_DEVICES, LearningRate, RunSettings
+from trainer.flags import ALL_DEVICES, RunSettings
 
 TINY_CONFIG = Path(__file__).parents[1] / "models/tiny.yaml"
 PIXELS_PER_LATENT = 8
@@ -31,8 +29,6 @@ class RunPlan:
     settings: RunSettings
     config: DictConfig
     weights: tuple[Path, ...]
-    transform: Transform
-    columns: Columns
     scale: float
     pairs: int
 
@@ -45,7 +41,7 @@ class RunPlan:
 
     def describe(self, rows: int, learning: int) -> str:
         """What is about to happen, in a line."""
-        side, rate = self.transform.resolution, self.settings.rate
+        side, rate = self.settings.transform.resolution, self.settings.rate
         return (
             f"training {learning:,} weights on {rows:,} pairs of {side}x{side}: {rate.total:,} steps of "
             f"{self.pairs}, learning rate {rate.peak:g} ({rate.schedule})"
@@ -58,29 +54,21 @@ def make_plan(settings: RunSettings) -> RunPlan:
     config = with_branch(path, settings.model.branch) if settings.model.branch else read_config(path)
     defaults = config.get("defaults") or {}
     side = config.model.params.get("image_size", SD_SIDE) * PIXELS_PER_LATENT
-    data, machines, length = settings.data, settings.machines, settings.length
+    rate, machines, length = settings.rate, settings.machines, settings.length
     if machines.devices == ALL_DEVICES:
         machines = replace(machines, devices=max(1, torch.cuda.device_count()))
     pairs = length.batch * length.accumulate * machines.devices * machines.num_nodes
-    rate = settings.rate
+    if rate.scale_lr:
+        rate = replace(rate, peak=rate.peak * pairs)
+    resolution = settings.transform.resolution or defaults.get("resolution", side)
+    transform = replace(settings.transform, resolution=resolution)
     return RunPlan(
-        settings=replace(settings, machines=machines, rate=_scaled(rate, pairs) if rate.scale_lr else rate),
+        settings=replace(settings, machines=machines, rate=rate, transform=transform),
         config=config,
         weights=_weights(settings, path, config),
-        transform=Transform(
-            data.resolution or defaults.get("resolution", side),
-            data.random_crop,
-            data.flip,
-            data.empty_prompts,
-        ),
-        columns=Columns(data.image_column, data.conditioning_image_column, data.caption_column),
         scale=settings.reports.guidance_scale or defaults.get("scale", SD_SCALE),
         pairs=pairs,
     )
-
-
-def _scaled(rate: LearningRate, pairs: int) -> LearningRate:
-    return replace(rate, peak=rate.peak * pairs, scale_lr=False)
 
 
 def _weights(settings: RunSettings, path: Path, config: DictConfig) -> tuple[Path, ...]:

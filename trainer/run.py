@@ -20,12 +20,12 @@ from trainer.checkpointing import STATE, CheckpointFolder, Checkpoints
 from trainer.data.dataset import ControlDataset, SampleStream, StreamLoader, validate
 from trainer.data.latent_cache import CachedStream, build_cache
 from trainer.export import export_branch, push, write_card
+from trainer.flags import BESIDE_THE_DATA, GENERATED_DATA
 from trainer.lightning import make_trainer
 from trainer.model import OffloadedModules, load_for_training, prepare
 from trainer.module import ControlTraining
 from trainer.optim import check_packages
 from trainer.plan import RunPlan
-from trainer.settings import BESIDE_THE_DATA, GENERATED_DATA
 
 FROZEN = {"no": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 # Copies of the weights that a checkpoint holds beside them: DeepSpeed's, those of 8 bits, torch's.
@@ -34,11 +34,10 @@ STATES_OFFLOADED, STATES_8BIT, STATES = 3, 0.53, 2
 
 def validate_data(plan: RunPlan) -> int | str:
     """Check every pair: what was found good, or the exit code after naming the first bad pairs."""
-    data = plan.settings.data
-    pairs = ControlDataset(data.data, plan.transform, plan.columns, data.max_train_samples, check_files=False)
-    if found := validate(pairs):
+    data = _dataset(plan, check_files=False)
+    if found := validate(data):
         return say("\n".join(found), USER_ERROR)
-    return f"{data.data}: {len(pairs)} pairs, all good at {plan.transform.resolution} pixels"
+    return f"{plan.settings.data.path}: {len(data)} pairs, all good at {data.side} pixels"
 
 
 def run(plan: RunPlan) -> list[Path]:
@@ -49,7 +48,8 @@ def run(plan: RunPlan) -> list[Path]:
     length, out = plan.settings.length, plan.settings.output.folder
     device = pick_device(plan.settings.machines.device)
     _check(plan)
-    data = _data(plan)
+    _generate_data(plan)
+    data = _dataset(plan)
     plan = plan.for_rows(len(data))
     folder = CheckpointFolder(out, length.checkpoints_total_limit)
     resume = folder.find(length.resume_from) if length.resume_from else None
@@ -97,15 +97,26 @@ def _say_once_a_node(sentence: str) -> None:
         say(sentence)
 
 
-def _data(plan: RunPlan) -> ControlDataset:
-    data = plan.settings.data
-    if data.data == GENERATED_DATA and not (data.data / "prompt.json").exists():
-        from scenes.fill50k import Recipe, make_dataset
+def _dataset(plan: RunPlan, *, check_files: bool = True) -> ControlDataset:
+    settings = plan.settings
+    return ControlDataset(
+        settings.data.path, settings.transform, settings.columns, settings.data.max_train_samples,
+        check_files=check_files,
+    )  # fmt: skip
 
-        data.data.mkdir(parents=True, exist_ok=True)
-        with FileLock(data.data.with_suffix(".lock")):
-            make_dataset(data.data, data.train_samples, Recipe(size=plan.transform.resolution))
-    return ControlDataset(data.data, plan.transform, plan.columns, data.max_train_samples)
+
+def _generate_data(plan: RunPlan) -> None:
+    """Make the default data where it is asked for and missing."""
+    folder = plan.settings.data.path
+    if folder != GENERATED_DATA or (folder / "prompt.json").exists():
+        return
+    from scenes.fill50k import Recipe, make_dataset
+
+    folder.mkdir(parents=True, exist_ok=True)
+    with FileLock(folder.with_suffix(".lock")):
+        make_dataset(
+            folder, plan.settings.data.train_samples, Recipe(size=plan.settings.transform.resolution)
+        )
 
 
 def _module(plan: RunPlan, data: ControlDataset, device: torch.device) -> ControlTraining:
@@ -133,7 +144,7 @@ def _module(plan: RunPlan, data: ControlDataset, device: torch.device) -> Contro
 
 
 def _cache_folder(plan: RunPlan) -> Path:
-    folder, data = plan.settings.memory.cache_latents, plan.settings.data.data
+    folder, data = plan.settings.memory.cache_latents, plan.settings.data.path
     if folder != BESIDE_THE_DATA:
         return folder
     return (data if data.is_dir() else data.parent) / "latents"
@@ -175,8 +186,8 @@ def _finish(plan: RunPlan, module: ControlTraining) -> list[Path]:
         files = export_branch(branch, learned, params, output.folder, output.file_format)
     if output.push_to_hub:
         images = sorted((output.folder / "image_log").rglob("*.png"))
-        about = {"base": ", ".join(path.name for path in plan.weights), "data": plan.settings.data.data.name}
-        about |= {"steps": module.global_step, "resolution": plan.transform.resolution}
+        about = {"base": ", ".join(path.name for path in plan.weights), "data": plan.settings.data.path.name}
+        about |= {"steps": module.global_step, "resolution": plan.settings.transform.resolution}
         files.append(write_card(output.folder, about, images))
         say(f"uploaded to {push(output.folder, output.hub_model_id, output.hub_token)}")
     return files

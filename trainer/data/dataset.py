@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -21,41 +22,14 @@ import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from ldm.image import read_image
-from trainer.data.rows import Columns, TrainingPair, missing_files, read_rows
+from trainer.data.rows import TrainingPair, missing_files, read_rows
+from trainer.settings import Columns, Transform
 
-RESOLUTION_STEP = 64  # the U-Net halves the latent three times, the autoencoder the image three times
+SIDE = 512  # pixels, of published scripts
 READERS = 8  # threads that check a data set; decoding images leaves Python's lock
-CHECKED_AT_ONCE = 512  # a set that is wrong from the start is told so soon
 EVERY_ROW = 0x5EED  # marks the generator that shuffles rows, so that no sample shares its numbers
 
 Sample = dict[str, Any]
-
-
-@dataclass(frozen=True)
-class Transform:
-    """How a pair becomes a sample.
-
-    resolution: side of the square in pixels. random_crop: cut anywhere, not in the middle. flip: turn every
-    second pair over, left to right. empty_prompts: share of samples that lose their text.
-    """
-
-    resolution: int = 512
-    random_crop: bool = False
-    flip: bool = False
-    empty_prompts: float = 0.0
-
-    def __post_init__(self) -> None:
-        if self.resolution < RESOLUTION_STEP or self.resolution % RESOLUTION_STEP:
-            raise ValueError(
-                f"resolution={self.resolution}: give a multiple of {RESOLUTION_STEP}, such as 512"
-            )
-        if not 0 <= self.empty_prompts <= 1:
-            raise ValueError(f"proportion of empty prompts {self.empty_prompts}: a share is between 0 and 1")
-
-    @property
-    def is_fixed(self) -> bool:
-        """Whether a row always gives the same pixels."""
-        return not (self.random_crop or self.flip)
 
 
 class ControlDataset(Dataset):
@@ -71,6 +45,7 @@ class ControlDataset(Dataset):
         columns: Columns | None = None, limit: int | None = None, *, check_files: bool = True,
     ) -> None:  # fmt: skip
         self.transform = transform or Transform()
+        self.side = self.transform.resolution or SIDE
         self.rows = read_rows(Path(data), columns)[:limit]
         if check_files and (missing := missing_files(self.rows)):
             more = f" ({len(missing)} such files)" if len(missing) > 1 else ""
@@ -90,7 +65,7 @@ class ControlDataset(Dataset):
             chosen = row.texts[rng.integers(len(row.texts))]
             text = "" if rng.random() < self.transform.empty_prompts else chosen
         if not with_image:
-            hint = to_square(read_image(row.hint)[:, :, :3], self.transform.resolution)
+            hint = to_square(read_image(row.hint)[:, :, :3], self.side)
             return {"txt": text, "hint": hint.astype(np.float32) / 255.0}
         image, hint = self.images_of(row, rng)
         return {
@@ -115,7 +90,7 @@ class ControlDataset(Dataset):
                 f"{row.hint.name} {other_width}x{other_height}; make both one size"
             )
         place = rng.random(2) if rng is not None and self.transform.random_crop else (0.5, 0.5)
-        image, hint = (to_square(one, self.transform.resolution, place) for one in pair)
+        image, hint = (to_square(one, self.side, place) for one in pair)
         if rng is not None and self.transform.flip and rng.random() < 0.5:
             image, hint = image[:, ::-1], hint[:, ::-1]
         return np.ascontiguousarray(image), np.ascontiguousarray(hint)
@@ -189,14 +164,10 @@ def validate(dataset: ControlDataset, most: int = 10) -> list[str]:
             return str(error)
         return None if any(text.strip() for text in row.texts) else f"{row.place} has no text"
 
-    found: list[str] = []
     with ThreadPoolExecutor(READERS) as pool:
-        for start in range(0, len(dataset), CHECKED_AT_ONCE):
-            rows = dataset.rows[start : start + CHECKED_AT_ONCE]
-            found += [sentence for sentence in pool.map(problem, rows) if sentence]
-            if len(found) >= most:
-                break
-    return found[:most]
+        found = list(islice(filter(None, pool.map(problem, dataset.rows)), most))
+        pool.shutdown(cancel_futures=True)  # a set that is wrong from the start is told so soon
+    return found
 
 
 @lru_cache(maxsize=2)  # a batch may lie across two turns

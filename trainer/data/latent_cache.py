@@ -112,7 +112,7 @@ def fingerprint(
     return {
         "rows": hashlib.sha256(rows.encode()).hexdigest(),
         "weights": files,
-        "resolution": data.transform.resolution,
+        "resolution": data.side,
         "dtype": str(dtype),
     }
 

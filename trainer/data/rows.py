@@ -13,6 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from trainer.settings import Columns
+
 LISTS = ("prompt.json", "metadata.jsonl", "train.jsonl")  # looked for in a folder, in this order
 # Where the user names no column: Fill50k's names, then diffusers'.
 IMAGE, HINT, TEXT = ("target", "image"), ("source", "conditioning_image"), ("prompt", "text")
@@ -23,15 +25,6 @@ FORMS = (
     "prompt.json or metadata.jsonl with one JSON object a line, or folders target/ and source/ of images "
     "with a NAME.txt beside each target"
 )
-
-
-@dataclass(frozen=True)
-class Columns:
-    """Names of the columns of a list; None for the usual ones."""
-
-    image: str | None = None
-    hint: str | None = None
-    text: str | None = None
 
 
 @dataclass(frozen=True)

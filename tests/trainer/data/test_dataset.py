@@ -10,8 +10,8 @@ from torch.utils.data import DataLoader
 
 from ldm.image import read_image, write_png
 from scenes.fill50k import Recipe, make_dataset
-from trainer.data.dataset import ControlDataset, SampleStream, ShardedSampler, Transform, validate
-from trainer.data.rows import Columns
+from trainer.data.dataset import ControlDataset, SampleStream, ShardedSampler, validate
+from trainer.settings import Columns, Transform
 from tutorial_dataset import MyDataset
 
 SIDE, COUNT = 64, 5
@@ -212,12 +212,3 @@ def test_validation_names_the_first_bad_rows(fill50k, tmp_path):
     found = validate(dataset)
     assert [f"row {n}" in sentence for n, sentence in zip((2, 3, 4), found, strict=True)] == [True] * 3
     assert len(validate(dataset, most=2)) == 2
-
-
-@pytest.mark.parametrize(
-    ("settings", "sentence"),
-    [({"resolution": 100}, "multiple of 64"), ({"empty_prompts": 2}, "between 0 and 1")],
-)
-def test_impossible_transforms_are_refused(settings, sentence):
-    with pytest.raises(ValueError, match=sentence):
-        Transform(**settings)

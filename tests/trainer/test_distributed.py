@@ -12,8 +12,8 @@ import torch
 from scenes.fill50k import Recipe, make_dataset
 from tests.small_runs import SIDE, Run, pl
 from trainer.checkpointing import CheckpointFolder
-from trainer.data.dataset import ControlDataset, Transform
-from trainer.settings import LearningRate, Optimization, TrainingSettings
+from trainer.data.dataset import ControlDataset
+from trainer.settings import LearningRate, Optimization, TrainingSettings, Transform
 
 ROOT = Path(__file__).parents[2]
 SETTINGS = TrainingSettings(LearningRate(1e-2), optimization=Optimization(ema_decay=0.5))
@@ -54,7 +54,7 @@ def runs(tmp_path_factory):
     make_dataset(folder / "data", 6, Recipe(size=SIDE))
     if not hasattr(os, "fork"):
         pytest.skip("this system cannot fork")
-    command = [sys.executable, "-m", "tests.cldm.test_training_distributed", folder / "data", folder / "two"]
+    command = [sys.executable, "-m", "tests.trainer.test_distributed", folder / "data", folder / "two"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=500, check=False)
     assert done.returncode == 0, done.stderr[-2000:]
     (folder / "one").mkdir()
