@@ -46,7 +46,7 @@ class Job:
     request: Request
 
 
-def pictures_in(folder: Path) -> list[Path]:
+def images_in(folder: Path) -> list[Path]:
     """The picture files of `folder` in the order of their names, hidden ones left out.
 
     FileNotFoundError or ValueError when there are none.
@@ -84,7 +84,7 @@ def folder_jobs(folder: Path, ask: Callable[[str], Request], prompt: str | None)
 
     prompt: for pictures without a text file. ValueError when a picture has no prompt at all.
     """
-    pictures = pictures_in(folder)
+    pictures = images_in(folder)
     prompts = {path: prompt_beside(path) or prompt for path in pictures}
     if missing := [path for path in pictures if prompts[path] is None]:
         others = f" and {len(missing) - 1} more" if len(missing) > 1 else ""

@@ -14,8 +14,7 @@ from typing import Any
 from app.provenance import Source, digests, read_made
 from checkpoints.lora.names import parse_lora
 from checkpoints.names.controls import file_stem
-from cldm.control_files import branch_names, control_of_file
-from cldm.controls import CONTROLS, Control
+from cldm.controls import CONTROLS, Control, branch_names, control_of_file
 from cldm.request import ControlInput, Request
 
 REQUEST_FLAGS = (

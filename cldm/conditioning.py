@@ -1,16 +1,23 @@
-"""What a request gives the model to go by: control maps and text embeddings."""
+"""What a request gives the model to go by: control maps and hints, text embeddings, the initial image."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
+import cv2
 import numpy as np
+import torch
+import torch.nn.functional as F
 from torch import Tensor
 
+from annotator.util import HWC3
 from cldm.controls import annotate, get_control
-from cldm.request import Request
+from cldm.request import ControlInput, Request
+from ldm.image import image_to_hint
 from ldm.modules.encoders.modules import AbstractEncoder
 from ldm.modules.encoders.prompt import encode_prompts
+
+HALF_WHITE = 127  # a lighter pixel of a mask is painted anew
 
 
 def control_maps(image: np.ndarray | Sequence[np.ndarray], request: Request) -> list[np.ndarray]:
@@ -26,14 +33,22 @@ def control_maps(image: np.ndarray | Sequence[np.ndarray], request: Request) -> 
         given = f"{len(images)} pictures for {len(controls)} controls"
         raise ValueError(f"{given}: give one picture for all, or one for each")
     maps = [
-        annotate(c.control, picture, request.resolution, preprocess=c.preprocess, **c.params)
-        for c, picture in zip(controls, images, strict=True)
+        annotate(control.control, one, request.resolution, preprocess=control.preprocess, **control.params)
+        for control, one in zip(controls, images, strict=True)
     ]
     sizes = {one.shape[:2] for one in maps}
     if len(sizes) > 1:
         listed = ", ".join(f"{width}x{height}" for height, width in sorted(sizes))
         raise ValueError(f"the control maps differ in size ({listed}): crop the pictures to one shape")
     return maps
+
+
+def control_hint(control: ControlInput, control_map: np.ndarray, mask: np.ndarray | None = None) -> Tensor:
+    """The map as a branch takes it, [1, 3, H, W]; pixels of `mask` have the value that `control` says."""
+    hint, masked = image_to_hint(control_map, 1), get_control(control.control).masked_hint
+    if masked is not None and mask is not None:
+        hint[..., torch.from_numpy(mask)] = masked
+    return hint
 
 
 def encode_texts(embedder: AbstractEncoder, prompts: list[str], request: Request) -> tuple[Tensor, Tensor]:
@@ -44,3 +59,23 @@ def encode_texts(embedder: AbstractEncoder, prompts: list[str], request: Request
     encoded = encode_prompts(embedder, unique, clip_skip=clip_skip)
     negative = encoded[unique.index(request.negative_prompt)]
     return encoded[[unique.index(one) for one in prompts]], negative.expand(len(prompts), -1, -1)
+
+
+def fit_image(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """`image`, uint8 [H W], [H W 3] or [H W 4], as RGB of `size` (height, width)."""
+    return cv2.resize(HWC3(image), size[::-1], interpolation=cv2.INTER_AREA)
+
+
+def fit_mask(mask: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """`mask`, white where an image is to be painted anew, as bool [H W] of `size` (height, width)."""
+    return fit_image(mask, size)[..., 0] > HALF_WHITE
+
+
+def latent_keep(mask: np.ndarray, factor: int) -> Tensor:
+    """[1, 1, h, w]: 1 where no pixel of a latent cell, `factor` pixels a side, is to be painted anew."""
+    return 1 - F.max_pool2d(torch.from_numpy(mask)[None, None].float(), factor)
+
+
+def paste(image: np.ndarray, init: np.ndarray, mask: np.ndarray) -> np.ndarray:
+    """`image` where `mask`, `init` elsewhere: the autoencoder must not touch what is to be kept."""
+    return np.where(mask[..., None], image, init)

@@ -6,7 +6,9 @@ new control is one entry of `CONTROLS`.
 """
 
 import inspect
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import cv2
 import numpy as np
@@ -14,6 +16,7 @@ import numpy as np
 from annotator.registry import ANNOTATORS, Annotate
 from annotator.scribble import shrink_lines
 from annotator.util import HWC3, check_image, resize_image, target_size
+from checkpoints.names.controls import control_kind, file_stem
 
 
 def fit_smooth(control_map: np.ndarray, resolution: int) -> np.ndarray:
@@ -94,6 +97,24 @@ def annotate(
             f"{name} has no parameter {', '.join(unknown)}: it takes {', '.join(known) or 'none'}"
         )
     return control.annotate(image, resolution=resolution, **params)
+
+
+def control_of_file(path: str | Path) -> str | None:
+    """The control that weights of this name were trained for; None where the name does not tell."""
+    kind = control_kind(path)
+    if kind is None or kind in CONTROLS:
+        return kind
+    old = (name for name, control in CONTROLS.items() if control.stem_10 == f"control_sd15_{kind}")
+    return next(old, None)
+
+
+def branch_names(paths: Iterable[str | Path]) -> dict[str, str | Path]:
+    """The files by what their branches are called; ValueError where two would be called the same."""
+    named: dict[str, str | Path] = {}
+    for path in paths:
+        if Path(named.setdefault(file_stem(path), path)) != Path(path):
+            raise ValueError(f"two branches are called {file_stem(path)!r}: rename one of the files")
+    return named
 
 
 _SCRIBBLE = Control(

@@ -18,16 +18,22 @@ from torch import Tensor, nn
 
 from cldm.cldm import ControlLDM
 from cldm.compressed.load import load_quantized_model
-from cldm.conditioning import control_maps, encode_texts
-from cldm.control_files import branch_names
+from cldm.conditioning import (
+    control_hint,
+    control_maps,
+    encode_texts,
+    fit_image,
+    fit_mask,
+    latent_keep,
+    paste,
+)
 from cldm.control_units import ControlUnit, control_scales
-from cldm.controls import get_control
-from cldm.inpaint import fit_mask, fit_picture, latent_keep, paste
+from cldm.controls import branch_names, get_control
 from cldm.model import load_control, load_model
 from cldm.request import ControlInput, Request
-from cldm.sampling import Job, sample_latents
+from cldm.sampling import SamplingJob, sample_latents
 from ldm.config import read_config
-from ldm.image import image_to_hint, image_to_model, model_to_images
+from ldm.image import image_to_model, model_to_images
 from ldm.models.diffusion.sampling_run import Step
 from ldm.modules.attention import slice_attention
 from ldm.util import pick_device, pick_dtype
@@ -125,34 +131,32 @@ class Pipeline:
         """
         clock = _Clock()
         request = self._complete(request)
-        maps = control_maps(image, request)
-        size = maps[0].shape[:2]
-        init = None if init is None else fit_picture(init, size)
-        mask = None if mask is None else fit_mask(mask, size)
         if init is None and (mask is not None or request.denoise < 1):
             raise ValueError("a mask or denoise below 1 needs an initial picture (init)")
+        maps = control_maps(image, request)
+        size = maps[0].shape[:2]
+        init = None if init is None else fit_image(init, size)
+        mask = None if mask is None else fit_mask(mask, size)
         clock.lap("annotate")
-        self._shift(is_diffusing=False)
-        job = Job(
+        texts = self._encode_texts([request.prompt] * request.num_samples, request)
+        known = None if init is None else self._encode_image(init)
+        clock.lap("encode")
+        pairs = zip(request.controls, maps, strict=True)
+        hints = [control_hint(control, control_map, mask) for control, control_map in pairs]
+        job = SamplingJob(
             request=request,
-            texts=encode_texts(self.model.cond_stage_model, [request.prompt] * request.num_samples, request),
-            units=[],
+            texts=texts,
+            units=self._units(request, hints),
             noise=[torch.Generator().manual_seed(request.seed + k) for k in range(request.num_samples)],
             size=(size[0] // FACTOR, size[1] // FACTOR),
-            known=None if init is None else self._encode(init),
+            known=known,
             keep=None if mask is None else latent_keep(mask, FACTOR),
             on_step=on_step,
             together=not self.save_memory,
         )
-        clock.lap("encode")
-        self._shift(is_diffusing=True)
-        units = [self._unit(c, m, request, mask) for c, m in zip(request.controls, maps, strict=True)]
-        latents = sample_latents(self.model, replace(job, units=units))
-        clock.lap("sample")
-        self._shift(is_diffusing=False)
-        images = model_to_images(self.model.decode_first_stage(latents))
+        images = self._draw(job, clock)
         if mask is not None:
-            images = [paste(picture, init, mask) for picture in images]
+            images = [paste(one, init, mask) for one in images]
         clock.lap("decode")
         return Result(maps, images, request, clock.seconds)
 
@@ -167,28 +171,25 @@ class Pipeline:
         """
         request = self._complete(Request(prompts[0], seed=seed, **fields))
         height, width = (request.resolution,) * 2 if hints is None else hints.shape[-2:]
-        units = []
-        if hints is not None:
-            branch, pool = self.model.control_model, self.model.global_average_pooling
-            scales = control_scales(1.0, len(self.model.control_scales), guess_mode=False)
-            features = branch.encode_hint(hints.to(self.model.device, self._dtype))
-            both = not request.guided_control
-            units = [ControlUnit(branch, features, scales, pool=pool, unconditional=both)]
-        noise = torch.Generator().manual_seed(seed)
-        texts = encode_texts(self.model.cond_stage_model, prompts, request)
-        job = Job(request, texts, units, noise, (height // FACTOR, width // FACTOR))
-        return model_to_images(self.model.decode_first_stage(sample_latents(self.model, job)))
+        if hints is None:
+            request = replace(request, controls=())
+        job = SamplingJob(
+            request=request,
+            texts=self._encode_texts(prompts, request),
+            units=self._units(request, [] if hints is None else [hints]),
+            noise=torch.Generator().manual_seed(seed),
+            size=(height // FACTOR, width // FACTOR),
+            together=not self.save_memory,
+        )
+        return self._draw(job, _Clock())
 
     @torch.inference_mode()
     def preview(self, x0: Tensor) -> list[np.ndarray]:
         """Rough pictures, at most 256 pixels a side, of predicted latents [n, c, h, w] (`Step.x0`)."""
         ratio = min(1.0, PREVIEW_SIDE / max(x0.shape[-2:]))
         small = x0 if ratio == 1 else F.interpolate(x0, scale_factor=ratio, mode="area")
-        return model_to_images(self.model.decode_first_stage(small))
-
-    @property
-    def _dtype(self) -> torch.dtype:
-        return next(self.model.model.parameters()).dtype
+        device = next(self.model.first_stage_model.parameters()).device  # the CPU where memory is short
+        return model_to_images(self.model.decode_first_stage(small.to(device)))
 
     def _complete(self, request: Request) -> Request:
         missing = [name for name in DEFAULTS if getattr(request, name) is None]
@@ -198,26 +199,42 @@ class Pipeline:
         if self.save_memory and self.model.device.type != "cpu":
             self.model.low_vram_shift(is_diffusing=is_diffusing)
 
-    def _unit(
-        self, control: ControlInput, control_map: np.ndarray, request: Request, mask: np.ndarray | None
-    ) -> ControlUnit:
+    def _encode_texts(self, prompts: list[str], request: Request) -> tuple[Tensor, Tensor]:
+        self._shift(is_diffusing=False)
+        return encode_texts(self.model.cond_stage_model, prompts, request)
+
+    def _encode_image(self, image: np.ndarray) -> Tensor:
+        vae = self.model.first_stage_model
+        pixels = image_to_model(image).to(next(vae.parameters()))
+        return self.model.get_first_stage_encoding(self.model.encode_first_stage(pixels).mode()).float()
+
+    def _units(self, request: Request, hints: Sequence[Tensor]) -> list[ControlUnit]:
+        """The branches of a complete `request` with their hints, [1 or n, 3, H, W], one a control."""
+        self._shift(is_diffusing=True)
+        return [self._unit(request, *pair) for pair in zip(request.controls, hints, strict=True)]
+
+    def _unit(self, request: Request, control: ControlInput, hint: Tensor) -> ControlUnit:
         kind, branch, model = get_control(control.control), self._branch(control.branch), self.model
-        hint = image_to_hint(control_map, 1)
-        if kind.masked_hint is not None and mask is not None:
-            hint[..., torch.from_numpy(mask)] = kind.masked_hint
         count = len(model.control_scales)
         scales = control.scales or control_scales(control.strength, count, guess_mode=request.guess_mode)
         if len(scales) != count:
             raise ValueError(f"scales has {len(scales)} factors: this model has {count} residuals")
+        dtype = next(model.model.parameters()).dtype
         return ControlUnit(
             branch=branch,
-            features=branch.encode_hint(hint.to(model.device, self._dtype)),
+            features=branch.encode_hint(hint.to(model.device, dtype)),
             scales=scales,
             start=control.start,
             end=control.end,
             pool=kind.pool or (control.branch is None and model.global_average_pooling),
             unconditional=not (request.guess_mode or request.guided_control or kind.conditional_only),
         )
+
+    def _draw(self, job: SamplingJob, clock: _Clock) -> list[np.ndarray]:
+        latents = sample_latents(self.model, job)
+        clock.lap("sample")
+        self._shift(is_diffusing=False)
+        return model_to_images(self.model.decode_first_stage(latents))
 
     def _branch(self, name: str | None) -> nn.Module:
         if name is None:
@@ -226,11 +243,6 @@ class Pipeline:
             known = ", ".join(self.branches) or "none; load files with `controls=`"
             raise ValueError(f"there is no control branch {name!r}; loaded are {known}")
         return self.branches[name]
-
-    def _encode(self, picture: np.ndarray) -> Tensor:
-        vae = self.model.first_stage_model
-        pixels = image_to_model(picture).to(next(vae.parameters()))
-        return self.model.get_first_stage_encoding(self.model.encode_first_stage(pixels).mode()).float()
 
 
 class _Clock:

@@ -17,7 +17,7 @@ from ldm.models.diffusion.sampling_run import Denoise, Generators, Step, noise_s
 
 
 @dataclass(frozen=True)
-class Job:
+class SamplingJob:
     """All that `sample_latents` needs; `request` must be complete.
 
     texts: embeddings of the prompts and of the negative prompts, [n, m, d] each. size: (h, w) of the latents.
@@ -36,7 +36,7 @@ class Job:
     together: bool = True
 
 
-def sample_latents(model: ControlLDM, job: Job) -> Tensor:
+def sample_latents(model: ControlLDM, job: SamplingJob) -> Tensor:
     """Clean scaled latents, float32 [n, c, h, w]."""
     request, n = job.request, len(job.texts[0])
     sampler, abar = get_sampler(request.sampler), model.alphas_cumprod

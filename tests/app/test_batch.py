@@ -6,7 +6,7 @@ import pytest
 from PIL import Image
 
 import generate
-from app.batch import folder_jobs, pictures_in, prompt_beside
+from app.batch import folder_jobs, images_in, prompt_beside
 from app.provenance import answers, find_place, one_picture, read_made
 from cldm.pipeline import Pipeline
 from cldm.request import ControlInput, Request
@@ -169,7 +169,7 @@ def test_only_pictures_count_and_they_come_by_name(folder):
     for name in (".hidden.png", "notes.md", "0.JPEG"):
         (folder / name).write_bytes(b"")
     (folder / "deeper.png").mkdir()
-    assert [path.name for path in pictures_in(folder)] == ["0.JPEG", "a.png", "b.png"]
+    assert [path.name for path in images_in(folder)] == ["0.JPEG", "a.png", "b.png"]
 
 
 @pytest.mark.parametrize(

@@ -3,8 +3,7 @@
 import pytest
 
 from checkpoints.names.controls import file_stem
-from cldm.control_files import branch_names, control_of_file
-from cldm.controls import CONTROLS
+from cldm.controls import CONTROLS, branch_names, control_of_file
 
 STEMS = [
     (control.stem, name) for name, control in CONTROLS.items() if control.stem and name != "scribble_xdog"

@@ -1,7 +1,6 @@
 """One request through a small random model."""
 
 from contextlib import contextmanager
-from functools import partial
 
 import numpy as np
 import pytest
@@ -9,7 +8,6 @@ import torch
 
 from cldm.pipeline import Pipeline
 from cldm.request import ControlInput, Request
-from cldm.sampling import Job
 from ldm.models.diffusion.samplers import SAMPLERS
 from tests.small_models import build, settings
 
@@ -105,11 +103,12 @@ def test_both_halves_of_guidance_are_one_call_unless_memory_is_short(pipe):
         assert np.abs(one.astype(int) - other).max() <= 1
 
 
-def test_several_maps_meet_their_own_pictures_in_one_call(pipe, monkeypatch):
+def test_several_maps_meet_their_own_pictures_in_one_call(pipe):
     hints = torch.rand(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
     together = pipe.generate(["a", "b"], hints, seed=3, steps=2)
-    monkeypatch.setattr("cldm.pipeline.Job", partial(Job, together=False))
-    apart = pipe.generate(["a", "b"], hints, seed=3, steps=2)
+    saving = Pipeline(pipe.model, defaults=pipe.defaults)
+    saving.save_memory = True  # as above
+    apart = saving.generate(["a", "b"], hints, seed=3, steps=2)
     for one, other in zip(together, apart, strict=True):
         assert np.abs(one.astype(int) - other).max() <= 1
 
@@ -133,7 +132,7 @@ def test_a_mask_keeps_every_pixel_outside_it(pipe):
 def test_little_denoising_stays_near_the_latents_of_the_picture(pipe):
     # 10 steps, of which 1 or 8 run: the fewer, the nearer to the autoencoder's own reconstruction.
     with torch.inference_mode():
-        latent = pipe._encode(PHOTO)
+        latent = pipe._encode_image(PHOTO)
         decoded = pipe.model.decode_first_stage(latent)
     reconstruction = as_picture(decoded)
 

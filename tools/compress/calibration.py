@@ -15,9 +15,8 @@ from typing import TYPE_CHECKING
 import torch
 from tqdm import tqdm
 
-from app.batch import pictures_in, prompt_beside
-from cldm.control_files import control_of_file
-from cldm.controls import get_control
+from app.batch import images_in, prompt_beside
+from cldm.controls import control_of_file, get_control
 from cldm.request import ControlInput, Request
 from ldm.config import read_config
 from ldm.image import image_to_model, read_image
@@ -80,9 +79,9 @@ def examples_in(folder: Path, config: Path) -> list[Example]:
     A picture's prompt is in the text file of its name. The others share the prompts that the yaml lists under
     `calibration:`, in turns; where that lists more prompts than there are such pictures, pictures come again,
     so that each prompt is seen. Without such a list a picture's name is its prompt. Errors as
-    `app.batch.pictures_in` and `prompt_beside`.
+    `app.batch.images_in` and `prompt_beside`.
     """
-    pictures = pictures_in(folder)
+    pictures = images_in(folder)
     beside = {path: prompt_beside(path) for path in pictures}
     told = [Example(path, prompt) for path, prompt in beside.items() if prompt]
     rest = [path for path, prompt in beside.items() if not prompt]
