@@ -36,7 +36,7 @@ from quantize.fused.norms import fuse_quantize, fuse_silu, read_alike
 from quantize.model import quantized_layers
 
 
-def fuse(model: nn.Module) -> None:
+def fuse_cpu(model: nn.Module) -> None:
     """Make `model`, loaded and on the CPU, an engine: its blocks compute the same with fewer walks.
 
     What has no quantized layers, or ranges that do not allow it, stays as it is. Models whose float weights

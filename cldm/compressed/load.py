@@ -8,7 +8,7 @@ import torch
 from omegaconf import DictConfig
 
 from cldm.cldm import ControlLDM
-from cldm.compressed.fuse_cpu import fuse
+from cldm.compressed.fuse_cpu import fuse_cpu
 from cldm.compressed.fuse_cuda import fuse_cuda
 from cldm.compressed.pruned import shrink_to_quantized
 from common.memory import keep_freed_memory
@@ -39,7 +39,7 @@ def load_quantized_model(
     load_quantized(model, path, device=device, dtype=dtype)
     model.eval()
     if kind == "cpu":
-        fuse(model)
+        fuse_cpu(model)
     if kind == "cuda":
         fuse_cuda(model)
     return model

@@ -40,7 +40,7 @@ def pipelines(tmp_path_factory):
     )
     fused = Pipeline.from_files(CONFIG, quantized=out, device="cpu")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(quantized, "fuse", lambda _: None)
+        patch.setattr(quantized, "fuse_cpu", lambda _: None)
         plain = Pipeline.from_files(CONFIG, quantized=out, device="cpu")
     return plain, fused
 

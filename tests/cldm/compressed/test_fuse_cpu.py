@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from cldm.compressed import fused_blocks as engine_blocks
-from cldm.compressed.fuse_cpu import fuse
+from cldm.compressed.fuse_cpu import fuse_cpu
 from cldm.compressed.fused_blocks import (
     FusedAttention,
     FusedResBlock,
@@ -91,7 +91,7 @@ def both(model, monkeypatch=None, backend=None):
     plain, fused = copy.deepcopy(model), copy.deepcopy(model)
     for one in (plain, fused):
         bind(one, backend)
-    fuse(fused)
+    fuse_cpu(fused)
     if monkeypatch:
         for name in ("attend_int8", "attend_bf16"):
             monkeypatch.setattr(engine_blocks, name, exact_attention)
@@ -197,7 +197,7 @@ def test_names_and_numbers_stay_those_of_the_unfused_model(pair):
 def test_fusing_twice_changes_nothing_more():
     _, fused = both(made())
     once = step(fused, *inputs())
-    fuse(fused)
+    fuse_cpu(fused)
     assert all(torch.equal(a, b) for a, b in zip(step(fused, *inputs()), once, strict=True))
 
 
@@ -219,7 +219,7 @@ def test_layers_of_float_inputs_are_fed_with_floats(scheme, monkeypatch):
 
 def test_half_precision_models_are_left_alone():
     model = made().bfloat16()
-    fuse(model)
+    fuse_cpu(model)
     assert not any(isinstance(module, FusedResBlock) for module in model.modules())
 
 
