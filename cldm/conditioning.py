@@ -11,9 +11,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from annotator.util import HWC3
+from cldm.cldm import ControlLDM
 from cldm.controls import annotate, get_control
 from cldm.request import ControlInput, Request
-from ldm.image import image_to_hint
+from ldm.image import image_to_hint, image_to_model
 from ldm.modules.encoders.modules import AbstractEncoder
 from ldm.modules.encoders.prompt import encode_prompts
 
@@ -59,6 +60,12 @@ def encode_texts(embedder: AbstractEncoder, prompts: list[str], request: Request
     encoded = encode_prompts(embedder, unique, clip_skip=clip_skip)
     negative = encoded[unique.index(request.negative_prompt)]
     return encoded[[unique.index(one) for one in prompts]], negative.expand(len(prompts), -1, -1)
+
+
+def encode_image(model: ControlLDM, image: np.ndarray) -> Tensor:
+    """Scaled latents, float32 [1, c, h, w], of uint8 [H W 3]."""
+    pixels = image_to_model(image).to(next(model.first_stage_model.parameters()))
+    return model.get_first_stage_encoding(model.encode_first_stage(pixels).mode()).float()
 
 
 def fit_image(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:

@@ -21,6 +21,7 @@ from cldm.compressed.load import load_quantized_model
 from cldm.conditioning import (
     control_hint,
     control_maps,
+    encode_image,
     encode_texts,
     fit_image,
     fit_mask,
@@ -30,15 +31,14 @@ from cldm.conditioning import (
 from cldm.control_units import ControlUnit, control_scales
 from cldm.controls import branch_names, get_control
 from cldm.model import load_control, load_model
-from cldm.request import ControlInput, Request
+from cldm.request import DEFAULTS, ControlInput, Request
 from cldm.sampling import SamplingJob, sample_latents
 from ldm.config import read_config
-from ldm.image import image_to_model, model_to_images
+from ldm.image import model_to_images
 from ldm.models.diffusion.sampling_run import Step
 from ldm.modules.attention import slice_attention
 from ldm.util import pick_device, pick_dtype
 
-DEFAULTS = {"resolution": 512, "scale": 9.0, "guided_control": False}  # a yaml's `defaults:` come first
 FACTOR = 8  # picture pixels a latent pixel, each way
 VAE_TILE = 64  # latent pixels: a picture of 512 a side is still decoded whole
 PREVIEW_SIDE = 32  # latent pixels: a preview costs little beside a step
@@ -57,7 +57,7 @@ class Result:
 class Pipeline:
     """A loaded model; call it with a picture and a `Request`.
 
-    branches: further control branches by name. save_memory: tiled decoding, sliced attention, and on a card
+    branches: further control branches by name. save_memory: tiled decoding, sliced attention, and on a GPU
     only the parts that the current stage needs.
     """
 
@@ -70,7 +70,7 @@ class Pipeline:
         save_memory: bool = False,
     ) -> None:
         self.model = model.eval().requires_grad_(False)
-        self.defaults = {**DEFAULTS, **(defaults or {})}
+        self.defaults = {**DEFAULTS, **(defaults or {})}  # a yaml's `defaults:` come first
         self.branches = dict(branches or {})
         self.save_memory = save_memory
         if save_memory:
@@ -130,7 +130,7 @@ class Pipeline:
         step. Raises ValueError for pictures and settings that do not fit each other.
         """
         clock = _Clock()
-        request = self._complete(request)
+        request = request.completed(self.defaults)
         if init is None and (mask is not None or request.denoise < 1):
             raise ValueError("a mask or denoise below 1 needs an initial picture (init)")
         maps = control_maps(image, request)
@@ -139,7 +139,7 @@ class Pipeline:
         mask = None if mask is None else fit_mask(mask, size)
         clock.lap("annotate")
         texts = self._encode_texts([request.prompt] * request.num_samples, request)
-        known = None if init is None else self._encode_image(init)
+        known = None if init is None else encode_image(self.model, init)
         clock.lap("encode")
         pairs = zip(request.controls, maps, strict=True)
         hints = [control_hint(control, control_map, mask) for control, control_map in pairs]
@@ -169,7 +169,7 @@ class Pipeline:
         hints: [n, 3, H, W] in [0, 1], one a prompt; None for no control at the model's own resolution.
         fields: of the `Request` that says how.
         """
-        request = self._complete(Request(prompts[0], seed=seed, **fields))
+        request = Request(prompts[0], seed=seed, **fields).completed(self.defaults)
         height, width = (request.resolution,) * 2 if hints is None else hints.shape[-2:]
         if hints is None:
             request = replace(request, controls=())
@@ -191,10 +191,6 @@ class Pipeline:
         device = next(self.model.first_stage_model.parameters()).device  # the CPU where memory is short
         return model_to_images(self.model.decode_first_stage(small.to(device)))
 
-    def _complete(self, request: Request) -> Request:
-        missing = [name for name in DEFAULTS if getattr(request, name) is None]
-        return replace(request, **{name: self.defaults[name] for name in missing})
-
     def _shift(self, *, is_diffusing: bool) -> None:
         if self.save_memory and self.model.device.type != "cpu":
             self.model.low_vram_shift(is_diffusing=is_diffusing)
@@ -202,11 +198,6 @@ class Pipeline:
     def _encode_texts(self, prompts: list[str], request: Request) -> tuple[Tensor, Tensor]:
         self._shift(is_diffusing=False)
         return encode_texts(self.model.cond_stage_model, prompts, request)
-
-    def _encode_image(self, image: np.ndarray) -> Tensor:
-        vae = self.model.first_stage_model
-        pixels = image_to_model(image).to(next(vae.parameters()))
-        return self.model.get_first_stage_encoding(self.model.encode_first_stage(pixels).mode()).float()
 
     def _units(self, request: Request, hints: Sequence[Tensor]) -> list[ControlUnit]:
         """The branches of a complete `request` with their hints, [1 or n, 3, H, W], one a control."""

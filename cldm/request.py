@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any
 
 from cldm.controls import get_control
@@ -14,6 +14,7 @@ from ldm.modules.feature_cache import DEFAULT_CACHE_POINT, get_cache_point
 MAX_STEPS = 500  # what the published DDIM can do with 1000 training timesteps
 MAX_SAMPLES = 64
 MAX_SEED = 2**32 - 1
+DEFAULTS = {"resolution": 512, "scale": 9.0, "guided_control": False}  # of fields that a model may decide
 
 
 def _check(allowed: bool, sentence: str) -> None:
@@ -114,16 +115,18 @@ class Request:
         get_cache_point(self.reuse_cut)
         object.__setattr__(self, "controls", tuple(self.controls))
 
+    def completed(self, defaults: Mapping[str, Any]) -> Request:
+        """This request, with the model's `defaults` where it leaves the choice to the model."""
+        missing = [name for name in DEFAULTS if getattr(self, name) is None]
+        return replace(self, **{name: defaults[name] for name in missing})
+
     def to_json(self) -> str:
         """One line that `from_json` reads back."""
         return json.dumps(asdict(self), ensure_ascii=False, sort_keys=True)
 
     @classmethod
     def from_json(cls, text: str) -> Request:
-        """The request behind `to_json`'s line.
-
-        Raises ValueError for text that is none.
-        """
+        """The request behind `to_json`'s line; ValueError for text that is none."""
         try:
             data = json.loads(text)
             controls = tuple(ControlInput(**control) for control in data.pop("controls"))

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from cldm.conditioning import encode_image
 from cldm.pipeline import Pipeline
 from cldm.request import ControlInput, Request
 from ldm.models.diffusion.samplers import SAMPLERS
@@ -132,7 +133,7 @@ def test_a_mask_keeps_every_pixel_outside_it(pipe):
 def test_little_denoising_stays_near_the_latents_of_the_picture(pipe):
     # 10 steps, of which 1 or 8 run: the fewer, the nearer to the autoencoder's own reconstruction.
     with torch.inference_mode():
-        latent = pipe._encode_image(PHOTO)
+        latent = encode_image(pipe.model, PHOTO)
         decoded = pipe.model.decode_first_stage(latent)
     reconstruction = as_picture(decoded)
 
