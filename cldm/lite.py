@@ -10,7 +10,7 @@ so that a position knows whether it lies inside an outline.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Any
 
 import torch.nn.functional as F
@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from ldm.modules.layers import timestep_embedding, zero_module
 from ldm.modules.unet import UNetConfig
-from ldm.util import known_params
+from ldm.util import config_from
 
 PIXELS_PER_LATENT = 8
 EXPANSION = 2  # of the MLPs
@@ -59,10 +59,7 @@ class ControlLite(nn.Module):
     ) -> None:
         super().__init__()
         unet = UNetConfig.from_params(params)
-        known = known_params(
-            dict(lite or {}), {field.name for field in fields(LiteConfig)}, set(), "the lite branch"
-        )
-        self.lite = LiteConfig(**known)
+        self.lite = config_from(LiteConfig, lite or {}, "the lite branch")
         self.model_channels = unet.model_channels
         widths = [max(1, round(self.lite.width * mult * unet.model_channels)) for mult in unet.channel_mult]
         self.places = residual_places(unet)

@@ -47,7 +47,7 @@ def sample_latents(model: ControlLDM, job: SamplingJob) -> Tensor:
     if job.known is not None:
         known = job.known.expand(n, -1, -1, -1)
         if request.denoise < 1:
-            x_T = start_latent(request.sampler, known, x_T, request.steps, abar, request.denoise)
+            x_T = start_latent(known, x_T, timesteps, abar)
         if job.keep is not None:
             blend = inpaint_blend(known, job.keep.to(known), abar, job.noise)
     unconditional = [unit for unit in job.units if unit.unconditional]

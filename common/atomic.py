@@ -22,23 +22,26 @@ def atomic_write(path: Path) -> Iterator[Path]:
 
     A file's bytes are on the disk before it gets its name. OSError in one sentence that names `path`.
     """
-    partial = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.partial")
+    partial = path.with_name(f".{uuid.uuid4().hex}.partial")  # short, however long the name is
     old = partial.with_suffix(".old")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        yield partial
-        if partial.is_file():
-            _flush(partial)
-        if partial.is_dir() and path.is_dir():  # a folder that is not empty cannot be replaced in one step
-            path.rename(old)
-        partial.replace(path)
+        try:
+            yield partial
+            if partial.is_file():
+                _flush(partial)
+            if (
+                partial.is_dir() and path.is_dir()
+            ):  # a full folder is not replaced in one step
+                path.rename(old)
+            partial.replace(path)
+        finally:
+            if old.exists() and not path.exists():
+                old.rename(path)
+            for left in (partial, old):
+                shutil.rmtree(left) if left.is_dir() else left.unlink(missing_ok=True)
     except OSError as error:
         raise OSError(f"{path} was not written: {error.strerror or error}") from error
-    finally:
-        if old.exists() and not path.exists():
-            old.rename(path)
-        for left in (partial, old):
-            shutil.rmtree(left) if left.is_dir() else left.unlink(missing_ok=True)
 
 
 def check_space(path: Path, size: float) -> None:

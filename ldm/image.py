@@ -1,4 +1,4 @@
-"""Pictures: files to arrays, arrays to tensors, and back.
+"""Images: files to arrays, arrays to tensors, and back.
 
 Arrays are uint8 in RGB order, [H W 3], or [H W 4] where something is transparent. Whatever a file holds
 (grey, 16-bit, CMYK, palette, a camera's rotation flag) becomes that. PNG files carry their request as text,
@@ -6,10 +6,8 @@ so that the picture can be made again from the file alone.
 """
 
 import json
-import os
 import struct
 import textwrap
-import uuid
 import warnings
 import zlib
 from collections.abc import Sequence
@@ -20,6 +18,8 @@ import torch
 from einops import rearrange, repeat
 from PIL import Image, ImageDraw, ImageFont, ImageOps, PngImagePlugin
 from torch import Tensor
+
+from common.atomic import atomic_write
 
 MIN_SIDE = 8  # one latent pixel
 MAX_SIDE = 20_000
@@ -73,30 +73,19 @@ def read_image(path: str | Path) -> np.ndarray:
 def write_png(path: str | Path, image: np.ndarray, text: dict[str, object] | None = None) -> Path:
     """Write uint8 [H W], [H W 3] or [H W 4] with `text` inside, whole or not at all; makes the folder.
 
-    Strings of `text` may hold any Unicode; other values are stored as JSON. OSError in one sentence when the
-    disk is full or closed to us.
+    Strings of `text` may hold any Unicode; other values are stored as JSON. Errors as `atomic_write`.
     """
     path = Path(path)
     if path.suffix.lower() != ".png":
         raise ValueError(f"{path}: only PNG can carry the request of a picture, name it {path.stem}.png")
     if image.dtype != np.uint8 or not (image.ndim == 2 or image.ndim == 3 and image.shape[2] in (3, 4)):
-        raise TypeError(
-            f"{path}: a picture to write is uint8 [H W] or [H W 3 or 4], got {image.dtype} {image.shape}"
-        )
+        got = f"{image.dtype} {image.shape}"
+        raise TypeError(f"{path}: a picture to write is uint8 [H W] or [H W 3 or 4], got {got}")
     info = PngImagePlugin.PngInfo()
     for key, value in (text or {}).items():
         info.add_itxt(key, value if isinstance(value, str) else json.dumps(value, ensure_ascii=False))
-    draft = path.with_name(f".{uuid.uuid4().hex}.partial")  # beside it: a rename is atomic on one disk only
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with open(draft, "xb") as file:
-            Image.fromarray(np.ascontiguousarray(image)).save(file, format="PNG", pnginfo=info)
-        os.replace(draft, path)
-    except OSError as error:
-        raise OSError(f"{path} was not written: {error.strerror or error}") from error
-    finally:
-        if draft.exists():
-            draft.unlink()
+    with atomic_write(path) as partial:
+        Image.fromarray(np.ascontiguousarray(image)).save(partial, format="PNG", pnginfo=info)
     return path
 
 
@@ -109,11 +98,9 @@ def read_png_text(path: str | Path) -> dict[str, str]:
 
 
 def labelled_grid(
-    rows: Sequence[Sequence[np.ndarray]],
-    row_labels: Sequence[str],
-    column_labels: Sequence[str],
+    rows: Sequence[Sequence[np.ndarray]], row_labels: Sequence[str], column_labels: Sequence[str],
     cell: int = 256,
-) -> np.ndarray:
+) -> np.ndarray:  # fmt: skip
     """A table of pictures, labelled at the left and on top: uint8 [H W 3].
 
     Each picture is fitted, whole, into a square of `cell` pixels on white. ValueError when labels and
@@ -121,9 +108,8 @@ def labelled_grid(
     """
     if len(rows) != len(row_labels) or {len(row) for row in rows} != {len(column_labels)}:
         got = f"{len(row_labels)} row and {len(column_labels)} column labels"
-        raise ValueError(
-            f"{got} do not fit rows of {[len(row) for row in rows]} pictures: give one label each"
-        )
+        have = [len(row) for row in rows]
+        raise ValueError(f"{got} do not fit rows of {have} pictures: give one label each")
     gap, left, top = cell // 32 + 1, cell * 2 // 3, cell // 4
     step = cell + gap
     page = Image.new("RGB", (left + step * len(column_labels), top + step * len(rows)), "white")
@@ -189,6 +175,5 @@ def _write_label(page: Image.Image, label: str, box: tuple[int, int, int, int], 
     left, top, width, height = box
     lines = textwrap.wrap(label, max(1, int(width / font.getlength("n"))))
     centre = (left + width / 2, top + height / 2)
-    ImageDraw.Draw(page).multiline_text(
-        centre, "\n".join(lines), fill="black", font=font, anchor="mm", align="center"
-    )
+    options = {"fill": "black", "font": font, "anchor": "mm", "align": "center"}
+    ImageDraw.Draw(page).multiline_text(centre, "\n".join(lines), **options)

@@ -6,11 +6,13 @@ The `target:` / `params:` grammar is the published one, so that published yaml f
 from __future__ import annotations
 
 import importlib
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Mapping, Sequence, Set
+from dataclasses import fields
+from typing import Any, TypeVar
 
 import torch
 
+T = TypeVar("T")
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
 
@@ -44,7 +46,7 @@ def instantiate_from_config(config: Mapping[str, Any]) -> Any:
 
 
 def pick_device(name: str = "auto") -> torch.device:
-    """The device called `name`; `auto` is CUDA where there is a card, else Apple's MPS, else the CPU.
+    """The device called `name`; `auto` is CUDA where there is a GPU, else Apple's MPS, else the CPU.
 
     Raises ValueError for a device that torch does not know or that this machine does not have.
     """
@@ -57,10 +59,8 @@ def pick_device(name: str = "auto") -> torch.device:
     except RuntimeError:
         raise ValueError(f"unknown device {name!r}: use auto, cpu, cuda, cuda:N or mps") from None
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        found = torch.cuda.device_count()
-        raise ValueError(
-            f"device {name!r} asked for, but torch sees {found} CUDA cards; use --device auto or cpu"
-        )
+        seen = f"torch sees {torch.cuda.device_count()} CUDA GPUs"
+        raise ValueError(f"device {name!r} asked for, but {seen}; use --device auto or cpu")
     if device.type == "mps" and not torch.backends.mps.is_available():
         raise ValueError("device 'mps' asked for, but this machine has none; use --device auto or cpu")
     return device
@@ -78,12 +78,18 @@ def pick_dtype(name: str = "auto", device: torch.device | None = None) -> torch.
     return DTYPES[name]
 
 
-def known_params(params: Mapping[str, Any], allowed: set[str], inert: set[str], owner: str) -> dict[str, Any]:
-    """`params` less the published entries that change nothing here (`inert`).
+def config_from(cls: type[T], params: Mapping[str, Any], owner: str, inert: Set[str] = frozenset()) -> T:
+    """The dataclass `cls` of yaml `params` less the `inert` ones, which change nothing; lists become tuples.
 
     Raises ValueError for an entry that is neither: a misspelt setting must not pass in silence.
     """
+    allowed = {field.name for field in fields(cls)}
     unknown = sorted(set(params) - allowed - inert)
     if unknown:
         raise ValueError(f"{owner} does not know {', '.join(unknown)}; it takes {', '.join(sorted(allowed))}")
-    return {name: value for name, value in params.items() if name in allowed}
+    known = {name: value for name, value in params.items() if name in allowed}
+    return cls(**{name: tuple(value) if _is_list(value) else value for name, value in known.items()})
+
+
+def _is_list(value: Any) -> bool:
+    return isinstance(value, Sequence) and not isinstance(value, str)  # OmegaConf's lists too

@@ -9,7 +9,7 @@ floating dtype: the networks cast them to their weights', and the U-Net casts it
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -28,19 +28,13 @@ from ldm.modules.layers import (
     timestep_embedding,
     zero_module,
 )
-from ldm.util import known_params
+from ldm.util import config_from
 
 TIME_EMBED_MULT = 4  # the time embedding is four times as wide as the first feature map
 # Published yaml files carry these; none changes the network.
-INERT_PARAMS = {
-    "image_size",
-    "use_spatial_transformer",
-    "legacy",
-    "use_fp16",
-    "dims",
-    "conv_resample",
-    "num_classes",
-}
+INERT_PARAMS = frozenset(
+    {"image_size", "use_spatial_transformer", "legacy", "use_fp16", "dims", "conv_resample", "num_classes"}
+)
 
 
 @dataclass(frozen=True)
@@ -73,11 +67,7 @@ class UNetConfig:
 
         Raises ValueError for an unknown name, and where neither the number of heads nor their width is given.
         """
-        known = known_params(params, {field.name for field in fields(cls)}, INERT_PARAMS, "the U-Net")
-        for name in ("attention_resolutions", "channel_mult"):
-            if name in known:
-                known[name] = tuple(known[name])
-        config = cls(**known)
+        config = config_from(cls, params, "the U-Net", INERT_PARAMS)
         if config.num_heads == -1 and config.num_head_channels == -1:
             raise ValueError("the U-Net needs num_heads or num_head_channels")
         return config

@@ -7,7 +7,7 @@ Downsampling pads right and below only: that is how the published weights were t
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Any
 
 import torch.nn.functional as F
@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from ldm.modules.attention import TRANSFORMER_NORM_EPS, attend
 from ldm.modules.layers import Upsample
-from ldm.util import known_params
+from ldm.util import config_from
 
 
 @dataclass(frozen=True)
@@ -39,12 +39,8 @@ class VAEConfig:
         Raises ValueError for an unknown name, and for attention outside the middle, which nobody published.
         """
         if params.get("attn_resolutions"):
-            raise ValueError(
-                "ddconfig.attn_resolutions must be empty: attention sits only in the VAE's middle"
-            )
-        inert = {"resolution", "attn_resolutions", "dropout"}
-        known = known_params(params, {field.name for field in fields(cls)}, inert, "ddconfig")
-        return cls(**{**known, "ch_mult": tuple(known["ch_mult"])})
+            raise ValueError("ddconfig.attn_resolutions must be empty: attention is only in the VAE's middle")
+        return config_from(cls, params, "ddconfig", frozenset({"resolution", "attn_resolutions", "dropout"}))
 
 
 def _norm(groups: int, channels: int) -> nn.Module:
@@ -132,7 +128,7 @@ class Level(nn.Module):
 
 
 class Encoder(nn.Module):
-    """Picture -> mean and log-variance of the latent."""
+    """Image -> mean and log-variance of the latent."""
 
     def __init__(self, config: VAEConfig) -> None:
         super().__init__()
@@ -158,7 +154,7 @@ class Encoder(nn.Module):
 
 
 class Decoder(nn.Module):
-    """Latent -> picture."""
+    """Latent -> image."""
 
     def __init__(self, config: VAEConfig) -> None:
         super().__init__()

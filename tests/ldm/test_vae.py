@@ -63,7 +63,7 @@ def test_pictures_of_a_batch_do_not_meet():
 def test_published_settings_that_change_nothing_are_accepted_and_others_refused():
     inert = {"resolution": 256, "attn_resolutions": [], "dropout": 0.0}
     assert VAEConfig.from_params(VAE | inert) == CONFIG
-    with pytest.raises(ValueError, match="attn_resolutions must be empty: attention sits only"):
+    with pytest.raises(ValueError, match="attn_resolutions must be empty: attention is only"):
         VAEConfig.from_params(VAE | {"attn_resolutions": [16]})
     with pytest.raises(ValueError, match="ddconfig does not know channels; it takes ch, ch_mult"):
         VAEConfig.from_params(VAE | {"channels": 8})

@@ -38,17 +38,12 @@ class DDIMSampler:
         return self.model.betas.device if device is None else torch.device(device)
 
     def make_schedule(
-        self,
-        ddim_num_steps: int,
-        ddim_discretize: str = "uniform",
-        ddim_eta: float = 0.0,
+        self, ddim_num_steps: int, ddim_discretize: str = "uniform", ddim_eta: float = 0.0,
         verbose: bool = True,
-    ) -> None:
+    ) -> None:  # fmt: skip
         """Set the timesteps and their coefficients as ddim_* attributes, ascending, [steps] each."""
         if ddim_discretize != "uniform":
-            raise NotImplementedError(
-                f"ddim_discretize={ddim_discretize!r}: only 'uniform' steps are supported"
-            )
+            raise NotImplementedError(f"ddim_discretize={ddim_discretize!r}: only 'uniform' is supported")
         abar = self.model.alphas_cumprod.float().to(self.device)
         chosen = ddim_timesteps(ddim_num_steps, self.ddpm_num_timesteps)
         self.ddim_timesteps = np.asarray(chosen)
@@ -84,31 +79,11 @@ class DDIMSampler:
             x_T = torch.randn((batch_size, *shape), device=self.device)
         scales = self._scales(unconditional_guidance_scale, ucg_schedule)
         kept = {"x_inter": [x_T], "pred_x0": [x_T]}
-        run = self._run(
-            self._denoiser(conditioning, unconditional_conditioning, scales),
-            x_T,
-            noise=_tempered(x_T, temperature, noise_dropout),
-            on_step=_recorder(kept, log_every_t, callback, img_callback),
-            blend=self._blend(mask, x0),
-        )
+        denoise = self._denoiser(conditioning, unconditional_conditioning, scales)
+        record = _recorder(kept, log_every_t, callback, img_callback)
+        noise = _tempered(x_T, temperature, noise_dropout)
+        run = self._run(denoise, x_T, noise=noise, on_step=record, blend=self._blend(mask, x0))
         return solvers.ddim(run), kept
-
-    @torch.no_grad()
-    def p_sample_ddim(  # noqa: PLR0913 - published signature
-        self, x: Tensor, c: Any, t: Tensor, index: int, repeat_noise: bool = False,
-        use_original_steps: bool = False, quantize_denoised: bool = False, temperature: float = 1.0,
-        noise_dropout: float = 0.0, score_corrector: None = None, corrector_kwargs: None = None,
-        unconditional_guidance_scale: float = 1.0, unconditional_conditioning: Any = None,
-        dynamic_threshold: None = None,
-    ) -> tuple[Tensor, Tensor]:  # fmt: skip
-        """One step from timestep t [b], the index-th of the schedule: next latent, predicted x0 [b c h w]."""
-        _refuse(quantize_denoised=quantize_denoised, score_corrector=score_corrector)
-        _refuse(dynamic_threshold=dynamic_threshold)
-        _, sigmas = self._levels(use_original_steps)
-        eps = self._denoiser(c, unconditional_conditioning, repeat(unconditional_guidance_scale))(x, t)
-        abars = [1 / (1 + sigmas[k] ** 2) for k in (index + 1, index)]
-        like = x[:1] if repeat_noise else x
-        return solvers.ddim_step(x, eps, abars, self.ddim_eta, _tempered(like, temperature, noise_dropout)())
 
     @torch.no_grad()
     def decode(  # noqa: PLR0913 - published signature
@@ -153,10 +128,8 @@ class DDIMSampler:
         self, x0: Tensor, t: Tensor, use_original_steps: bool = False, noise: Tensor | None = None
     ) -> Tensor:
         """x0 [b c h w] noised to the t-th timestep [b] of the schedule (img2img); pairs with `decode`."""
-        abar = (
-            self.model.alphas_cumprod.to(x0.device) if use_original_steps else self.ddim_alphas.to(x0.device)
-        )
-        abar = abar[t][:, None, None, None]
+        abar = self.model.alphas_cumprod if use_original_steps else self.ddim_alphas
+        abar = abar.to(x0.device)[t][:, None, None, None]
         noise = torch.randn_like(x0) if noise is None else noise
         return abar.sqrt() * x0 + (1 - abar).sqrt() * noise
 

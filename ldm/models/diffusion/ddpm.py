@@ -8,7 +8,7 @@ its schedule stays in float32.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -19,14 +19,14 @@ from torch import Tensor, nn
 from ldm.models.autoencoder import DiagonalGaussianDistribution
 from ldm.models.diffusion.samplers import eps_from_v
 from ldm.models.diffusion.schedule import schedule_buffers
-from ldm.util import instantiate_from_config, known_params
+from ldm.util import config_from, instantiate_from_config
 
 PARAMETERIZATIONS = ("eps", "v")
 # Published yaml files carry these; they belong to trainers or to variants that no ControlNet uses.
-INERT_PARAMS = {
+INERT_PARAMS = frozenset({
     "num_timesteps_cond", "log_every_t", "cond_stage_trainable", "conditioning_key", "monitor", "use_ema",
     "image_size", "channels", "ckpt_path", "ignore_keys", "load_only_unet", "scheduler_config",
-}  # fmt: skip
+})  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -64,8 +64,7 @@ class LatentDiffusion(nn.Module):
                  cond_stage_config: Mapping[str, Any], leading: Mapping[str, nn.Module] | None = None,
                  **params: Any) -> None:  # fmt: skip
         super().__init__()
-        names = {field.name for field in fields(DiffusionConfig)}
-        self.config = DiffusionConfig(**known_params(params, names, INERT_PARAMS, "the diffusion model"))
+        self.config = config_from(DiffusionConfig, params, "the diffusion model", INERT_PARAMS)
         if self.config.parameterization not in PARAMETERIZATIONS:
             got, known = self.config.parameterization, ", ".join(PARAMETERIZATIONS)
             raise ValueError(f"unknown parameterization {got!r}: use {known}")

@@ -9,12 +9,13 @@ draw noise.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from ldm.models.diffusion import solvers
-from ldm.models.diffusion.sampling_run import Blend, Denoise, SamplerRun, Step, noise_sampler
+from ldm.models.diffusion.sampling_run import Blend, Denoise, Generators, SamplerRun, Step, noise_sampler
 from ldm.models.diffusion.schedule import (
     ddim_timesteps,
     even_timesteps,
@@ -37,38 +38,27 @@ class Sampler:
     """
 
     solve: Callable[[SamplerRun], Tensor]
-    spacing: Callable[[int, Tensor], Sequence[float]]
+    spacing: Callable[[int, Tensor], list[float]]
     fractions: bool = False
     ends_clean: bool = True
 
     def __call__(  # noqa: PLR0913 - the one signature of all samplers
-        self,
-        denoise: Denoise,
-        x_T: Tensor,
-        timesteps: Sequence[float],
-        alphas_cumprod: Tensor,
-        *,
-        eta: float = 0.0,
-        generator: torch.Generator | None = None,
-        on_step: Callable[[Step], None] | None = None,
+        self, denoise: Denoise, x_T: Tensor, timesteps: Sequence[float], alphas_cumprod: Tensor, *,
+        eta: float = 0.0, generator: Generators = None, on_step: Callable[[Step], None] | None = None,
         blend: Blend | None = None,
-    ) -> Tensor:
+    ) -> Tensor:  # fmt: skip
         """Sample from x_T [b c h w], noised to the last of the ascending `timesteps`, to a clean latent.
 
         blend(x, t) may replace x before each model call (see `inpaint_blend`); on_step is told of each step.
         """
-        model_timesteps = torch.tensor(list(reversed(timesteps)), device=x_T.device, dtype=torch.float32)
+        model_timesteps = torch.tensor(timesteps[::-1], device=x_T.device, dtype=torch.float32)
         end = 0.0 if self.ends_clean else sigma_levels([0], alphas_cumprod)[0]
         run = SamplerRun(
-            denoise=denoise,
-            x_T=x_T,
+            denoise, x_T,
             timesteps=model_timesteps if self.fractions else model_timesteps.round().long(),
             sigmas=[*sigma_levels(timesteps, alphas_cumprod)[::-1], end],
-            noise=noise_sampler(x_T, generator),
-            eta=eta,
-            on_step=on_step,
-            blend=blend,
-        )
+            noise=noise_sampler(x_T, generator), eta=eta, on_step=on_step, blend=blend,
+        )  # fmt: skip
         return self.solve(run)
 
     def timesteps(self, steps: int, alphas_cumprod: Tensor, start: float = 1.0) -> list[float]:
@@ -78,36 +68,25 @@ class Sampler:
         """
         if not 0 < start <= 1:
             raise ValueError(f"start={start}: allowed is more than 0 (keep the picture) up to 1 (pure noise)")
-        levels = list(self.spacing(steps, alphas_cumprod))
+        levels = self.spacing(steps, alphas_cumprod)
         return levels[: max(1, int(len(levels) * start + ROUNDING))]
 
 
-def sample(  # noqa: PLR0913 - the one call of the pipeline
-    name: str,
-    denoise: Denoise,
-    x_T: Tensor,
-    steps: int,
-    alphas_cumprod: Tensor,
-    *,
-    eta: float = 0.0,
-    generator: torch.Generator | None = None,
-    on_step: Callable[[Step], None] | None = None,
-    blend: Blend | None = None,
-    start: float = 1.0,
-) -> Tensor:
-    """A clean latent [b c h w] by the named sampler; for start < 1, x_T must come from `start_latent`."""
+def sample(
+    name: str, denoise: Denoise, x_T: Tensor, steps: int, alphas_cumprod: Tensor, start: float = 1.0,
+    **options: Any,
+) -> Tensor:  # fmt: skip
+    """A clean latent [b c h w] by the named sampler; for start < 1, x_T must come from `start_latent`.
+
+    options: of `Sampler.__call__`.
+    """
     sampler = get_sampler(name)
-    timesteps = sampler.timesteps(steps, alphas_cumprod, start)
-    hooks = {"generator": generator, "on_step": on_step, "blend": blend}
-    return sampler(denoise, x_T, timesteps, alphas_cumprod, eta=eta, **hooks)
+    return sampler(denoise, x_T, sampler.timesteps(steps, alphas_cumprod, start), alphas_cumprod, **options)
 
 
-def start_latent(  # noqa: PLR0913
-    name: str, x0: Tensor, noise: Tensor, steps: int, alphas_cumprod: Tensor, start: float
-) -> Tensor:
-    """The latent x0 [b c h w] noised to where `sample(..., start=start)` begins (img2img)."""
-    timesteps = get_sampler(name).timesteps(steps, alphas_cumprod, start)
-    sigma = sigma_levels(timesteps[-1:], alphas_cumprod)[0]
+def start_latent(x0: Tensor, noise: Tensor, timesteps: Sequence[float], alphas_cumprod: Tensor) -> Tensor:
+    """The latent x0 [b c h w] noised to where a sampler with these ascending timesteps begins (img2img)."""
+    (sigma,) = sigma_levels(timesteps[-1:], alphas_cumprod)
     return (x0 + sigma * noise) / (1 + sigma**2) ** 0.5
 
 
@@ -119,12 +98,9 @@ def get_sampler(name: str) -> Sampler:
 
 
 def classifier_free_guidance(
-    cond_denoise: Denoise,
-    uncond_denoise: Denoise | None,
-    scale: float,
-    guides: Callable[[Tensor], bool] | None = None,
-    both: Denoise | None = None,
-) -> Denoise:
+    cond_denoise: Denoise, uncond_denoise: Denoise | None, scale: float,
+    guides: Callable[[Tensor], bool] | None = None, both: Denoise | None = None,
+) -> Denoise:  # fmt: skip
     """Classifier-free guidance (Ho & Salimans 2022): uncond + scale (cond - uncond).
 
     At scale 1, or without an unconditional denoiser, only the conditional one runs; so it does at timesteps
@@ -146,9 +122,7 @@ def classifier_free_guidance(
     return denoise
 
 
-def inpaint_blend(
-    known: Tensor, mask: Tensor, alphas_cumprod: Tensor, generator: torch.Generator | None = None
-) -> Blend:
+def inpaint_blend(known: Tensor, mask: Tensor, alphas_cumprod: Tensor, generator: Generators = None) -> Blend:
     """A `blend` that keeps the clean latent `known` [b c h w] where mask [b 1 h w] is 1 (inpainting).
 
     The known part is noised freshly to the level of each model call, as published. The final latent is not
@@ -168,22 +142,10 @@ def add_noise(x0: Tensor, noise: Tensor, t: Tensor, alphas_cumprod: Tensor) -> T
     return signal * x0 + level * noise
 
 
-def x0_from_eps(eps: Tensor, x: Tensor, t: Tensor, alphas_cumprod: Tensor) -> Tensor:
-    """The clean latent [b c h w] that x at t [b] holds if its noise is eps."""
-    signal, level = _scales(t, alphas_cumprod, x)
-    return (x - level * eps) / signal
-
-
 def eps_from_v(v: Tensor, x: Tensor, t: Tensor, alphas_cumprod: Tensor) -> Tensor:
     """The noise [b c h w] that a v-prediction names: sqrt(abar) v + sqrt(1 - abar) x (Salimans & Ho 2022)."""
     signal, level = _scales(t, alphas_cumprod, x)
     return signal * v + level * x
-
-
-def x0_from_v(v: Tensor, x: Tensor, t: Tensor, alphas_cumprod: Tensor) -> Tensor:
-    """The clean latent [b c h w] that a v-prediction names: sqrt(abar) x - sqrt(1 - abar) v."""
-    signal, level = _scales(t, alphas_cumprod, x)
-    return signal * x - level * v
 
 
 def _scales(t: Tensor, alphas_cumprod: Tensor, like: Tensor) -> tuple[Tensor, Tensor]:

@@ -21,20 +21,13 @@ DDIM_OFFSET = 1  # published scripts visit 1, 51, 101, ... and never timestep 0
 KARRAS_RHO = 7  # Karras et al. 2022, section D.1: bends the levels towards low noise
 
 
-def make_beta_schedule(schedule: str, timesteps: int, linear_start: float, linear_end: float) -> Tensor:
-    """Noise variances beta_t, [timesteps] in float64 on the CPU, from `linear_start` to `linear_end`."""
-    if schedule != "linear":
-        raise ValueError(f"beta schedule {schedule!r} is unknown; the published configs use 'linear' only")
-    span = (linear_start**0.5, linear_end**0.5)
-    return torch.linspace(*span, timesteps, dtype=torch.float64, device="cpu") ** 2
-
-
 def schedule_buffers(timesteps: int, linear_start: float, linear_end: float) -> dict[str, Tensor]:
     """The twelve stored buffers by their published names and order, each [timesteps] in float32 on the CPU.
 
     The posterior is q(x_{t-1} | x_t, x_0) of Ho et al. 2020, eq. 6 and 7.
     """
-    betas = make_beta_schedule("linear", timesteps, linear_start, linear_end)
+    span = linear_start**0.5, linear_end**0.5
+    betas = torch.linspace(*span, timesteps, dtype=torch.float64, device="cpu") ** 2
     alphas = 1 - betas
     abar = alphas.cumprod(0)
     abar_prev = torch.cat([torch.ones(1, dtype=abar.dtype, device="cpu"), abar[:-1]])

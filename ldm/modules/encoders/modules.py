@@ -27,12 +27,9 @@ from ldm.modules.encoders.tokenizer import (
 )
 
 VIT_L_TEXT = {
-    "hidden_size": 768,
-    "intermediate_size": 3072,
-    "num_hidden_layers": 12,
-    "num_attention_heads": 12,
+    "hidden_size": 768, "intermediate_size": 3072, "num_hidden_layers": 12, "num_attention_heads": 12,
     "projection_dim": 768,
-}
+}  # fmt: skip
 KNOWN_CLIP = {"openai/clip-vit-large-patch14": VIT_L_TEXT}  # published name -> its dimensions
 CLIP_LAYERS = ("last", "pooled", "hidden")
 OPEN_CLIP_SKIP = {"last": 1, "penultimate": 2}  # layer -> how many from the end it is
@@ -80,25 +77,20 @@ class FrozenCLIPEmbedder(AbstractEncoder):
     """
 
     def __init__(  # noqa: PLR0913 - published signature
-        self,
-        version: str = "openai/clip-vit-large-patch14",
-        device: str | torch.device = "cpu",
-        max_length: int = MAX_TOKENS,
-        freeze: bool = True,
-        layer: str = "last",
-        layer_idx: int | None = None,
+        self, version: str = "openai/clip-vit-large-patch14", device: str | torch.device = "cpu",
+        max_length: int = MAX_TOKENS, freeze: bool = True, layer: str = "last", layer_idx: int | None = None,
         config: Mapping[str, Any] | None = None,
-    ) -> None:
+    ) -> None:  # fmt: skip
         super().__init__()
         settings = {**clip_settings(version), **(config or {})}
         self.transformer = _ClipText(settings)
         self.tokenizer = folder_tokenizer(Path(version)) if Path(version).is_dir() else shipped_tokenizer()
-        depth, positions = self.transformer.depth, self.transformer.positions
+        depth = self.transformer.depth
         if layer not in CLIP_LAYERS:
             raise ValueError(f"layer={layer!r}: use one of {', '.join(CLIP_LAYERS)}")
         if layer == "hidden" and (layer_idx is None or not -depth - 1 <= layer_idx <= depth):
             raise ValueError(f"layer_idx={layer_idx}: layer='hidden' needs one in [{-depth - 1}, {depth}]")
-        self.max_length = _checked_length(max_length, positions)
+        self.max_length = _checked_length(max_length, self.transformer.positions)
         self.layer, self.layer_idx = layer, layer_idx
         self._adapt_keys_with(published_clip_keys)
         if freeze:
@@ -134,9 +126,8 @@ class _ClipText(nn.Module):
 
     def forward(self, ids: Tensor, output_hidden_states: bool = False) -> Any:
         device = self.text_model.final_layer_norm.weight.device
-        return self.text_model(
-            input_ids=ids.to(device), output_hidden_states=output_hidden_states, return_dict=True
-        )
+        options = {"output_hidden_states": output_hidden_states, "return_dict": True}
+        return self.text_model(input_ids=ids.to(device), **options)
 
 
 class FrozenOpenCLIPEmbedder(AbstractEncoder):
@@ -149,15 +140,10 @@ class FrozenOpenCLIPEmbedder(AbstractEncoder):
     """
 
     def __init__(  # noqa: PLR0913 - published signature
-        self,
-        arch: str = "ViT-H-14",
-        version: str | None = None,
-        device: str | torch.device = "cpu",
-        max_length: int = MAX_TOKENS,
-        freeze: bool = True,
-        layer: str = "penultimate",
+        self, arch: str = "ViT-H-14", version: str | None = None, device: str | torch.device = "cpu",
+        max_length: int = MAX_TOKENS, freeze: bool = True, layer: str = "penultimate",
         config: Mapping[str, Any] | None = None,
-    ) -> None:
+    ) -> None:  # fmt: skip
         super().__init__()
         if layer not in OPEN_CLIP_SKIP:
             raise ValueError(f"layer={layer!r}: use one of {', '.join(OPEN_CLIP_SKIP)}")
@@ -199,19 +185,13 @@ def _open_clip_text(arch: str, overrides: Mapping[str, Any]) -> nn.Module:
     import open_clip
 
     if arch not in open_clip.list_models():
-        raise ValueError(
-            f"arch={arch!r} is no model of the installed open_clip: Stable Diffusion 2.x has ViT-H-14"
-        )
+        raise ValueError(f"arch={arch!r} is no model of the installed open_clip: SD 2.x has ViT-H-14")
     settings = open_clip.get_model_config(arch)
     text = {**settings["text_cfg"], **overrides}
-    # open_clip builds both towers: the picture's is made as small as it can be, then dropped
+    # open_clip builds both towers: that of images is made as small as it can be, then dropped
     vision = {"layers": 1, "width": 64, "head_width": 64, "patch_size": 32, "image_size": 32}
-    model = open_clip.CLIP(
-        text.pop("embed_dim", settings["embed_dim"]),
-        vision,
-        text,
-        quick_gelu=settings.get("quick_gelu", False),
-    )
+    width, quick_gelu = text.pop("embed_dim", settings["embed_dim"]), settings.get("quick_gelu", False)
+    model = open_clip.CLIP(width, vision, text, quick_gelu=quick_gelu)
     del model.visual
     n = model.context_length
     model.register_buffer("attn_mask", torch.full((n, n), -math.inf, device="cpu").triu(1), persistent=False)

@@ -33,12 +33,7 @@ def published_clip_keys(state: Mapping[str, Tensor], prefix: str = "") -> State:
             adapted[key] = value
         elif part in CLIP_TEXT:
             adapted[f"{prefix}transformer.text_model.{stem}"] = value
-        elif part not in (
-            "vision_model",
-            "visual_projection",
-            "text_projection",
-            "logit_scale",
-        ):  # unused halves
+        elif part not in CLIP_UNUSED:
             adapted[key] = value
     embeddings = f"{prefix}transformer.text_model.embeddings"
     if (table := adapted.get(f"{embeddings}.position_embedding.weight")) is not None:

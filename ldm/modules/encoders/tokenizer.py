@@ -17,6 +17,8 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import torch
+from tokenizers import decoders, pre_tokenizers
+from tokenizers.models import BPE
 from torch import Tensor
 
 log = logging.getLogger(__name__)
@@ -25,6 +27,9 @@ MERGES_FILE = "bpe_simple_vocab_16e6.txt.gz"  # inside the open_clip package
 MERGES_USED = 48_894  # CLIP's 49,152 tokens of plan, less one symbol per byte and the two special tokens
 MAX_TOKENS = 77  # CLIP's context length, BOS and EOS included
 WORD_END = "</w>"
+# A character for each byte: its Latin-1 one if visible, else one from U+0100 on.
+BYTE_SYMBOLS = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+SPACE = "\u0120"  # the symbol of the blank
 
 Merges = list[tuple[str, str]]
 Vocabulary = dict[str, int]
@@ -66,23 +71,16 @@ class ClipTokenizer:
 
     def __init__(self, merges: Merges, vocabulary: Vocabulary, dialect: Dialect = OPENAI) -> None:
         import regex
-        from tokenizers.models import BPE
 
-        self.dialect = dialect
-        self.bos_id, self.eos_id, self.pad_id = (
-            vocabulary[dialect.bos],
-            vocabulary[dialect.eos],
-            dialect.pad_id,
-        )
+        self.dialect, self.pad_id = dialect, dialect.pad_id
+        self.bos_id, self.eos_id = vocabulary[dialect.bos], vocabulary[dialect.eos]
         self._specials = {dialect.bos: self.bos_id, dialect.eos: self.eos_id}
         self._bpe = BPE(vocabulary, merges, end_of_word_suffix=WORD_END, unk_token=dialect.eos)
         self._symbols = {i: symbol for symbol, i in vocabulary.items()}
-        self._bytes = dict(enumerate(byte_symbols()))
-        specials = "|".join(regex.escape(s) for s in self._specials)
+        specials = "|".join(regex.escape(special) for special in self._specials)
         # python's `regex`, as published: its idea of a letter and its case folding decide where words end
-        self._words = regex.compile(
-            specials + r"|'s|'t|'re|'ve|'m|'ll|'d|\p{L}+|\p{N}|[^\s\p{L}\p{N}]+", regex.IGNORECASE
-        )
+        words = r"|'s|'t|'re|'ve|'m|'ll|'d|\p{L}+|\p{N}|[^\s\p{L}\p{N}]+"
+        self._words = regex.compile(specials + words, regex.IGNORECASE)
 
     def tokenize(self, text: str) -> list[int]:
         """All ids of `text`, however many, without BOS, EOS or padding."""
@@ -93,19 +91,15 @@ class ClipTokenizer:
             if word in self._specials:
                 ids.append(self._specials[word])
             else:
-                symbols = "".join(self._bytes[b] for b in word.encode("utf-8"))
+                ((symbols, _),) = BYTE_SYMBOLS.pre_tokenize_str(word)
                 ids.extend(token.id for token in self._bpe.tokenize(symbols))
         return ids
 
     def decode(self, ids: Iterable[int]) -> str:
         """The clean lower-case text of `ids`, a space after each word; half a character becomes U+FFFD."""
-        byte_of = {symbol: byte for byte, symbol in self._bytes.items()}
-        pieces = bytearray()
-        for i in ids:
-            symbol = self._symbols[i]
-            stem = symbol.removesuffix(WORD_END)
-            pieces += bytes(byte_of[c] for c in stem) + (b" " if stem != symbol else b"")
-        return pieces.decode("utf-8", errors="replace").strip()
+        symbols = (self._symbols[i] for i in ids)
+        words = (f"{s.removesuffix(WORD_END)}{SPACE}" if s.endswith(WORD_END) else s for s in symbols)
+        return decoders.ByteLevel().decode(["".join(words)]).strip()
 
     def frame(self, ids: list[int], length: int = MAX_TOKENS) -> list[int]:
         """BOS + ids + EOS, padded to `length`; `ids` must fit."""
@@ -125,26 +119,11 @@ class ClipTokenizer:
         return torch.tensor(rows, dtype=torch.int64, device="cpu").reshape(len(rows), max_length)
 
 
-def byte_symbols() -> list[str]:
-    """The character that stands for each byte 0..255: its Latin-1 one if visible, else one from U+0100 on."""
-    symbols, spare = [], iter(range(256, 512))
-    for byte in range(256):
-        # the blanks and the soft hyphen (0xAD) are Latin-1 characters that one cannot see
-        visible = 0x21 <= byte <= 0x7E or (0xA1 <= byte <= 0xFF and byte != 0xAD)
-        symbols.append(chr(byte if visible else next(spare)))
-    return symbols
-
-
 def vocabulary_of(merges: Merges, dialect: Dialect) -> Vocabulary:
     """CLIP's order of ids: bytes by their symbol's code point, these as word ends, merges, BOS, EOS."""
-    single = sorted(byte_symbols())
-    symbols = [
-        *single,
-        *(s + WORD_END for s in single),
-        *(a + b for a, b in merges),
-        dialect.bos,
-        dialect.eos,
-    ]
+    single = sorted(BYTE_SYMBOLS.alphabet())
+    joined = (first + second for first, second in merges)
+    symbols = [*single, *(s + WORD_END for s in single), *joined, dialect.bos, dialect.eos]
     return {symbol: i for i, symbol in enumerate(symbols)}
 
 
@@ -152,12 +131,10 @@ def vocabulary_of(merges: Merges, dialect: Dialect) -> Vocabulary:
 def shipped_merges() -> Merges:
     """The merges inside the installed open_clip_torch, read without importing it (that costs seconds)."""
     spec = find_spec("open_clip")
-    folders = spec.submodule_search_locations if spec else None
-    path = Path(folders[0], MERGES_FILE) if folders else None
+    path = Path(spec.submodule_search_locations[0], MERGES_FILE) if spec else None
     if path is None or not path.is_file():
-        raise FileNotFoundError(
-            f"{MERGES_FILE} not found: it ships inside open_clip_torch, pip install open_clip_torch"
-        )
+        cure = "it ships inside open_clip_torch, pip install open_clip_torch"
+        raise FileNotFoundError(f"{MERGES_FILE} not found: {cure}")
     with gzip.open(path, "rt", encoding="utf-8") as file:
         lines = file.read().split("\n")[1 : MERGES_USED + 1]  # line 0 is the file's version
     return [(first, second) for first, second in (line.split() for line in lines)]
@@ -173,23 +150,19 @@ def shipped_tokenizer(dialect: Dialect = OPENAI) -> ClipTokenizer:
 def folder_tokenizer(folder: Path) -> ClipTokenizer:
     """The tokenizer that transformers saved in `folder`; the shipped one if it holds no tokenizer files."""
     if (folder / "vocab.json").is_file() and (folder / "merges.txt").is_file():
-        vocabulary = _read_json(folder / "vocab.json")
-        lines = (folder / "merges.txt").read_text("utf-8").strip().split("\n")[1 : MERGES_USED + 1]
-    elif (folder / "tokenizer.json").is_file():
-        saved = _read_json(folder / "tokenizer.json")
+        vocabulary, merges = BPE.read_file(str(folder / "vocab.json"), str(folder / "merges.txt"))
+    elif saved := _read_json(folder / "tokenizer.json"):
         vocabulary, lines = saved["model"]["vocab"], saved["model"]["merges"]
+        # "a b" or ["a", "b"], depending on the version that wrote it
+        merges = [tuple(line.split() if isinstance(line, str) else line) for line in lines]
     else:
         return shipped_tokenizer()
-    # tokenizer.json holds "a b" or ["a", "b"], depending on the version that wrote it
-    merges = [tuple(line.split() if isinstance(line, str) else line) for line in lines]
-    names = folder / "special_tokens_map.json", folder / "tokenizer_config.json"
-    pad = next(
-        (found for name in names if name.is_file() and (found := _read_json(name).get("pad_token"))),
-        OPENAI.eos,
-    )
+    names = "special_tokens_map.json", "tokenizer_config.json"
+    pads = (_read_json(folder / name).get("pad_token") for name in names)
+    pad = next(filter(None, pads), OPENAI.eos)
     pad = pad if isinstance(pad, str) else pad["content"]
     return ClipTokenizer(merges, vocabulary, replace(OPENAI, pad_id=vocabulary[pad]))
 
 
 def _read_json(path: Path) -> dict:
-    return json.loads(path.read_text("utf-8"))
+    return json.loads(path.read_text("utf-8")) if path.is_file() else {}
