@@ -30,9 +30,7 @@ def atomic_write(path: Path) -> Iterator[Path]:
             yield partial
             if partial.is_file():
                 _flush(partial)
-            if (
-                partial.is_dir() and path.is_dir()
-            ):  # a full folder is not replaced in one step
+            if partial.is_dir() and path.is_dir():  # a full folder is not replaced in one step
                 path.rename(old)
             partial.replace(path)
         finally:

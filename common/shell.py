@@ -36,11 +36,12 @@ class Parser(argparse.ArgumentParser):
 
     def __init__(self, prog: str, description: str | None = None, **options: Any) -> None:
         ours = {"formatter_class": argparse.RawDescriptionHelpFormatter, "allow_abbrev": False}
+        prog = f"python {prog.removeprefix('python ')}"  # a subcommand's begins with its command's
         super().__init__(prog=prog, description=description, **(ours | options))
 
     def error(self, message: str) -> NoReturn:
         """Exit with the sentence."""
-        self.exit(USER_ERROR, f"{message}; python {self.prog} --help lists everything\n")
+        self.exit(USER_ERROR, f"{message}; {self.prog} --help lists everything\n")
 
 
 def run_command(

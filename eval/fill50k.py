@@ -24,7 +24,8 @@ from common.flags import add_flags, flag, read_flags
 from common.shell import DONE, NOT_MET, Parser, run_command, say
 from eval.fidelity import FidelityScores, Truth, measure
 from eval.report import missed, quality_table, robustness_table
-from scenes.fill50k import COLOURS, Scene, random_scene, render
+from scenes.colours import COLOURS
+from scenes.shape_scenes import Scene, random_scene, render
 
 if TYPE_CHECKING:  # torch takes a second to import; who only wants --help should not wait for it
     from torch import Tensor

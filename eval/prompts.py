@@ -20,8 +20,9 @@ from common.shell import Parser, run_command
 from eval.control import ShapeReader, colour_error, filled_mask
 from eval.fidelity import COLOUR_BAR
 from eval.fill50k import STOPPED, ModelFiles, Settings, generate, held_out_scenes
-from scenes.fill50k import COLOURS, SHAPES, Scene, render
-from scenes.shape_scenes import MAX_TILT
+from scenes.colours import COLOURS
+from scenes.shape_scenes import MAX_TILT, Scene, render
+from scenes.shapes import SHAPES
 
 EXAMPLE_SIZE, EXAMPLE_RADIUS = 128, 0.38
 TILTS, HANDS, HAND = 11, 3, 0.6  # examples of a shape: tilts, at each so many wobbled ones, how strongly

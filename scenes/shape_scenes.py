@@ -15,18 +15,13 @@ import numpy as np
 from scenes.colours import COLOURS, differ_clearly
 from scenes.shapes import SHAPES, outline
 
-BASE_SIZE = 512  # line widths are given in pixels of a picture of this side, as in Fill50k
+BASE_SIZE = 512  # line widths are given in pixels of an image of this side, as in Fill50k
 HELD_OUT_ONE_IN = 20
-RADIUS_RANGE = (
-    0.16,
-    0.40,
-)  # of the side; below it a crescent at 128 pixels is thinner than one latent cell of 8
+RADIUS_RANGE = (0.16, 0.40)  # of the side; a smaller crescent at 128 pixels is thinner than one latent cell
 WIDTH_RANGE = (1.0, 24.0)  # pixels at BASE_SIZE, drawn evenly on a logarithmic scale
 MAX_TILT = np.pi / 6  # a square stays a square to the eye, a heart stays upright
 WOBBLE_REACH = 0.12  # of the radius: the farthest a point moves at wobble 1
-WOBBLE_WAVES = np.arange(
-    2, 6
-)  # per turn: lower ones only move the shape, higher ones are roughness, not a hand
+WOBBLE_WAVES = np.arange(2, 6)  # per turn: a lower one only moves the shape, higher ones are no hand's
 MAX_GAPS = 3
 GAP_RANGE = (0.02, 0.06)  # of a ring's length, each
 WOBBLE_RANGE = (0.2, 1.0)  # below it a wobble cannot be seen
@@ -73,13 +68,9 @@ def is_held_out(fill: str, shape: str, background: str) -> bool:
 
 
 def random_scene(
-    rng: np.random.Generator,
-    shapes: tuple[str, ...] = SHAPES,
-    *,
-    held_out: bool | None = False,
-    hand_drawn: float = 0.0,
-    widths: tuple[float, float] = WIDTH_RANGE,
-) -> Scene:
+    rng: np.random.Generator, shapes: tuple[str, ...] = SHAPES, *, held_out: bool | None = False,
+    hand_drawn: float = 0.0, widths: tuple[float, ...] = WIDTH_RANGE,
+) -> Scene:  # fmt: skip
     """Draw a scene that lies wholly inside the picture.
 
     held_out: only combinations for training (False), only for tests (True), or any (None). hand_drawn:
@@ -116,6 +107,7 @@ def render(scene: Scene, size: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]
 def _combination(
     rng: np.random.Generator, shapes: tuple[str, ...], held_out: bool | None
 ) -> tuple[str, str, str]:
+    """Fill, shape and background."""
     names = tuple(COLOURS)
     while True:
         fill, background = (names[i] for i in rng.integers(len(names), size=2))

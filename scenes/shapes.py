@@ -62,9 +62,7 @@ def heart() -> Rings:
     t = np.linspace(0, 2 * np.pi, 10 * CONTOUR_POINTS + 1)
     x, y = 16 * np.sin(t) ** 3, 13 * np.cos(t) - 5 * np.cos(2 * t) - 2 * np.cos(3 * t) - np.cos(4 * t)
     length = np.concatenate([[0], np.cumsum(np.hypot(np.diff(x), np.diff(y)))])
-    even = np.linspace(
-        0, length[-1], CONTOUR_POINTS, endpoint=False
-    )  # the cleft is point 0, the tip half-way
+    even = np.linspace(0, length[-1], CONTOUR_POINTS, endpoint=False)  # from the cleft, by the tip half-way
     return [np.stack([np.interp(even, length, x), -np.interp(even, length, y)], axis=1)]
 
 

@@ -79,7 +79,7 @@ def evaluate(branch: Trained, scenes: "Sequence[Scene]", settings: "Settings") -
     from cldm.pipeline import Pipeline
     from eval.fill50k import generate, score
     from ldm.config import read_config
-    from scenes.fill50k import render
+    from scenes.shape_scenes import render
 
     base = branch.config.parent / read_config(branch.config).weights[0]
     sources = [render(scene, settings.size)[0] for scene in scenes]
@@ -114,7 +114,7 @@ def _shown(name: str, value: float) -> str:
 def grid(scenes: "Sequence[Scene]", results: "Mapping[str, dict[int, Measured]]", size: int) -> "np.ndarray":
     """The first scenes: outline, truth, and what every file of every branch makes of it; uint8 [H W 3]."""
     from ldm.image import labelled_grid
-    from scenes.fill50k import render
+    from scenes.shape_scenes import render
 
     shown = scenes[:SHOWN]
     sources, targets, _ = zip(*(render(scene, size) for scene in shown), strict=True)

@@ -84,7 +84,7 @@ class Task:
     def pictures(self, pipeline: Pipeline) -> tuple[list[np.ndarray], float]:
         """A picture for each scene, and the seconds that one took."""
         from eval.fill50k import Settings, generate, held_out_scenes
-        from scenes.fill50k import render
+        from scenes.shape_scenes import render
 
         scenes = held_out_scenes(self.count, self.seed)
         sources = [render(scene, self.size)[0] for scene in scenes]

@@ -101,7 +101,7 @@ class Task:
 
     def _make(self, pipeline: Pipeline, fields: dict[str, Any]) -> Pictures:
         from eval.fill50k import Settings, generate, held_out_scenes
-        from scenes.fill50k import render
+        from scenes.shape_scenes import render
 
         scenes = held_out_scenes(self.count, self.seed)
         sources = [render(scene, self.size)[0] for scene in scenes]

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from eval.fill50k import DRAWINGS, Settings, generate, held_out_scenes, main, quality, robustness, score
-from scenes.fill50k import COLOURS, is_held_out, render
+from scenes.colours import COLOURS
+from scenes.shape_scenes import is_held_out, render
 
 SIZE = 64
 FEW = Settings(batch=4, size=SIZE)

@@ -7,7 +7,8 @@ from eval.control import SHAPE_SIDE, ShapeReader, normalised
 from eval.fill50k import held_out_scenes
 from eval.prompts import main, score, shape_reader
 from scenes.colours import COLOURS
-from scenes.fill50k import SHAPES, render
+from scenes.shape_scenes import render
+from scenes.shapes import SHAPES
 
 
 @pytest.fixture(scope="module")

@@ -5,12 +5,16 @@ import subprocess
 import sys
 import time
 from dataclasses import replace
+from pathlib import Path
 
 import cv2
 import numpy as np
 import pytest
 
-from scenes.fill50k import SHAPES, Recipe, is_held_out, main, make_dataset, render
+from scenes.dataset import make_dataset
+from scenes.fill50k import Recipe, main
+from scenes.shape_scenes import is_held_out, render
+from scenes.shapes import SHAPES
 
 SMALL = Recipe(size=32, seed=5, hand_drawn=0.3, widths=(1.0, 24.0))
 
@@ -27,11 +31,8 @@ def test_each_line_of_prompt_json_names_pictures_that_show_its_scene(tmp_path):
     make_dataset(tmp_path, 6, SMALL)
     for index, entry in enumerate(entries(tmp_path)):
         scene = SMALL.scene(index)
-        assert entry == {
-            "source": f"source/{index}.png",
-            "target": f"target/{index}.png",
-            "prompt": scene.prompt,
-        }
+        files = {kind: f"{kind}/{index}.png" for kind in ("source", "target")}
+        assert entry == files | {"prompt": scene.prompt}
         for kind, expected in zip(("source", "target"), render(scene, 32)[:2], strict=True):
             np.testing.assert_array_equal(cv2.imread(str(tmp_path / entry[kind]))[..., ::-1], expected)
 
@@ -112,26 +113,33 @@ def test_no_samples_or_no_workers_is_an_error(tmp_path, count, workers):
 
 
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs Linux's always full device")
-def test_a_full_disk_ends_in_one_sentence_and_the_same_command_goes_on(tmp_path, capsys):
+def test_a_full_disk_ends_in_one_sentence_and_the_same_command_goes_on(tmp_path, capsys, monkeypatch):
     command = ["--out", str(tmp_path), "--count", "3", "--size", "32", "--workers", "1"]
-    (tmp_path / "target").mkdir()
-    (tmp_path / "target/.1.png.part").symlink_to("/dev/full")
-    assert main(command) == 1
-    assert "free some space" in capsys.readouterr().err
+    write = Path.write_bytes
+
+    def full(path, content):
+        with open("/dev/full" if path.parent.name == "target" else path, "wb") as file:
+            file.write(content)
+
+    monkeypatch.setattr(Path, "write_bytes", full)
+    assert main(command) == 2
+    said = capsys.readouterr().err.splitlines()[-1]
+    assert said == f"{tmp_path}/target/0.png was not written: No space left on device"
     assert not (tmp_path / "prompt.json").exists()
+    monkeypatch.setattr(Path, "write_bytes", write)
     assert main(command) == 0
     assert len(entries(tmp_path)) == 3
-    assert not list(tmp_path.rglob("*.part"))
+    assert not list(tmp_path.rglob(".*"))
 
 
 def test_a_folder_that_is_a_file_ends_in_one_sentence(tmp_path, capsys):
     (tmp_path / "taken").write_text("")
-    assert main(["--out", str(tmp_path / "taken"), "--count", "1", "--workers", "1"]) == 1
-    assert "choose a folder that can be written" in capsys.readouterr().err
+    assert main(["--out", str(tmp_path / "taken"), "--count", "1", "--workers", "1"]) == 2
+    assert capsys.readouterr().err == f"{tmp_path}/taken/source: Not a directory\n"
 
 
 def test_bad_arguments_end_in_one_sentence(tmp_path, capsys):
-    assert main(["--out", str(tmp_path / "new"), "--shapes", *SHAPES, "blob"]) == 1
+    assert main(["--out", str(tmp_path / "new"), "--shapes", *SHAPES, "blob"]) == 2
     assert capsys.readouterr().err.count("\n") == 1
     assert not (tmp_path / "new").exists()
 
@@ -158,6 +166,6 @@ def test_ctrl_c_leaves_only_whole_files_and_says_how_to_go_on(tmp_path):
     assert process.returncode == 130
     assert "goes on from there" in error
     assert "Traceback" not in error
-    assert not list(tmp_path.rglob("*.part"))
+    assert not list(tmp_path.rglob("*.partial"))
     assert not (tmp_path / "prompt.json").exists()
     assert all(cv2.imread(str(path)) is not None for path in tmp_path.rglob("*.png"))

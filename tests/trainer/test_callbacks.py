@@ -9,7 +9,8 @@ from pytorch_lightning.loggers import CSVLogger, TensorBoardLogger
 from cldm.log_images import SampleSettings
 from cldm.logger import GAP, ImageLogger
 from ldm.image import read_image, write_png
-from scenes.fill50k import Recipe, make_dataset
+from scenes.dataset import make_dataset
+from scenes.fill50k import Recipe
 from tests.small_runs import SIDE, Run
 from tests.trainer.test_module import assert_equal_to_the_bit
 from trainer.callbacks import ThroughputLogger, Validation, ValidationImages, read_validation

@@ -4,7 +4,8 @@ from contextlib import suppress
 
 import pytest
 
-from scenes.fill50k import Recipe, make_dataset
+from scenes.dataset import make_dataset
+from scenes.fill50k import Recipe
 from tests.small_runs import SIDE, Run
 from trainer import checkpointing
 from trainer.checkpointing import STATE, CheckpointFolder

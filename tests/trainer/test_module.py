@@ -8,7 +8,8 @@ import torch
 from torch.utils.data import DataLoader
 
 from checkpoints.files.read import read_weight_file
-from scenes.fill50k import Recipe, make_dataset
+from scenes.dataset import make_dataset
+from scenes.fill50k import Recipe
 from tests.small_models import build
 from tests.small_runs import SETTINGS, SIDE, At, Run
 from trainer.checkpointing import STATE
