@@ -22,26 +22,17 @@ SEEDS = 2**63  # torch takes them below
 
 def parse_args(argv: list[str] | None, prog: str, config: str) -> argparse.Namespace:
     """Read the command line; SystemExit with one sentence when it is wrong."""
-    flags = Parser(prog=prog, add_help=False)
-    add = flags.add_argument
+    parser = Parser(prog, __doc__)
+    add = parser.add_argument
+    add("base", type=Path, nargs="?", help="file or folder (default: what the yaml names)")
+    add("output", type=Path, help="file to write")
     add("--config", type=Path, metavar="YAML", help=f"of the model (default: models/{config})")
     add("--branch", choices=get_args(BranchKind), help="kind of branch (default: the yaml's)")
     add("--use-ema", action="store_true", help="the base's moving averages become its weights")
     add("--seed", type=int, metavar="N", default=0, help="of what is drawn (default: %(default)s)")
     add("--replace-branch", action="store_true", help="begin anew where the base has a branch already")
     add("--force", action="store_true", help="replace an older output")
-    parser = Parser(
-        prog=prog,
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-        parents=[flags],
-    )
-    parser.add_argument("base", type=Path, nargs="?", help="file or folder (default: what the yaml names)")
-    parser.add_argument("output", type=Path, help="file to write")
-    # Flags first: argparse cannot leave out one of two paths that stand on both sides of a flag.
-    found, paths = flags.parse_known_args(argv)
-    args = parser.parse_args(paths, found)
+    args = parser.parse_intermixed_args(argv)  # flags may stand between the paths, one of which may be absent
     if not 0 <= args.seed < SEEDS:
         parser.error(f"--seed {args.seed}: give 0 or more, less than 2**63")
     return args
@@ -57,13 +48,12 @@ def main(
     args = parse_args(argv, prog, config)
 
     def run() -> object:
-        from tools.convert.add_control import Start, attach
-
-        start = Start(args.branch, args.seed, use_ema=args.use_ema, renew=args.replace_branch)
+        from tools.convert.add_control import BranchInit, add_control
         from tools.convert.target import open_target
 
+        init = BranchInit(args.branch, args.seed, use_ema=args.use_ema, replace=args.replace_branch)
         with open_target(args.output, force=args.force) as target:
-            return attach(args.base, target, args.config or MODELS / config, start)
+            return add_control(args.base, target, args.config or MODELS / config, init)
 
     return run_command(run)
 

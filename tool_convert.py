@@ -9,7 +9,7 @@
     python tool_convert.py strip v1-5-pruned.ckpt --dry-run
 
 A result's suffix says its form: .safetensors, or .ckpt, .pth, .pt, .bin of torch. It appears only when it is
-complete. Exit codes: 0; 1 with one sentence about what is wrong; 130 after Ctrl-C.
+complete. Exit codes: 0; 2 with one sentence about what is wrong; 130 after Ctrl-C.
 """
 
 import argparse
@@ -18,6 +18,7 @@ from pathlib import Path
 from common.shell import Parser, run_command
 
 DTYPES = ("fp32", "fp16", "bf16")
+OF_ALL_COMMANDS = ("command", "input", "output", "force", "dtype", "dry_run")
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
@@ -26,7 +27,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
     def command(name: str, about: str, output: str = "file to write") -> argparse.ArgumentParser:
-        one = commands.add_parser(name, help=about, description=about, allow_abbrev=False)
+        one = commands.add_parser(name, help=about, description=about)
         one.add_argument("input", type=Path, help="file, or folder of diffusers")
         one.add_argument("output", type=Path, nargs="?" if name == "strip" else None, help=output)
         one.add_argument("--force", action="store_true", help="replace an older output")
@@ -58,28 +59,16 @@ def main(argv: list[str] | None = None) -> int:
 
 def _run(args: argparse.Namespace) -> object:
     """What there is to say of the result."""
-    from tools.convert import conversions as convert
-
-    if args.command == "strip" and args.dry_run:
-        return convert.strip_plan(args.input, use_ema=args.use_ema)
-    if args.output is None:
-        raise ValueError("name the file to write, or add --dry-run to see what would go")
+    from tools.convert.conversions import CONVERSIONS, strip_plan
     from tools.convert.target import open_target
 
+    own = {name: value for name, value in vars(args).items() if name not in OF_ALL_COMMANDS}
+    if args.command == "strip" and args.dry_run:
+        return strip_plan(args.input, **own)
+    if args.output is None:
+        raise ValueError("name the file to write, or add --dry-run to see what would go")
     with open_target(args.output, force=args.force, dtype=getattr(args, "dtype", None)) as target:
-        return {
-            "to-safetensors": lambda: convert.to_safetensors(args.input, target),
-            "to-dtype": lambda: convert.to_dtype(args.input, target),
-            "to-original": lambda: convert.to_original(args.input, target),
-            "to-diffusers": lambda: convert.to_diffusers(
-                args.input, target, args.config, use_ema=args.use_ema
-            ),
-            "extract-control": lambda: convert.extract_control(args.input, target),
-            "transfer-control": lambda: convert.transfer_control(
-                args.input, args.from_base, args.to_base, target
-            ),
-            "strip": lambda: convert.strip(args.input, target, use_ema=args.use_ema),
-        }[args.command]()
+        return CONVERSIONS[args.command](args.input, target, **own)
 
 
 if __name__ == "__main__":

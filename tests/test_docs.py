@@ -58,12 +58,16 @@ class Parsed(BaseException):
 @pytest.fixture
 def parse_only(monkeypatch):
     """Scripts stop once their command line is read."""
-    real = argparse.ArgumentParser.parse_args
 
-    def parse_and_stop(self, args=None, namespace=None):
-        raise Parsed(real(self, args, namespace))
+    def stop_after(parse):
+        def parse_and_stop(self, args=None):
+            raise Parsed(parse(self, args))
 
-    monkeypatch.setattr(argparse.ArgumentParser, "parse_args", parse_and_stop)
+        return parse_and_stop
+
+    for name in ("parse_args", "parse_intermixed_args"):
+        parse = getattr(argparse.ArgumentParser, name)
+        monkeypatch.setattr(argparse.ArgumentParser, name, stop_after(parse))
 
 
 def test_there_are_commands_to_check():

@@ -18,6 +18,7 @@ import tool_convert
 from checkpoints.files.read import read_weight_file
 from cldm.model import load_model
 from tests.converted_models import write_model, write_training_checkpoint
+from tools.convert.conversions import CONVERSIONS
 
 ROOT = Path(__file__).parents[1]
 CONTROL, TEXT = "control_model.", "cond_stage_model."
@@ -294,7 +295,7 @@ def test_a_mistake_is_one_sentence_and_writes_nothing(run, files, words, match):
     options = {"--dtype", "fp16", "--force", "--use-ema", "--from-base", "--to-base"}
     before = contents(files)
     code, out, err = run(command, *(word if word in options else files / word for word in rest))
-    assert (code, out, err.count("\n")) == (1, "", 1)
+    assert (code, out, err.count("\n")) == (2, "", 1)
     assert re.search(match, err.strip())
     assert contents(files) == before
 
@@ -323,7 +324,7 @@ def test_weights_of_another_shape_than_the_yamls_are_refused(sd15, run, tmp_path
     code, _, err = run(
         "to-diffusers", folder / "full.safetensors", tmp_path / "o", "--config", ROOT / "models/cldm_v15.yaml"
     )
-    assert code == 1
+    assert code == 2
     assert "made for text of width 32, but the model for text of width 768" in err
     assert "cldm_v15.yaml, --config names others" in err
     assert "--config" in run("to-diffusers", folder / "full.safetensors", tmp_path / "o")[2]
@@ -335,7 +336,7 @@ def test_weights_of_another_shape_than_the_yamls_are_refused(sd15, run, tmp_path
 def test_a_wrong_command_line_is_one_sentence(run, capsys, wrong):
     with pytest.raises(SystemExit) as stopped:
         run(*wrong)
-    assert stopped.value.code == 1
+    assert stopped.value.code == 2
     assert capsys.readouterr().err.count("\n") == 1
 
 
@@ -343,7 +344,7 @@ def test_a_wrong_command_line_is_one_sentence(run, capsys, wrong):
     ("error", "code", "match"),
     [
         (KeyboardInterrupt(), 130, "stopped; nothing was written"),
-        (OSError(errno.ENOSPC, "No space left on device"), 1, "o.ckpt was not written: No space left"),
+        (OSError(errno.ENOSPC, "No space left on device"), 2, "o.ckpt was not written: No space left"),
     ],
 )
 def test_interrupted_or_out_of_space_nothing_stays_behind(run, tmp_path, monkeypatch, error, code, match):
@@ -366,7 +367,7 @@ def test_an_interrupt_that_a_library_turns_into_an_error_is_still_one(run, tmp_p
         except KeyboardInterrupt:
             raise ValueError("could not determine the shape of object type") from None
 
-    monkeypatch.setattr("tools.convert.conversions.to_safetensors", library)
+    monkeypatch.setitem(CONVERSIONS, "to-safetensors", library)
     code, _, err = run("to-safetensors", tmp_path / "a.ckpt", tmp_path / "b.safetensors")
     assert (code, err) == (130, "stopped; nothing was written\n")
     assert signal.getsignal(signal.SIGINT) == signal.default_int_handler

@@ -8,8 +8,7 @@ untrained branch is in memory.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from dataclasses import replace as changed
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -36,41 +35,41 @@ COUNTED = next(reason for pattern, reason in DROPPED.items() if pattern.search("
 
 
 @dataclass(frozen=True)
-class Start:
+class BranchInit:
     """How a branch begins. kind: one of `cldm.model.BRANCHES`, None for the yaml's; seed: of what is drawn.
 
-    use_ema: the base's moving averages in place of its weights. renew: in place of a branch that is there.
+    use_ema: the base's moving averages in place of its weights. replace: a branch that is there.
     """
 
     kind: str | None = None
     seed: int = 0
     use_ema: bool = False
-    renew: bool = False
+    replace: bool = False
 
 
-def attach(base: Path | None, target: Target, config: Path, start: Start) -> Result:
+def add_control(base: Path | None, target: Target, config: Path, init: BranchInit) -> Result:
     """Write `base` with a new control branch as one file for the model of a yaml, in the published order.
 
     base: anything that loads as a whole base model, None for the first weights that the yaml names. Raises
     ValueError or OSError in one sentence, before anything is written.
     """
     params = read_params(config)
-    settings = with_branch(config, start.kind) if start.kind else read_config(config)
+    settings = with_branch(config, init.kind) if init.kind else read_config(config)
     base = base or _named_base(config, settings)
     check_file(target, [base])
-    source = _open_base(base, start)
+    source = _open_base(base, init)
     predicts = scheduler_config(params)["prediction_type"]
     check_folder(base, params, config)
     if source.prediction not in (None, predicts):
         raise ValueError(f"{base} says that it predicts {source.prediction}, but {config} means {predicts}")
     model = create_meta_model(settings)
     check_base(source, model, config)
-    joined = surgery.add_control(source.state, fresh_branch(settings, start.seed))
+    joined = surgery.add_control(source.state, fresh_branch(settings, init.seed))
     state, computed = in_published_order(joined.state, model)
     notes = [*_report(joined), *([f"computed from the yaml: {quote(computed)}"] if computed else [])]
     notes += [note for note in source.left_out if COUNTED not in note]
-    result = write_file(target, state, changed(source, prediction=predicts).about)
-    return changed(result, notes=(*notes, *result.notes))
+    result = write_file(target, state, replace(source, prediction=predicts).about)
+    return replace(result, notes=(*notes, *result.notes))
 
 
 def check_base(source: Source, model: nn.Module, config: Path) -> None:
@@ -119,18 +118,18 @@ def _named_base(config: Path, settings: DictConfig) -> Path:
     return config.parent / names[0]
 
 
-def _open_base(path: Path, start: Start) -> Source:
-    source = open_original(path, use_ema=start.use_ema)
+def _open_base(path: Path, init: BranchInit) -> Source:
+    source = open_original(path, use_ema=init.use_ema)
     older = [name for name in source.state if name.startswith(surgery.CONTROL)]
     if not older or len(older) == len(source.state):  # a branch alone is refused with the other half models
         return source
-    if not start.renew:
+    if not init.replace:
         raise ValueError(
             f"{path} has a control branch already: train that one, or --replace-branch begins a new one"
         )
     state = {name: tensor for name, tensor in source.state.items() if name not in set(older)}
     note = f"left out the control branch that was there: {len(older)} tensors"
-    return changed(source, state=state, left_out=(*source.left_out, note))
+    return replace(source, state=state, left_out=(*source.left_out, note))
 
 
 def _constants(model: nn.Module) -> dict[str, Tensor]:

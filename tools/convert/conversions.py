@@ -69,14 +69,14 @@ def extract_control(source: Path, target: Target) -> Result:
     return write_file(target, branch, full.about)
 
 
-def transfer_control(source: Path, old_base: Path, new_base: Path, target: Target) -> Result:
+def transfer_control(source: Path, target: Target, *, from_base: Path, to_base: Path) -> Result:
     """A control branch, or a full model, of one base moved to another: w + (new - old)."""
-    check_file(target, [source, old_base, new_base])
-    branch, old, new = (open_original(path) for path in (source, old_base, new_base))
+    check_file(target, [source, from_base, to_base])
+    branch, old, new = (open_original(path) for path in (source, from_base, to_base))
     try:
         moved = surgery.transfer_control(branch.state, old.state, new.state)
     except ValueError as error:
-        raise ValueError(f"{source} cannot go from {old_base} (old) to {new_base} (new): {error}") from None
+        raise ValueError(f"{source} cannot go from {from_base} (old) to {to_base} (new): {error}") from None
     followed = sum(moved[name] is not branch.state[name] for name in moved)
     note = f"{followed} tensors followed the base, {len(moved) - followed} are unchanged"
     return _noted(write_file(target, moved, branch.about), note)
@@ -191,3 +191,15 @@ def _split(model: Source) -> dict[str, State]:
 
 def _noted(result: Result, *notes: str) -> Result:
     return replace(result, notes=(*notes, *result.notes))
+
+
+# What tool_convert.py has commands for: (source, target, and the command's own flags) -> what was written.
+CONVERSIONS = {
+    "to-safetensors": to_safetensors,
+    "to-dtype": to_dtype,
+    "to-original": to_original,
+    "to-diffusers": to_diffusers,
+    "extract-control": extract_control,
+    "transfer-control": transfer_control,
+    "strip": strip,
+}

@@ -12,7 +12,7 @@ from ldm.config import create_meta_model
 from tests.cldm.test_golden import golden
 from tests.converted_models import write_model, write_training_checkpoint
 from tests.hostile_files import entry, write_safetensors
-from tools.convert.add_control import Start, attach, check_base, in_published_order
+from tools.convert.add_control import BranchInit, add_control, check_base, in_published_order
 from tools.convert.source import open_original
 from tools.convert.target import Target
 from trainer.model import load_for_training
@@ -82,7 +82,7 @@ def files(tmp_path_factory):
 @pytest.mark.parametrize("kind", BRANCHES)
 def test_an_untrained_branch_adds_nothing_to_the_bit(files, tmp_path, kind):
     config, path = files / "model.yaml", tmp_path / "ini.safetensors"
-    attach(files / "base.ckpt", Target(path), config, Start(kind))
+    add_control(files / "base.ckpt", Target(path), config, BranchInit(kind))
     model = load_model(with_branch(config, kind), path)
     plain = load_model(config, files / "full.safetensors")
     noise = torch.Generator().manual_seed(0)
@@ -101,8 +101,11 @@ def test_an_untrained_branch_adds_nothing_to_the_bit(files, tmp_path, kind):
 def test_tool_and_trainer_begin_the_same_branch(files, tmp_path, kind):
     OmegaConf.save(with_branch(files / "model.yaml", kind), tmp_path / "model.yaml")
     for seed in (0, 1):
-        attach(
-            files / "base.ckpt", Target(tmp_path / f"{seed}.ckpt"), files / "model.yaml", Start(kind, seed)
+        add_control(
+            files / "base.ckpt",
+            Target(tmp_path / f"{seed}.ckpt"),
+            files / "model.yaml",
+            BranchInit(kind, seed),
         )
     begun, is_new = load_for_training(tmp_path / "model.yaml", [files / "base.ckpt"], seed=1)
     saved, again = load_for_training(tmp_path / "model.yaml", [tmp_path / "1.ckpt"])
