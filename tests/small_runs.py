@@ -32,7 +32,7 @@ class Run:
             "use_distributed_sampler": False,
         }  # fmt: skip
         self.module = ControlTraining(build(), settings, StreamLoader(SampleStream(data, 0), batch))
-        self.checkpoints = checkpointing.Checkpoints(self.folder, every, size=1)
+        self.checkpoints = checkpointing.Checkpoints(self.folder, every)
         callbacks = [self.checkpoints, *trainer.pop("callbacks", [])]
         self.trainer = pl.Trainer(default_root_dir=out, callbacks=callbacks, **options | trainer)
 

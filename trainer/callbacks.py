@@ -5,7 +5,6 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
 from itertools import cycle, islice
 from pathlib import Path
 from typing import Any
@@ -28,16 +27,6 @@ LATENT_STEP = 8  # pixels of the image for one of the latent
 BYTES_PER_GB = 1e9
 
 
-@dataclass(frozen=True)
-class Validation:
-    """What to draw. pairs: prompts with their hints, uint8 [H W 3]; count: samples of each."""
-
-    pairs: Sequence[tuple[str, np.ndarray]]
-    count: int = 4
-    sampling: SampleSettings = SampleSettings(steps=20)
-    seed: int = 0
-
-
 def read_validation(
     prompts: Sequence[str], images: Sequence[Path], resolution: int
 ) -> list[tuple[str, np.ndarray]]:
@@ -55,10 +44,18 @@ def read_validation(
 
 
 class ValidationImages(pl.Callback):
-    """Samples of fixed prompts and control images in image_log/validation, every so many steps."""
+    """Samples of fixed prompts and control images in image_log/validation, `every` so many steps.
 
-    def __init__(self, validation: Validation, every: int) -> None:
-        self.validation, self.every, self._last = validation, every, -1
+    pairs: prompts with their hints, uint8 [H W 3]. count: samples of each.
+    """
+
+    def __init__(
+        self, pairs: Sequence[tuple[str, np.ndarray]], every: int, count: int = 4,
+        sampling: SampleSettings | None = None, seed: int = 0,
+    ) -> None:  # fmt: skip
+        self.pairs, self.every, self.count, self.seed = pairs, every, count, seed
+        self.sampling = sampling or SampleSettings(steps=20)
+        self._last = -1
 
     def on_train_batch_end(self, trainer: pl.Trainer, pl_module: Any, *_: Any) -> None:
         """Draw when it is time, once a step."""
@@ -68,29 +65,27 @@ class ValidationImages(pl.Callback):
         self._last = step
         if trainer.is_global_zero:
             with preserve_rng(pl_module):
-                grid = validation_grid(pl_module.model, self.validation)
+                grid = self.grid(pl_module.model)
             write_grid(trainer, "validation", f"grid_gs-{step:06}.png", grid)
         trainer.strategy.barrier("validation")
 
-
-@torch.no_grad()
-def validation_grid(model: ControlLDM, validation: Validation) -> Tensor:
-    """A row for each prompt, its control image and then the samples: [3, H, W] in [-1, 1]."""
-    n, rows = validation.count, []
-    for number, (prompt, hint) in enumerate(validation.pairs):
-        control = image_to_hint(hint, n).to(model.device)
-        cond, uncond = (
-            {"c_concat": [control], "c_crossattn": [model.get_learned_conditioning([text] * n)]}
-            for text in (prompt, "")
-        )
-        channels, (height, width) = model.model.diffusion_model.config.in_channels, control.shape[-2:]
-        shape = (n, channels, height // LATENT_STEP, width // LATENT_STEP)
-        torch.manual_seed(validation.seed + number)
-        samples = sample_images(model, shape, cond, uncond, validation.sampling)
-        images = torch.cat([control[:1] * 2 - 1, samples]).float().cpu()
-        images = torch.nn.functional.pad(images, (0, GAP, 0, GAP), value=1.0)
-        rows.append(rearrange(images, "k c H W -> c H (k W)"))
-    return torch.cat(rows, dim=1).clamp(-1, 1)
+    def grid(self, model: ControlLDM) -> Tensor:
+        """A row for each prompt, its control image and then the samples: [3, H, W] in [-1, 1]."""
+        rows = []
+        for number, (prompt, hint) in enumerate(self.pairs):
+            control = image_to_hint(hint, self.count).to(model.device)
+            cond, uncond = (
+                {"c_concat": [control], "c_crossattn": [model.get_learned_conditioning([text] * self.count)]}
+                for text in (prompt, "")
+            )
+            channels, (height, width) = model.model.diffusion_model.config.in_channels, control.shape[-2:]
+            shape = (self.count, channels, height // LATENT_STEP, width // LATENT_STEP)
+            torch.manual_seed(self.seed + number)
+            samples = sample_images(model, shape, cond, uncond, self.sampling)
+            images = torch.cat([control[:1] * 2 - 1, samples]).float().cpu()
+            images = torch.nn.functional.pad(images, (0, GAP, 0, GAP), value=1.0)
+            rows.append(rearrange(images, "k c H W -> c H (k W)"))
+        return torch.cat(rows, dim=1).clamp(-1, 1)
 
 
 class ThroughputLogger(pl.Callback):

@@ -61,7 +61,7 @@ class CheckpointFolder:
         there = self.all()
         return f"{there[-1]} is kept" if there else "there is no checkpoint yet"
 
-    def check_space(self, size: int) -> None:
+    def check_space(self, size: float) -> None:
         """OSError unless a checkpoint with tensors of `size` bytes fits on the disk."""
         try:
             check_space(self.out / "the next checkpoint", size * MARGIN)
@@ -88,18 +88,21 @@ class CheckpointFolder:
 class Checkpoints(pl.Callback):
     """Saves every so many steps, at the end, and when somebody wants to stop; listens for that wish.
 
-    size: bytes of one checkpoint, which must be free before it is begun.
+    copies: how many times what learns is in a checkpoint: itself, optimizer's states, average. So much room
+    must be free before one is begun.
     """
 
-    def __init__(self, folder: CheckpointFolder, every: int, size: int) -> None:
-        self.folder, self.every, self.size = folder, every, size
-        self._last = -1
+    def __init__(self, folder: CheckpointFolder, every: int, copies: float = 1) -> None:
+        self.folder, self.every, self.copies = folder, every, copies
+        self._size, self._last = 0.0, -1
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: ControlTraining) -> None:
         """Listen for Ctrl-C and SIGTERM; here, since Lightning has set its own handlers by now."""
         self._last = trainer.global_step
+        self._size = self.copies * sum(value.nbytes for value in pl_module.learning().values())
         if trainer.is_global_zero:
             self.folder.drop_partial()
+        self.folder.check_space(self._size)
         pl_module.stop.listen()
 
     def on_train_batch_end(self, trainer: pl.Trainer, pl_module: ControlTraining, *_: Any) -> None:
@@ -119,7 +122,7 @@ class Checkpoints(pl.Callback):
             partial, trouble = None, None
             if trainer.is_global_zero:
                 try:
-                    self.folder.check_space(self.size)
+                    self.folder.check_space(self._size)
                     partial = written.enter_context(self.folder.write(trainer.global_step))
                 except OSError as error:
                     trouble = str(error)

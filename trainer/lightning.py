@@ -14,7 +14,7 @@ from pytorch_lightning.strategies import DDPStrategy, StrategyRegistry
 
 from cldm.log_images import SampleSettings
 from cldm.logger import ImageLogger
-from trainer.callbacks import ThroughputLogger, Validation, ValidationImages, read_validation
+from trainer.callbacks import ThroughputLogger, ValidationImages, read_validation
 from trainer.checkpointing import Checkpoints, DirectCheckpointIO
 from trainer.plan import RunPlan
 
@@ -86,8 +86,8 @@ def _callbacks(plan: RunPlan) -> list[pl.Callback]:
         side, seed = plan.settings.transform.resolution, plan.settings.loss.seed
         pairs = read_validation(reports.validation_prompt, reports.validation_image, side)
         sampling = SampleSettings(reports.sample_steps, scale=plan.scale)
-        validation = Validation(pairs, reports.num_validation_images, sampling, seed)
-        made.append(ValidationImages(validation, reports.validation_steps))
+        every, count = reports.validation_steps, reports.num_validation_images
+        made.append(ValidationImages(pairs, every, count, sampling, seed))
     return made
 
 

@@ -53,10 +53,8 @@ def run(plan: RunPlan) -> list[Path]:
     plan = plan.for_rows(len(data))
     folder = CheckpointFolder(out, length.checkpoints_total_limit)
     resume = folder.find(length.resume_from) if length.resume_from else None
+    trainer = make_trainer(plan, device, Checkpoints(folder, length.checkpointing_steps, _copies(plan)))
     module = _module(plan, data, device)
-    size = _checkpoint_size(plan, module)
-    folder.check_space(size)
-    trainer = make_trainer(plan, device, Checkpoints(folder, length.checkpointing_steps, size))
     if resume:
         _check_branch(resume, module)
     if trainer.is_global_zero:
@@ -115,9 +113,8 @@ def _generate_data(plan: RunPlan) -> None:
 
     folder.mkdir(parents=True, exist_ok=True)
     with FileLock(folder.with_suffix(".lock")):
-        make_dataset(
-            folder, plan.settings.data.train_samples, Recipe(size=plan.settings.transform.resolution)
-        )
+        recipe = Recipe(size=plan.settings.transform.resolution)
+        make_dataset(folder, plan.settings.data.train_samples, recipe)
 
 
 def _module(plan: RunPlan, data: ControlDataset, device: torch.device) -> ControlTraining:
@@ -151,14 +148,13 @@ def _cache_folder(plan: RunPlan) -> Path:
     return (data if data.is_dir() else data.parent) / "latents"
 
 
-def _checkpoint_size(plan: RunPlan, module: ControlTraining) -> int:
-    """Bytes of what learns, its optimizer's states and its average."""
+def _copies(plan: RunPlan) -> float:
+    """How many times what learns is in a checkpoint: itself, its optimizer's states, its average."""
     optimization = plan.settings.optimization
     states = STATES_8BIT if optimization.use_8bit_adam else STATES
     if plan.settings.machines.offloads:
         states = STATES_OFFLOADED
-    copies = 1 + states + bool(optimization.ema_decay)
-    return int(copies * sum(value.nbytes for value in module.learning().values()))
+    return 1 + states + bool(optimization.ema_decay)
 
 
 def _check_branch(checkpoint: Path, module: ControlTraining) -> None:

@@ -13,7 +13,7 @@ from scenes.dataset import make_dataset
 from scenes.fill50k import Recipe
 from tests.small_runs import SIDE, Run
 from tests.trainer.test_module import assert_equal_to_the_bit
-from trainer.callbacks import ThroughputLogger, Validation, ValidationImages, read_validation
+from trainer.callbacks import ThroughputLogger, ValidationImages, read_validation
 from trainer.data.dataset import ControlDataset
 from trainer.settings import Transform
 
@@ -31,7 +31,7 @@ def test_images_and_numbers_come_and_change_no_weight(data, tmp_path):
     hint = (data[0]["hint"] * 255).astype(np.uint8)
     shown = [
         ImageLogger(2, 2, increase_log_steps=False, log_images_kwargs=QUICK),
-        ValidationImages(Validation([("a", hint), ("b", hint)], 2, SampleSettings(steps=1)), every=2),
+        ValidationImages([("a", hint), ("b", hint)], 2, 2, SampleSettings(steps=1)),
         ThroughputLogger(2),
     ]
     loggers = [TensorBoardLogger(tmp_path / "a", "logs"), CSVLogger(tmp_path / "a", "csv")]

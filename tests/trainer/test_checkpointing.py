@@ -33,7 +33,7 @@ def test_a_full_disk_costs_no_checkpoint(data, tmp_path, where, monkeypatch):
 
     run = Run(data, tmp_path, max_steps=4, every=2)
     if where == "space":
-        run.checkpoints.size = 2**60
+        run.checkpoints.copies = 2**40
     else:
         run.go()
         run = Run(data, tmp_path, max_steps=8, every=2)
