@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,8 +15,6 @@ from checkpoints.surgery import add_control, extract_control
 from cldm.cldm import ControlLDM
 from cldm.model import CONTROL_PREFIX, assign_parts, fresh_branch
 from ldm.config import create_meta_model
-
-log = logging.getLogger(__name__)
 
 OFFLOADED = ("first_stage_model", "cond_stage_model")  # what a run with cached latents does without
 

@@ -2,12 +2,14 @@
 
 import os
 import signal
+from types import SimpleNamespace
 
 import pytest
 import torch
 from torch.utils.data import DataLoader
 
 from checkpoints.files.read import read_weight_file
+from common.shell import Stopped
 from scenes.dataset import make_dataset
 from scenes.fill50k import Recipe
 from tests.small_models import build
@@ -99,6 +101,34 @@ def test_a_signal_ends_the_run_after_its_step_and_the_state_is_saved(data, tmp_p
     assert [path.name for path in stopped.folder.all()] == ["checkpoint-4"]
     assert stopped.module.stop.asked == number
     assert signal.getsignal(number) == before
+
+
+def test_a_second_signal_ends_the_run_at_once(data, tmp_path):
+    def send(module):
+        for _ in range(2):
+            os.kill(os.getpid(), signal.SIGINT)
+
+    before = signal.getsignal(signal.SIGINT)
+    run = Run(data, tmp_path, max_steps=10, every=2, callbacks=[At(3, send)])
+    with pytest.raises(Stopped, match="stopped at once"):
+        run.go()
+    assert [path.name for path in run.folder.all()] == ["checkpoint-2"]
+    assert signal.getsignal(signal.SIGINT) == before
+
+
+@pytest.mark.parametrize(
+    ("zero", "offload"), [({"stage": 2}, False), ({"stage": 2, "offload_optimizer": {"device": "cpu"}}, True)]
+)
+def test_deepspeed_gets_the_optimizer_of_the_host_only_where_it_offloads(zero, offload, monkeypatch):
+    from trainer import module as training
+
+    asked = []
+    real = training.make_optimizer
+    monkeypatch.setattr(training, "make_optimizer", lambda *one, offload: asked.append(offload) or real(*one))
+    module = training.ControlTraining(build())
+    module._trainer = SimpleNamespace(strategy=SimpleNamespace(config={"zero_optimization": zero}))
+    module.configure_optimizers()
+    assert asked == [offload]
 
 
 def poison(module):
