@@ -36,11 +36,11 @@ def check_fit(model: Shapes, optional: set[str], sources: Mapping[str, Shapes]) 
 def _check_family(model: Shapes, sources: Mapping[str, Shapes]) -> None:
     widths = {label: width for label in sources if (width := context_width(sources[label]))}
     wanted = context_width(model)
-    strangers = [label for label, width in widths.items() if width != wanted]
-    if wanted and strangers:
+    others = [label for label, width in widths.items() if width != wanted]
+    if wanted and others:
         fitting = [label for label, width in widths.items() if width == wanted]
         raise ValueError(
-            f"{' and '.join(strangers)}: made for {family(widths[strangers[0]])}, but the model"
+            f"{' and '.join(others)}: made for {family(widths[others[0]])}, but the model"
             f"{''.join(' and ' + label for label in fitting)} for {family(wanted)}; "
             "take a yaml, a base and a control branch of one family"
         )

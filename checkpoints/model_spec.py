@@ -40,14 +40,14 @@ def describe(
     architecture = ARCHITECTURES.get((width, short))
     if not architecture:
         return kept
-    told = {
+    said = {
         "sai_model_spec": VERSION,
         "architecture": architecture + (CONTROL if _is_branch(state) else ""),
         "implementation": "diffusers" if detect_component(state) else ORIGINAL,
         "prediction_type": short,
         "title": source.get(f"{KEY}title", title),
     }
-    return kept | {KEY + name: value for name, value in told.items()}
+    return kept | {KEY + name: value for name, value in said.items()}
 
 
 def prediction_in(metadata: Mapping[str, str]) -> str | None:

@@ -6,7 +6,6 @@ A yaml may begin with `base: other.yaml`, a file beside it whose settings it cha
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -14,17 +13,16 @@ import torch
 from omegaconf import DictConfig
 from torch import Tensor, nn
 
-from checkpoints.diffusers.check import check_folder
-from checkpoints.diffusers.folder import open_weights
+from checkpoints.checkpoint import Checkpoint, Source, open_checkpoint
+from checkpoints.diffusers.check import check_settings
+from checkpoints.files.headers import get_state_dict
 from checkpoints.files.lazy import read
-from checkpoints.files.read import get_state_dict
 from checkpoints.load import assign_weights
 from checkpoints.lora.merge import merge_loras
-from checkpoints.names.diffusers import detect_component, to_original
+from checkpoints.names.diffusers import to_original
 from cldm.cldm import ControlLDM
-from cldm.compressed.pruned import note_on, shrink_to_sources, use_zeros
+from cldm.compressed.pruned import shrink, use_zeros
 from ldm.config import build_part, config_label, create_meta_model, model_settings, read_config
-from quantize.files.read import read_content
 
 __all__ = [
     "BRANCHES",
@@ -52,17 +50,18 @@ def load_state_dict(ckpt_path: str | Path, location: str | torch.device = "cpu")
     """Everything stored in a weights file, under the file's own names, on `location` (published).
 
     Files and folders under diffusers' names come under the original ones. Errors as
-    `checkpoints.diffusers.folder.open_weights`.
+    `checkpoints.checkpoint.open_checkpoint`.
     """
-    tensors = open_weights(ckpt_path).tensors
-    if part := detect_component(tensors):
-        tensors = to_original(tensors, part)
+    checkpoint = open_checkpoint(ckpt_path)
+    tensors = checkpoint.tensors()
+    if checkpoint.component:
+        tensors = to_original(tensors, checkpoint.component)
     return {name: read(tensor).to(location) for name, tensor in tensors.items()}
 
 
 def load_model(
     config: str | Path | DictConfig,
-    *weights: str | Path,
+    *weights: str | Path | Checkpoint,
     device: str | torch.device = "cpu",
     dtype: torch.dtype | None = None,
     use_ema: bool = False,
@@ -71,17 +70,17 @@ def load_model(
     """The model of a yaml file with the weights of one or more files, ready to run on `device`.
 
     weights: files, or folders of diffusers, overlaid in order, such as a base model and a control branch
-    alone. dtype: of all parameters,
-    None for fp32. use_ema: take the moving averages that training checkpoints carry. loras: files merged into
-    them, each with its weight. Errors as `create_model`, `checkpoints.load.assign_weights` and
+    alone. dtype: of all parameters, None for fp32. use_ema: take the averages of a training checkpoint.
+    loras: files merged into them, each with its weight. Errors as `create_model`, `assign_parts` and
     `checkpoints.lora.merge.merge_loras`.
     """
     model = create_meta_model(config)
-    for path in weights:
-        check_folder(path, model_settings(config)["params"], config_label(config))
-    assign_parts(model, *weights, dtype=dtype, use_ema=use_ema)
+    opened = [open_checkpoint(one) for one in weights]
+    for one in opened:
+        check_settings(one, model_settings(config)["params"], config_label(config))
+    assign_parts(model, *opened, dtype=dtype, use_ema=use_ema)
     merge_loras(model, loras)
-    use_zeros(model.to(device), weights)
+    use_zeros(model.to(device), opened)
     return model.eval()
 
 
@@ -99,8 +98,9 @@ def load_control(
     holder = nn.Module()
     with torch.device("meta"):
         holder.control_model = build_part(settings["params"]["control_stage_config"], config)
-    check_folder(path, settings["params"], config_label(config), only=["controlnet"])
-    assign_parts(holder, path, dtype=dtype, only=CONTROL_PREFIX)
+    checkpoint = open_checkpoint(path)
+    check_settings(checkpoint, settings["params"], config_label(config), only=["controlnet"])
+    assign_parts(holder, checkpoint, dtype=dtype, only=CONTROL_PREFIX)
     return holder.control_model.to(device).eval()
 
 
@@ -133,46 +133,38 @@ def fresh_branch(config: str | Path | DictConfig, seed: int) -> dict[str, Tensor
 def kind_of_branch(names: Iterable[str]) -> str | None:
     """Which of `BRANCHES` weights of these names are, alone or in a whole model; None where none is known."""
     names = {name.removeprefix(CONTROL_PREFIX) for name in names}
-    return next((kind for kind, sign in SIGNS.items() if sign in names), None)
+    return next((kind for kind, key in MARKER_KEYS.items() if key in names), None)
 
 
-def assign_parts(model: nn.Module, *weights: Any, **options: Any) -> None:
+def assign_parts(model: nn.Module, *sources: Source, **options: Any) -> None:
     """`checkpoints.load.assign_weights`, of pruned weights too: `model` then becomes as small as they are.
 
     Its error also says where a file is quantized, its branch of the other kind, or pruned from another model.
     """
-    try:
-        try:
-            assign_weights(model, *weights, **options)
-        except ValueError:
-            if not shrink_to_sources(model, weights):
-                raise
-            assign_weights(model, *weights, **options)
-    except ValueError as error:
-        files = [one for one in weights if isinstance(one, str | Path)]
-        own_words = f"{error}{_other_kind(model, files) or note_on(files)}"
-        raise ValueError(_quantized_words(files) or own_words) from None
-
-
-def _quantized_words(files: Sequence[str | Path]) -> str:
-    for path in files:
-        with suppress(ValueError, OSError):  # whatever else it is
-            read_content(path)
-            return f"{path} is a quantized file: give it by --quantized (in Python quantized=) alone"
-    return ""
-
-
-def _other_kind(model: nn.Module, weights: Sequence[str | Path]) -> str:
+    opened = [open_checkpoint(one) for one in sources]
+    for one in opened:
+        if one.is_quantized:
+            raise ValueError(
+                f"{one.label} is a quantized file: give it by --quantized (in Python quantized=) alone"
+            )
+    records = {one.label: record for one in opened if (record := one.pruning)}
     own = kind_of_branch(model.state_dict())
-    for path in weights:
-        with suppress(ValueError, OSError):  # the file itself is what is wrong
-            kind = kind_of_branch(open_weights(path).tensors)
-            if own and kind not in (own, None):
-                return (
-                    f"; {path} holds a {kind} branch, the yaml describes a {own} one: take the other's yaml"
-                )
-    return ""
+    try:
+        assign_weights(model, *opened, shrink=shrink, **options)
+    except ValueError as error:
+        why = [words for one in opened if (words := _other_kind(own, one))]
+        for label, record in records.items():
+            why.append(f"; {label} is pruned, from the model of {record.config}: take that yaml")
+        raise ValueError(f"{error}{why[0] if why else ''}") from None
+
+
+def _other_kind(own: str | None, one: Checkpoint) -> str:
+    is_theirs = "controlnet" in (one.component, *one.settings)  # in diffusers' names, which knows one kind
+    kind = "full" if is_theirs else kind_of_branch(one.header.tensors)
+    if not own or kind in (own, None):
+        return ""
+    return f"; {one.label} holds a {kind} branch, the yaml describes a {own} one: take the other's yaml"
 
 
 BRANCHES = {"full": "cldm.cldm.ControlNet", "lite": "cldm.lite.ControlLite"}
-SIGNS = {"full": "input_hint_block.0.weight", "lite": "stem.weight"}  # names that only this kind has
+MARKER_KEYS = {"full": "input_hint_block.0.weight", "lite": "stem.weight"}  # names that only this kind has

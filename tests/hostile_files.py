@@ -7,6 +7,8 @@ import zipfile
 
 import torch
 
+from checkpoints.files.pickles import describe_pickle
+
 MAGIC, PROTOCOL = 0x1950A86A20F9469CFC6C, 1001  # how torch's old format begins
 SYSTEM = {
     "protocol_version": PROTOCOL,
@@ -74,3 +76,10 @@ def entry(shape=(1,), start=0, end=4, dtype="F32"):
 
 
 FOUR = torch.arange(4.0)
+
+
+def load_pickle(path):
+    """What torch makes of a file of its own, whole objects and lists too, once it is found harmless."""
+    with path.open("rb") as file:
+        legacy = not file.read(2).startswith(b"PK")
+    return describe_pickle(path, legacy=legacy).load()

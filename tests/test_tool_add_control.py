@@ -12,13 +12,13 @@ import torch
 from omegaconf import OmegaConf
 from safetensors.torch import load_file, save_file
 
+import common.atomic
 import tool_add_control
 import tool_add_control_sd21
 import tool_convert
-from checkpoints.files import write as stream
-from checkpoints.files.read import read_weight_file
 from cldm.model import BRANCHES, create_model, load_model, load_state_dict, with_branch
 from tests.converted_models import write_model, write_training_checkpoint
+from tests.stored_tensors import stored_tensors
 
 ROOT = Path(__file__).parents[1]
 CONTROL, UNET = "control_model.", "model.diffusion_model."
@@ -67,7 +67,7 @@ def add(run, files, tmp_path):
     def command(base, *words, name="out.ckpt"):
         code, out, err = run(files[0] / base, tmp_path / name, "--config", files[0] / "model.yaml", *words)
         assert (code, err) == (0, "")
-        return read_weight_file(tmp_path / name).tensors, out
+        return stored_tensors(tmp_path / name), out
 
     return command
 
@@ -306,8 +306,8 @@ def test_stopped_full_or_read_only_nothing_stays_behind(files, run, tmp_path, mo
 
 
 def test_a_disk_without_room_is_told_before_anything_is_written(files, run, tmp_path, monkeypatch):
-    usage = stream.shutil.disk_usage(tmp_path)
-    monkeypatch.setattr(stream.shutil, "disk_usage", lambda path: usage._replace(free=1 << 20))
+    usage = common.atomic.shutil.disk_usage(tmp_path)
+    monkeypatch.setattr(common.atomic.shutil, "disk_usage", lambda path: usage._replace(free=1 << 20))
     folder, _ = files
     code, _, err = run(folder / "base.safetensors", tmp_path / "out.ckpt", "--config", folder / "model.yaml")
     assert code == 2

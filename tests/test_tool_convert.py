@@ -15,9 +15,10 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 import tool_convert
-from checkpoints.files.read import read_weight_file
+from checkpoints.checkpoint import open_checkpoint
 from cldm.model import load_model
 from tests.converted_models import write_model, write_training_checkpoint
+from tests.stored_tensors import stored_tensors
 from tools.convert.conversions import CONVERSIONS
 
 ROOT = Path(__file__).parents[1]
@@ -163,9 +164,9 @@ def test_strip_takes_what_only_training_needs(sd15, run, tmp_path):
     assert f"would stay: {len(base)} tensors" in planned
     said = done(run, "strip", tmp_path / "last.ckpt", tmp_path / "lean.ckpt")
     assert "left out optimizer_states: 1.0 MiB" in said
-    assert_same_bits(lean := read_weight_file(tmp_path / "lean.ckpt").tensors, base)
+    assert_same_bits(lean := stored_tensors(tmp_path / "lean.ckpt"), base)
     assert list(lean) == list(base)  # optimizer states of published runs are indexed by the order
-    assert read_weight_file(tmp_path / "lean.ckpt").others == {}
+    assert open_checkpoint(tmp_path / "lean.ckpt").header.others == {}
 
 
 def test_averages_can_become_the_weights(sd15, run, tmp_path):
@@ -190,7 +191,7 @@ def test_a_transfer_follows_the_base(sd15, run, tmp_path):
     done(run, "extract-control", folder / "full.safetensors", tmp_path / "canny.safetensors")
     bases = ["--from-base", folder / "full.safetensors", "--to-base", tmp_path / "other/full.safetensors"]
     said = done(run, "transfer-control", tmp_path / "canny.safetensors", tmp_path / "new.pth", *bases)
-    moved, name = read_weight_file(tmp_path / "new.pth").tensors, "input_blocks.1.0.in_layers.2.weight"
+    moved, name = stored_tensors(tmp_path / "new.pth"), "input_blocks.1.0.in_layers.2.weight"
     unet = f"model.diffusion_model.{name}"
     expected = state[CONTROL + name] + (other[unet] - state[unet])
     assert torch.equal(moved[CONTROL + name], expected)

@@ -10,6 +10,7 @@ import torch
 from omegaconf import DictConfig
 from torch import Tensor, nn
 
+from checkpoints.checkpoint import Checkpoint, open_checkpoint
 from checkpoints.load import assign_weights, read_state_dict
 from checkpoints.surgery import add_control, extract_control
 from cldm.cldm import ControlLDM
@@ -28,28 +29,28 @@ def load_for_training(
     `cldm.model.assign_parts`.
     """
     model = create_meta_model(config)
-    names = [name for path in weights for name in read_state_dict(path)]
-    is_new = not any(name.startswith(CONTROL_PREFIX) for name in names)
-    ema_of = tuple(model.state_dict()) if use_ema else ()
-    extra = [new_branch(config, weights, seed, ema_of)] if is_new else []
-    assign_parts(model, *weights, *extra, use_ema=use_ema)
+    opened = [open_checkpoint(path) for path in weights]
+    is_new = not any(CONTROL_PREFIX in one.parts for one in opened)
+    extra = [new_branch(config, opened, seed, use_ema=use_ema)] if is_new else []
+    assign_parts(model, *opened, *extra, use_ema=use_ema)
     return model, is_new
 
 
 def new_branch(
-    config: Path | DictConfig, weights: Sequence[Path], seed: int, ema_of: tuple[str, ...] = ()
+    config: Path | DictConfig, weights: Sequence[Path | Checkpoint], seed: int, *, use_ema: bool = False
 ) -> dict[str, Tensor]:
     """Weights of an untrained branch beside `weights`, under the names of a whole model.
 
-    ema_of: as of `checkpoints.load.read_state_dict`, for a branch that copies the moving averages.
+    use_ema: it copies their moving averages.
     """
+    opened = [open_checkpoint(one) for one in weights]
     base: dict[str, Tensor] = {}
-    for path in weights:
-        base |= read_state_dict(path, ema_of=ema_of)
+    for one in opened:
+        base |= read_state_dict(one, use_ema=use_ema)
     try:
         return extract_control(add_control(base, fresh_branch(config, seed)).state)
     except ValueError as error:
-        raise ValueError(f"{' + '.join(map(str, weights))}: {error}") from None
+        raise ValueError(f"{' + '.join(one.label for one in opened)}: {error}") from None
 
 
 def prepare(model: ControlLDM, *, frozen: torch.dtype, checkpointing: bool | None = None) -> None:

@@ -161,10 +161,10 @@ def _check_branch(checkpoint: Path, module: ControlTraining) -> None:
     """ValueError unless a checkpoint holds what this run trains."""
     if (checkpoint / STATE).is_dir():  # DeepSpeed's own form, which checks itself
         return
-    from checkpoints.files.read import read_weight_file
+    from checkpoints.files.headers import read_header
 
-    stored = {name: one.shape for name, one in read_weight_file(checkpoint / STATE).tensors.items()}
-    wanted = {name: value.shape for name, value in module.learning().items()}
+    stored = {name: one.shape for name, one in read_header(checkpoint / STATE).tensors.items()}
+    wanted = {name: tuple(value.shape) for name, value in module.learning().items()}
     odd = [name for name in wanted if stored.get(name) != wanted[name]]
     odd += [name for name in stored if name not in wanted and name not in dict(module.model.named_buffers())]
     if odd:

@@ -25,10 +25,9 @@ import torch
 import tool_add_control
 import tool_convert
 from bench.memory.load_memory import GB, ROOT, peak_bytes, to_ckpt, write_random
+from checkpoints.checkpoint import open_checkpoint
 from checkpoints.files.lazy import Values, walk
-from checkpoints.files.read import open_weight_file
 from checkpoints.files.write import write_weights
-from checkpoints.load import open_source
 from checkpoints.names.original import ema_names
 from checkpoints.surgery import CONTROL, UNET
 from ldm.config import create_meta_model
@@ -62,13 +61,13 @@ def _ckpt(full: Path, path: Path, _config: Path) -> None:
 
 def _base(full: Path, path: Path, _config: Path) -> None:
     """As bases are published: no branch, and nothing that only a branch's class stores."""
-    state = open_weight_file(full).tensors
+    state = open_checkpoint(full).tensors()
     write_weights(path, {n: t for n, t in state.items() if not n.startswith(CONTROL) and n != "logvar"})
 
 
 def _averaged(full: Path, path: Path, _config: Path) -> None:
     """As trainers leave it: with a moving average beside each weight of the U-Net."""
-    state = open_weight_file(full).tensors
+    state = open_checkpoint(full).tensors()
     averages = {average: state[name] for average, name in ema_names(state).items()}
     write_weights(path, state | averages)
 
@@ -108,7 +107,7 @@ def is_intact(result: Path, full: Path, *, has_new_branch: bool = False) -> bool
 
     has_new_branch: its branch is the U-Net of `full` instead, as far as names agree.
     """
-    got, expected = open_source(result).state, open_source(full).state
+    got, expected = (open_checkpoint(path).weights().state for path in (result, full))
     if has_new_branch:
         expected |= _begun(got, expected)
     pairs = zip(walk(got.items()), walk((name, expected[name]) for name in got), strict=True)

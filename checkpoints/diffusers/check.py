@@ -12,10 +12,9 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from checkpoints.checkpoint import Checkpoint
 from checkpoints.diffusers.configs import part_config
-from checkpoints.diffusers.folder import find_components, read_settings
 
-SCHEDULER = Path("scheduler", "scheduler_config.json")
 # What no picture of ours depends on: precision, sampling at run time, tokens, the pooling of one control.
 IGNORED = {
     "upcast_attention", "clip_sample", "set_alpha_to_one", "steps_offset", "timestep_spacing", "vocab_size",
@@ -36,23 +35,22 @@ YAMLS = {
 }
 
 
-def check_folder(
-    path: str | Path, params: Mapping[str, Any], label: object, only: Iterable[str] = ()
+def check_settings(
+    checkpoint: Checkpoint, params: Mapping[str, Any], label: object, only: Iterable[str] = ()
 ) -> None:
-    """Raise ValueError where the folder `path` says otherwise than the yaml parameters `params` of `label`.
+    """Raise ValueError where a folder says otherwise than the yaml parameters `params` of `label`.
 
     only: parts to look at, all where empty. Anything but a folder in diffusers' form passes.
     """
-    path, only = Path(path), set(only)
-    configs = {name: one.config for name, one in find_components(path).items() if not only or name in only}
-    if not configs:
-        return
-    if not only:
-        configs["scheduler"] = read_settings(path / SCHEDULER)
-    for part, config in configs.items():
+    said = {
+        part: checkpoint.settings[part] for part in only or checkpoint.settings if part in checkpoint.settings
+    }
+    for part, config in said.items():
         for name, theirs, ours in _differences(config, _expected(part, params)):
-            hint = f"; models/{fitting} fits it" if (fitting := _fitting(configs)) else ""
-            raise ValueError(f"{path}: its {part} has {name}={theirs}, but {label} means {ours}{hint}")
+            hint = f"; models/{fitting} fits it" if (fitting := _fitting(said)) else ""
+            raise ValueError(
+                f"{checkpoint.label}: its {part} has {name}={theirs}, but {label} means {ours}{hint}"
+            )
 
 
 def published_yaml(width: int, prediction: str = "epsilon") -> Path | None:

@@ -8,14 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from omegaconf import OmegaConf
 
 from checkpoints.compatibility import check_fit, context_width, family
 from checkpoints.diffusers.check import MODELS, published_yaml
 from checkpoints.diffusers.configs import is_open_clip, text_config
 from checkpoints.files.lazy import Values
 from checkpoints.names.diffusers import COMPONENTS
-from ldm.config import read_config
+from ldm.config import model_settings
 from ldm.util import instantiate_from_config
 
 State = Mapping[str, Values]
@@ -52,12 +51,12 @@ def choose_config(source: Path, parts: Parts, prediction: str | None) -> Path:
 
 
 def read_params(config: Path) -> dict[str, Any]:
-    """The yaml parameters of a whole model; errors as `cldm.model.read_config`, or ValueError."""
-    params = read_config(config).model.get("params")
-    missing = [stage for stage in (*STAGES.values(), "cond_stage_config") if stage not in (params or {})]
+    """The yaml parameters of a whole model; errors as `ldm.config.read_config`, or ValueError."""
+    params = model_settings(config).get("params") or {}
+    missing = [stage for stage in (*STAGES.values(), "cond_stage_config") if stage not in params]
     if missing:
         raise ValueError(f"{config} describes no whole model: it has no {', '.join(missing)}")
-    return OmegaConf.to_container(params, resolve=True)  # type: ignore[return-value]
+    return params
 
 
 def check_parts(source: Path, parts: Parts, config: Path) -> None:

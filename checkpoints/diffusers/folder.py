@@ -1,4 +1,4 @@
-"""Folders in diffusers' form, opened like files: a whole pipeline, or one part of it.
+"""Folders in diffusers' form: a whole pipeline, or one part of it.
 
 A pipeline has model_index.json and a folder for each part; a part has config.json and its weights, in one
 file or in shards that an index lists, as safetensors or as pickle, at times only in half precision.
@@ -7,18 +7,14 @@ file or in shards that an index lists, as safetensors or as pickle, at times onl
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from checkpoints.files.headers import read_header
-from checkpoints.names.diffusers import COMPONENTS, detect_component, to_original
-
-if TYPE_CHECKING:
-    from checkpoints.files.lazy import Values
-    from checkpoints.files.read import WeightFile
+from checkpoints.names.diffusers import COMPONENTS, detect_component
 
 CLASSES = {
     "unet": "UNet2DConditionModel",
@@ -31,12 +27,8 @@ CONFIG = "config.json"
 STEMS = ("diffusion_pytorch_model", "model", "pytorch_model")
 SUFFIXES = (".safetensors", ".bin")
 VARIANTS = ("", ".fp16", ".bf16")  # the first that is there: precision before size
-OTHER_MODELS = (
-    "text_encoder_2",
-    "text_encoder_3",
-    "transformer",
-    "prior",
-)  # of pipelines that are not SD 1 or 2
+SCHEDULER = Path("scheduler", "scheduler_config.json")
+OTHER_MODELS = ("text_encoder_2", "text_encoder_3", "transformer", "prior")  # of pipelines not SD 1 or 2
 OPEN_CLIP_ACT = "gelu"  # of Stable Diffusion 2.x; that of 1.x is quick_gelu
 
 
@@ -50,33 +42,10 @@ class Component:
     config: Mapping[str, Any]
 
 
-def open_weights(path: str | Path) -> WeightFile:
-    """A weights file as it is, or a folder in diffusers' form under the original names; lazy where mapped.
-
-    Raises FileNotFoundError, or ValueError for what is neither or does not agree with itself.
-    """
-    # Imported here, for torch comes with it: what a folder is can be said without.
-    from checkpoints.files.read import WeightFile, open_weight_file
-
-    path = Path(path)
-    if not path.is_dir() or not (components := find_components(path)):
-        return open_weight_file(path)
-    tensors: dict[str, Values] = {}
-    mapped = True
-    for component in components.values():
-        files = [open_weight_file(file) for file in component.files]
-        state = {name: tensor for file in files for name, tensor in file.tensors.items()}
-        mapped = mapped and all(file.mapped for file in files)
-        _check_part(component, state)
-        act = component.config.get("hidden_act")
-        tensors |= to_original(state, component.part, open_clip=act and act == OPEN_CLIP_ACT)
-    return WeightFile(tensors, {}, mapped)
-
-
 def find_components(folder: Path) -> dict[str, Component]:
     """The parts that a folder in diffusers' form holds, by entry of COMPONENTS; empty for another folder.
 
-    Raises as `open_weights`.
+    Raises FileNotFoundError or ValueError for one that is not whole, or does not agree with itself.
     """
     if not folder.is_dir():
         return {}
@@ -88,6 +57,24 @@ def find_components(folder: Path) -> dict[str, Component]:
         return {one.part: one for one in found if one}
     alone = _component(folder, None) if _is_part(folder) else None
     return {alone.part: alone} if alone else {}
+
+
+def check_component(component: Component, names: Iterable[str]) -> None:
+    """Raise ValueError unless the weights with these names are those of the part that its settings say."""
+    found, wanted = detect_component(names), CLASSES[component.part]
+    if found is None:
+        some = next(iter(names))
+        raise ValueError(f"the weights of {component.folder} are no {wanted}: they hold names such as {some}")
+    if found != component.part:
+        raise ValueError(
+            f"{component.folder}: {CONFIG} says {wanted}, but the weights are those of a {CLASSES[found]}"
+        )
+
+
+def is_sd2_text(component: Component) -> bool | None:
+    """Whether a text encoder is that of Stable Diffusion 2.x; None where its settings do not say."""
+    act = component.config.get("hidden_act")
+    return None if act is None else act == OPEN_CLIP_ACT
 
 
 def read_settings(path: Path) -> dict[str, Any]:
@@ -171,14 +158,3 @@ def _shards(index: Path) -> tuple[Path, ...]:
         if not (index.parent / shard).is_file():
             raise FileNotFoundError(f"{index.parent} lacks {shard}, which its index lists: fetch it too")
     return tuple(index.parent / shard for shard in shards)
-
-
-def _check_part(component: Component, state: Mapping[str, Values]) -> None:
-    found, wanted = detect_component(state), CLASSES[component.part]
-    if found is None:
-        some = next(iter(state))
-        raise ValueError(f"the weights of {component.folder} are no {wanted}: they hold names such as {some}")
-    if found != component.part:
-        raise ValueError(
-            f"{component.folder}: {CONFIG} says {wanted}, but the weights are those of a {CLASSES[found]}"
-        )

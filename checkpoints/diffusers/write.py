@@ -11,9 +11,8 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from checkpoints.diffusers.check import SCHEDULER
 from checkpoints.diffusers.configs import is_open_clip, part_config
-from checkpoints.diffusers.folder import CLASSES, CONFIG, INDEX, STEMS
+from checkpoints.diffusers.folder import CLASSES, CONFIG, INDEX, SCHEDULER, STEMS
 from checkpoints.files.lazy import Values
 from checkpoints.files.write import SAFETENSORS, write_weights
 from ldm.modules.encoders.tokenizer import MAX_TOKENS, OPEN_CLIP, OPENAI, shipped_merges, vocabulary_of

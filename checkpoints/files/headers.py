@@ -1,7 +1,8 @@
 """What a weights file holds, from its header: names, shapes, dtypes and sizes, but no numbers.
 
-Gigabytes take as long as kilobytes, and torch is not needed. A header is believed only as far as it agrees
-with the size of its file.
+Gigabytes take as long as kilobytes, and torch is not needed. The kind of a file is told by its content, not
+by its suffix: many files in circulation carry a wrong one. A header is believed only as far as it agrees with
+the size of its file.
 """
 
 from __future__ import annotations
@@ -12,18 +13,20 @@ import struct
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from safetensors import SafetensorError, safe_open
 
-from checkpoints.files.kinds import SAFETENSORS_BRACE, kind_of, printable
-from checkpoints.files.pickle_header import read_pickle_file
-from checkpoints.files.pickle_machine import Pickled
+from checkpoints.files.kinds import HEAD_BYTES, SAFETENSORS_BRACE, SUFFIXES, kind_of, printable
+from checkpoints.files.pickles import PickleFile, describe_pickle
+from checkpoints.files.unpickler import DescribedTensor
 
 METADATA = "__metadata__"  # the one entry of a safetensors header that is no tensor
 MAX_HEADER_BYTES = 1 << 25  # that of a full SD1.5 model has 200 kB; LoRA trainers write megabytes of settings
 MAX_DEPTH = 4  # of dictionaries in dictionaries: IP-adapters and embeddings have two
+MAX_NESTED = 10_000  # names in them: dictionaries that share their entries could have any number
 
 
 class TensorHeader(NamedTuple):
@@ -45,6 +48,7 @@ class Header:
 
     others: name of each entry beside the weights -> bytes of the tensors in it. nested: where there are no
     weights, the names of tensors in dictionaries of dictionaries, joined by dots. metadata: of safetensors.
+    pickle: what torch reads the tensors of its own files by.
     """
 
     kind: str
@@ -53,49 +57,18 @@ class Header:
     others: Mapping[str, int] = field(default_factory=dict)
     nested: tuple[str, ...] = ()
     metadata: Mapping[str, str] = field(default_factory=dict)
+    pickle: PickleFile | None = None
 
 
 def read_header(path: str | Path) -> Header:
     """The header of a weights file of any form.
 
-    Raises FileNotFoundError, or ValueError in one sentence for a file that is no weights file, is damaged or
-    is hostile.
+    Raises FileNotFoundError, PermissionError, or ValueError in one sentence for a file that is no weights
+    file, is damaged or is hostile.
     """
     path = Path(path)
-    kind = kind_of(path)
-    if kind == "safetensors":
-        entries = read_safetensors_header(path)
-        metadata = entries.pop(METADATA, {})
-        tensors = {
-            name: TensorHeader(
-                one["dtype"], tuple(one["shape"]), one["data_offsets"][1] - one["data_offsets"][0]
-            )
-            for name, one in entries.items()
-        }
-        return Header(kind, path.stat().st_size, tensors, metadata=metadata)
-    return _pickle_header(path, kind)
-
-
-def read_safetensors_header(path: Path) -> dict[str, Any]:
-    """The entries of a safetensors header, its metadata among them; checked by the library, and then more.
-
-    Raises ValueError for a header that is too long, says a thing twice or does not fit the file.
-    """
-    with path.open("rb") as file:
-        length = struct.unpack("<Q", file.read(SAFETENSORS_BRACE).ljust(SAFETENSORS_BRACE, b"\0"))[0]
-        if length > MAX_HEADER_BYTES:
-            raise ValueError(
-                f"{path} is damaged or hostile: its header claims {length} bytes, weights need few"
-            )
-        text = file.read(length)
-    try:
-        with safe_open(path, framework="numpy"):  # which holds offsets, shapes and dtypes against the file
-            return json.loads(text, object_pairs_hook=_without_doubles)
-    except SafetensorError as error:
-        reason = printable(str(error).rpartition(": ")[2])
-        raise ValueError(f"{path} is damaged or cut short, fetch it again: {reason}") from None
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"{path} is damaged or hostile, fetch it again: {printable(error)}") from None
+    kind = _kind_at(path)
+    return _safetensors_header(path) if kind == "safetensors" else _pickle_header(path, kind)
 
 
 def get_state_dict(saved: Any) -> Any:
@@ -106,23 +79,69 @@ def get_state_dict(saved: Any) -> Any:
 def nested_names(saved: Mapping[Any, Any], depth: int = MAX_DEPTH) -> Iterator[str]:
     """The keys of dictionaries in dictionaries, joined by dots, the innermost level last."""
     for name, value in saved.items():
-        inner = list(nested_names(value, depth - 1)) if isinstance(value, dict) and depth > 1 else []
-        yield from (f"{name}.{rest}" for rest in inner) if inner else (str(name),)
+        if isinstance(value, dict) and value and depth > 1:
+            yield from (f"{name}.{rest}" for rest in nested_names(value, depth - 1))
+        else:
+            yield str(name)
+
+
+def _kind_at(path: Path) -> str:
+    """Only regular files are opened: to open a pipe would wait for ever."""
+    if not path.exists():
+        raise FileNotFoundError(f"no weights file {path}; check the path")
+    if path.is_dir():
+        inside = [file.name for file in sorted(path.iterdir()) if file.suffix in SUFFIXES]
+        hint = f"for example {inside[0]}" if inside else "but this one holds none"
+        raise ValueError(f"{path} is a folder: name a .safetensors, .ckpt or .pth file in it, {hint}")
+    if not path.is_file():
+        raise ValueError(
+            f"{path} is a pipe, a socket or a device, not a file: save the weights to disk first"
+        )
+    with path.open("rb") as file:
+        try:
+            return kind_of(file.read(HEAD_BYTES))
+        except ValueError as error:
+            raise ValueError(f"{path} is {error}") from None
+
+
+def _safetensors_header(path: Path) -> Header:
+    """Checked by the library, and for what that lets pass: a header too long, or that says a thing twice."""
+    with path.open("rb") as file:
+        length = struct.unpack("<Q", file.read(SAFETENSORS_BRACE).ljust(SAFETENSORS_BRACE, b"\0"))[0]
+        if length > MAX_HEADER_BYTES:
+            raise ValueError(
+                f"{path} is damaged or hostile: its header claims {length} bytes, weights need few"
+            )
+        text = file.read(length)
+    try:
+        with safe_open(path, framework="numpy"):  # which holds offsets, shapes and dtypes against the file
+            entries = json.loads(text, object_pairs_hook=_without_doubles)
+    except SafetensorError as error:
+        reason = printable(str(error).rpartition(": ")[2])
+        raise ValueError(f"{path} is damaged or cut short, fetch it again: {reason}") from None
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path} is damaged or hostile, fetch it again: {printable(error)}") from None
+    metadata = entries.pop(METADATA, {})
+    tensors = {}
+    for name, one in entries.items():
+        start, end = one["data_offsets"]
+        tensors[name] = TensorHeader(one["dtype"], tuple(one["shape"]), end - start)
+    return Header("safetensors", path.stat().st_size, tensors, metadata=metadata)
 
 
 def _pickle_header(path: Path, kind: str) -> Header:
-    outer = read_pickle_file(path).saved
-    saved = get_state_dict(outer)
+    described = describe_pickle(path, legacy=kind == "legacy")
+    saved = get_state_dict(outer := described.saved)
     if not isinstance(saved, dict):
         raise ValueError(
             f"{path} holds a whole Python object, not weights: save its state_dict() and use that"
         )
-    tensors = {str(name): _header(one) for name, one in saved.items() if isinstance(one, Pickled)}
+    tensors = {str(name): _header(one) for name, one in saved.items() if isinstance(one, DescribedTensor)}
     others = {
         str(name): _size(one) for name, one in outer.items() if one is not saved and str(name) not in tensors
     }
-    nested = () if tensors else tuple(nested_names(saved))
-    return Header(kind, path.stat().st_size, tensors, others, nested)
+    nested = () if tensors else tuple(islice(nested_names(saved), MAX_NESTED))
+    return Header(kind, path.stat().st_size, tensors, others, nested, pickle=described)
 
 
 def _without_doubles(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -133,7 +152,7 @@ def _without_doubles(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return entries
 
 
-def _header(tensor: Pickled) -> TensorHeader:
+def _header(tensor: DescribedTensor) -> TensorHeader:
     return TensorHeader(tensor.dtype, tensor.shape, math.prod(tensor.shape) * tensor.itemsize)
 
 
@@ -142,7 +161,7 @@ def _size(saved: Any) -> int:
     storages, todo, seen = {}, [saved], set()
     while todo:
         one = todo.pop()
-        if isinstance(one, Pickled):
+        if isinstance(one, DescribedTensor):
             storages[one.storage.key] = one.storage.nbytes
         elif isinstance(one, dict | list | tuple) and id(one) not in seen:
             seen.add(id(one))

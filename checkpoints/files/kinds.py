@@ -1,13 +1,11 @@
-"""Which kind of weights file lies at a path, told by its first bytes, and names in it made fit to be printed.
+"""Which kind of weights file begins with some bytes, and names in it made fit to be printed.
 
-Not by its suffix: many files in circulation carry a wrong one. Only regular files are opened: to open a pipe
-would wait for ever. A file may call its tensors anything.
+A file may call its tensors anything.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 
 HEAD_BYTES = 64  # enough to recognise every kind below
 ZIP_MAGIC = b"PK\x03\x04"  # four bytes: the length before a safetensors header may begin with PK
@@ -21,23 +19,11 @@ SHOWN = 3  # names quoted in a message
 LONGEST = 120  # characters shown of one name; those of Stable Diffusion have less than 100
 
 
-def kind_of(path: Path) -> str:
-    """`zip` or `legacy` (both of torch.save), or `safetensors`.
+def kind_of(head: bytes) -> str:
+    """`zip` or `legacy` (both of torch.save), or `safetensors`, told by the first bytes of a file.
 
-    Raises FileNotFoundError, PermissionError, or ValueError saying what else lies there.
+    Raises ValueError saying what else it is.
     """
-    if not path.exists():
-        raise FileNotFoundError(f"no weights file {path}; check the path")
-    if path.is_dir():
-        inside = [file.name for file in sorted(path.iterdir()) if file.suffix in SUFFIXES]
-        hint = f"for example {inside[0]}" if inside else "but this one holds none"
-        raise ValueError(f"{path} is a folder: name a .safetensors, .ckpt or .pth file in it, {hint}")
-    if not path.is_file():
-        raise ValueError(
-            f"{path} is a pipe, a socket or a device, not a file: save the weights to disk first"
-        )
-    with path.open("rb") as file:
-        head = file.read(HEAD_BYTES)
     if head.startswith(ZIP_MAGIC):
         return "zip"
     if head[2:].startswith(LEGACY_MAGIC):
@@ -45,7 +31,7 @@ def kind_of(path: Path) -> str:
     is_text = b"\0" not in head[:SAFETENSORS_BRACE] and head.lstrip().startswith(b"<")
     if head[SAFETENSORS_BRACE:].startswith(b"{") and not is_text and not head.startswith(GGUF_MAGIC):
         return "safetensors"
-    raise ValueError(f"{path} is {_what_else(head)}")
+    raise ValueError(_what_else(head))
 
 
 def _what_else(head: bytes) -> str:

@@ -1,4 +1,4 @@
-"""Tensors that are read, or computed, only when they are asked for.
+"""The tensors of a file: mapped, and read or computed only when they are asked for.
 
 Conversions are functions on state dicts; on lazy tensors the same functions convert files larger than memory.
 Pages of a mapped file leave memory only with their mapping, so that a walk over a file maps it anew for each
@@ -8,16 +8,20 @@ piece: without that, reading 5.7 GB would look like, and compete like, 5.7 GB in
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError, safe_open
 from torch import Tensor
+
+from checkpoints.files.headers import Header, get_state_dict
 
 PIECE_BYTES = 1 << 27  # read between two mappings: 128 MiB, little beside 5.7 GB yet few openings of the file
 ROWS_BYTES = PIECE_BYTES // 4  # of a large tensor that is changed: besides it there is its result
 
 
-class Mapped:
+class MappedFile:
     """The tensors of one file, got from `read` again whenever they are needed after `release`."""
 
     def __init__(self, tensors: dict[str, Tensor], read: Callable[[], dict[str, Tensor]]) -> None:
@@ -49,7 +53,7 @@ class LazyTensor:
     """
 
     def __init__(
-        self, meta: Tensor, read: Callable[[], Tensor], sources: frozenset[Mapped], cost: int
+        self, meta: Tensor, read: Callable[[], Tensor], sources: frozenset[MappedFile], cost: int
     ) -> None:
         self.meta, self.read, self.sources, self.cost = meta, read, sources, cost
 
@@ -90,6 +94,30 @@ class LazyTensor:
 
 
 Values = Tensor | LazyTensor
+
+
+def read_tensors(path: Path, header: Header) -> dict[str, Tensor]:
+    """The tensors of the file `path` under its own names, taken out of `state_dict` where nested.
+
+    Mapped from it wherever its format allows that: then it must not be overwritten in place while they live;
+    write beside it and rename. Raises ValueError for a dtype that this torch does not have.
+    """
+    if header.pickle:
+        saved = get_state_dict(header.pickle.load())
+        return {str(name): one.detach() for name, one in saved.items() if isinstance(one, Tensor)}
+    try:
+        with safe_open(path, framework="pt") as file:
+            return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  a file, not a dict
+    except SafetensorError as error:
+        raise ValueError(f"{path} cannot be read: {error}") from None
+
+
+def open_tensors(path: Path, header: Header) -> dict[str, Values]:
+    """As `read_tensors`, but lazy where they can be mapped, for walks over all of the file."""
+    tensors = read_tensors(path, header)
+    if header.pickle and not header.pickle.mapped:
+        return tensors
+    return MappedFile(tensors, lambda: read_tensors(path, header)).lazy()
 
 
 def lazy(tensor: Values) -> LazyTensor:
@@ -149,7 +177,7 @@ def raw_bytes(tensor: Tensor) -> memoryview:
     return tensor.detach().contiguous().reshape(-1).view(torch.uint8).numpy().data
 
 
-def release(sources: Iterable[Mapped]) -> None:
+def release(sources: Iterable[MappedFile]) -> None:
     """Have all of them give up their mappings."""
     for source in sources:
         source.release()

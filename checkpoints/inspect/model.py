@@ -7,17 +7,20 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 
+from checkpoints.checkpoint import FOLDER, Checkpoint
 from checkpoints.compatibility import context_width
-from checkpoints.files.headers import Header, TensorHeader
+from checkpoints.diffusers.folder import SCHEDULER
+from checkpoints.files.headers import TensorHeader
 from checkpoints.files.kinds import quote
 from checkpoints.names.controls import control_kind
-from checkpoints.names.diffusers import COMPONENTS, detect_component
-from checkpoints.names.original import EMA_PREFIX, PART_LABELS, missing_prefix
+from checkpoints.names.original import EMA_PREFIX, PART_LABELS
 
 Tensors = Mapping[str, TensorHeader]
 
+FORMATS = {
+    "safetensors": "safetensors", "zip": "torch zip", "legacy": "torch before 1.6", FOLDER: "diffusers folder"
+}  # fmt: skip
 DTYPES = {"F64": "fp64", "F32": "fp32", "F16": "fp16", "BF16": "bf16"}
 FAMILIES = {
     768: "Stable Diffusion 1.x",
@@ -82,36 +85,36 @@ class Inspection:
     notes: tuple[str, ...] = ()
 
 
-def describe_model(path: Path, header: Header, form: str, predicts: str | None = None) -> Inspection:
-    """What the model with this header is. predicts: where something beside it says so."""
-    named = _named_parts(header.tensors)
+def describe_model(checkpoint: Checkpoint) -> Inspection:
+    """What a model is, opened in any form."""
+    header = checkpoint.header
+    named = _named_parts(checkpoint)
     found = [part for part in PART_LABELS.values() if part in named]
     family = _family(named)
     what = _kind(found) + (f" of {family}" if family else "")
     return Inspection(
-        path=str(path),
-        what=what + (", in diffusers' names" if detect_component(header.tensors) else ""),
-        format=form,
+        path=checkpoint.label,
+        what=what + (", in diffusers' names" if checkpoint.component else ""),
+        format=FORMATS[header.kind],
         size=header.size,
         family=family,
         parts=tuple(PartSummary.of(name, tensors.values()) for name, tensors in named.items()),
-        predicts=(predicts or _prediction(header, family, path)) if UNET in named else None,
-        control=control_kind(path) if CONTROL in named else None,
+        predicts=_prediction(checkpoint, family) if UNET in named else None,
+        control=control_kind(checkpoint.path) if CONTROL in named else None,
         beside=header.others,
         missing=_missing(found),
         notes=_notes(named),
     )
 
 
-def _named_parts(tensors: Tensors) -> dict[str, dict[str, TensorHeader]]:
+def _named_parts(checkpoint: Checkpoint) -> dict[str, dict[str, TensorHeader]]:
     """The tensors of each part, by what messages call it: first those of PART_LABELS, then the rest.
 
     Names lose the prefix of their part.
     """
-    alone = detect_component(tensors)
-    prefix = COMPONENTS[alone].prefix if alone else missing_prefix(tensors)
     named: dict[str, dict[str, TensorHeader]] = {part: {} for part in (*PART_LABELS.values(), EMA, SCHEDULE)}
-    for name, tensor in tensors.items():
+    prefix = checkpoint.missing_prefix
+    for name, tensor in checkpoint.header.tensors.items():
         full = prefix + name
         owner = next((one for one in PART_LABELS if full.startswith(one)), "")
         part = PART_LABELS.get(owner) or (
@@ -150,7 +153,10 @@ def _first_convolution(named: Mapping[str, Tensors]) -> tuple[int, ...] | None:
     return next((inside[name].shape for name in FIRST_CONVOLUTION if name in inside), None)
 
 
-def _prediction(header: Header, family: str | None, path: Path) -> str:
+def _prediction(checkpoint: Checkpoint, family: str | None) -> str:
+    header = checkpoint.header
+    if said := checkpoint.settings.get("scheduler", {}).get("prediction_type"):
+        return f"{PREDICTIONS.get(said, said)}, says {SCHEDULER.as_posix()}"
     if stored := header.metadata.get("modelspec.prediction_type"):
         return f"{PREDICTIONS.get(stored, stored)}, says its metadata"
     if header.metadata.get("ss_v_parameterization") == "True" or "v_pred" in header.tensors:
@@ -158,7 +164,7 @@ def _prediction(header: Header, family: str | None, path: Path) -> str:
     if family == SD1:
         return f"not stored; by convention {SD1} predicts {NOISE}"
     if family == SD2:
-        hint = "; this name says 768" if "768" in path.name else ""
+        hint = "; this name says 768" if "768" in checkpoint.path.name else ""
         return f"not stored; by convention 2.x for 512 pixels predicts {NOISE}, for 768 {VELOCITY}{hint}"
     return "not stored; the yaml of the model says it"
 

@@ -16,9 +16,10 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from checkpoints.checkpoint import open_checkpoint
 from checkpoints.compatibility import family
 from checkpoints.files.kinds import quote
-from checkpoints.files.read import read_weight_file
+from checkpoints.files.lazy import read
 from checkpoints.lora.alpha import Alphas, stored_alphas
 from checkpoints.lora.names import TEXT_READERS, LoraTarget, lora_targets, split_name
 from checkpoints.names.foreign import is_lora, refuse_foreign
@@ -32,7 +33,7 @@ PART_NAMES = {"unet": "U-Net", "text_encoder": "text encoder"}
 class LoraLayer:
     """The difference that a file has for one weight: down [r, i, ...], up [o, r, ...], mid [r, r, k, k]."""
 
-    place: LoraTarget
+    target: LoraTarget
     down: Tensor
     up: Tensor
     mid: Tensor | None
@@ -44,13 +45,13 @@ class LoraLayer:
         return self.down.shape[0]
 
     def difference(self) -> Tensor:
-        """scale * up @ down in float32, in the shape of its place."""
+        """scale * up @ down in float32, in the shape of its target."""
         up, down = self.up.float().flatten(1), self.down.float().flatten(1)
         if self.mid is None:
             product = up @ down
         else:  # two 1x1 convolutions around a small one
             product = torch.einsum("or,rskl,si->oikl", up, self.mid.float(), down)
-        return self.scale * product.reshape(self.place.shape)
+        return self.scale * product.reshape(self.target.shape)
 
 
 @dataclass(frozen=True)
@@ -76,16 +77,16 @@ def merge_loras(model: nn.Module, loras: Sequence[tuple[str | Path, float]]) -> 
     """
     parameters = dict(model.named_parameters())
     table = lora_targets({name: tuple(parameter.shape) for name, parameter in parameters.items()})
-    read = [(str(path), weight, _read_lora(Path(path), weight, table)) for path, weight in loras]
+    files = [(str(path), weight, _read_lora(Path(path), weight, table)) for path, weight in loras]
     changes: dict[str, list[tuple[float, LoraLayer]]] = {}
-    for _, weight, layers in read:
+    for _, weight, layers in files:
         for layer in layers if weight else ():
-            changes.setdefault(layer.place.key, []).append((weight, layer))
-    labels = " + ".join(path for path, *_ in read)
+            changes.setdefault(layer.target.key, []).append((weight, layer))
+    labels = " + ".join(path for path, *_ in files)
     merged = {key: _merged(parameters[key], layers, labels) for key, layers in changes.items()}
     for key, tensor in merged.items():
         parameters[key].data = tensor
-    reports = tuple(_report(path, weight, layers) for path, weight, layers in read)
+    reports = tuple(_report(path, weight, layers) for path, weight, layers in files)
     for report in reports:
         log.info("%s", report)
     return reports
@@ -95,11 +96,11 @@ def merge_loras(model: nn.Module, loras: Sequence[tuple[str | Path, float]]) -> 
 def _merged(parameter: Tensor, layers: Sequence[tuple[float, LoraLayer]], labels: str) -> Tensor:
     total = parameter.float().clone()
     for weight, layer in layers:
-        rows = total[layer.place.first : layer.place.first + layer.place.shape[0]]
+        rows = total[layer.target.first : layer.target.first + layer.target.shape[0]]
         rows += (weight * layer.difference()).to(total.device)
     merged = total.to(parameter.dtype)
     if not merged.isfinite().all():
-        key = layers[0][1].place.key
+        key = layers[0][1].target.key
         raise ValueError(f"{labels}: {key} would not be finite: lower the weight, or get the file again")
     return merged
 
@@ -107,34 +108,35 @@ def _merged(parameter: Tensor, layers: Sequence[tuple[float, LoraLayer]], labels
 def _read_lora(path: Path, weight: float, table: Mapping[str, LoraTarget]) -> list[LoraLayer]:
     if not math.isfinite(weight):
         raise ValueError(f"{path}: weight {weight}: use a number, 1 is as trained")
-    file = read_weight_file(path)
-    refuse_foreign(path, file.tensors)
-    if not is_lora(file.tensors):
-        raise ValueError(f"{path} is no LoRA, it has {quote(list(file.tensors))}: give models by --weights")
+    checkpoint = open_checkpoint(path)
+    tensors = {name: read(tensor) for name, tensor in checkpoint.tensors().items()}
+    refuse_foreign(path, tensors)
+    if not is_lora(tensors):
+        raise ValueError(f"{path} is no LoRA, it has {quote(list(tensors))}: give models by --weights")
     groups: dict[str, dict[str, Tensor]] = {}
-    strangers = []
-    for name, tensor in file.tensors.items():
+    unknown = []
+    for name, tensor in tensors.items():
         module, role = split_name(name) or (name, "")
         if role and module in table:
             groups.setdefault(module, {})[role] = tensor
         else:
-            strangers.append(name)
-    _check_family(path, file.tensors, table)
-    if strangers:
+            unknown.append(name)
+    _check_family(path, tensors, table)
+    if unknown:
         raise ValueError(
-            f"{path} has {len(strangers)} of {len(file.tensors)} names unknown to the model "
-            f"({quote(strangers)}): it is for another model, or of a tool whose names are not known here"
+            f"{path} has {len(unknown)} of {len(tensors)} names unknown to the model "
+            f"({quote(unknown)}): it is for another model, or of a tool whose names are not known here"
         )
-    alphas = stored_alphas(path, file.metadata, groups)
+    alphas = stored_alphas(path, checkpoint.header.metadata, groups)
     layers = [_layer(path, module, roles, table[module], alphas) for module, roles in groups.items()]
-    twice = [place for place, count in Counter(layer.place for layer in layers).items() if count > 1]
+    twice = [target for target, count in Counter(layer.target for layer in layers).items() if count > 1]
     if twice:
         raise ValueError(f"{path} changes {twice[0].key} twice, under two names: get it again")
     return layers
 
 
 def _layer(
-    path: Path, module: str, roles: Mapping[str, Tensor], place: LoraTarget, alphas: Alphas
+    path: Path, module: str, roles: Mapping[str, Tensor], target: LoraTarget, alphas: Alphas
 ) -> LoraLayer:
     if missing := [role for role in ("down", "up") if role not in roles]:
         raise ValueError(f"{path} lacks the {missing[0]} half of {module}: damaged, get it again")
@@ -142,13 +144,13 @@ def _layer(
     halves = [tensor for tensor in (down, up, mid) if tensor is not None]
     if not all(tensor.is_floating_point() for tensor in halves):
         raise ValueError(f"{path}: {module} is not of floating point numbers: take a file not quantized")
-    if not _fits(down, up, mid, place.shape):
+    if not _fits(down, up, mid, target.shape):
         shapes = " and ".join(str(list(tensor.shape)) for tensor in halves)
         raise ValueError(
-            f"{path} does not fit the model: for {module} it has {shapes}, the weight is {list(place.shape)}"
+            f"{path} does not fit the model: for {module} it has {shapes}, the weight is {list(target.shape)}"
         )
     alpha = float(roles["alpha"].flatten()[0]) if "alpha" in roles else alphas(module)
-    return LoraLayer(place, down, up, mid, 1.0 if alpha is None else alpha / len(down))
+    return LoraLayer(target, down, up, mid, 1.0 if alpha is None else alpha / len(down))
 
 
 def _fits(down: Tensor, up: Tensor, mid: Tensor | None, shape: tuple[int, ...]) -> bool:
@@ -165,7 +167,7 @@ def _fits(down: Tensor, up: Tensor, mid: Tensor | None, shape: tuple[int, ...]) 
 
 
 def _check_family(path: Path, tensors: Mapping[str, Tensor], table: Mapping[str, LoraTarget]) -> None:
-    wanted = next((place.shape[1] for name, place in table.items() if name.endswith(TEXT_READERS)), None)
+    wanted = next((target.shape[1] for name, target in table.items() if name.endswith(TEXT_READERS)), None)
     for name, tensor in tensors.items():
         module, role = split_name(name) or (name, "")
         if role == "down" and module.endswith(TEXT_READERS) and wanted not in (None, tensor.shape[1]):
@@ -176,5 +178,5 @@ def _check_family(path: Path, tensors: Mapping[str, Tensor], table: Mapping[str,
 
 
 def _report(path: str, weight: float, layers: Sequence[LoraLayer]) -> LoraReport:
-    counts = Counter(layer.place.part for layer in layers)
+    counts = Counter(layer.target.part for layer in layers)
     return LoraReport(path, weight, dict(counts), tuple(sorted({layer.rank for layer in layers})))

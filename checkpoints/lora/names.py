@@ -82,14 +82,14 @@ def lora_targets(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, LoraTarget]
     """Everything that a LoRA may change in a model of these names, by every name that tools have for it."""
     table: dict[str, LoraTarget] = {}
     for part in ("unet", "text_encoder"):
-        for ours, theirs, place in _renamed(part, shapes):
+        for ours, theirs, target in _renamed(part, shapes):
             for alias in _aliases(part, ours, theirs):
-                table.setdefault(alias, place)
+                table.setdefault(alias, target)
     return table
 
 
 def _renamed(part: str, shapes: Mapping[str, tuple[int, ...]]) -> Iterator[tuple[str, str, LoraTarget]]:
-    """(original name without prefix, diffusers' name, place) of each weight of a part that is a matrix."""
+    """(original name without prefix, diffusers' name, target) of each weight of a part that is a matrix."""
     prefix = COMPONENTS[part].prefix
     own = {
         key.removeprefix(prefix): LoraTarget(part, key, shape)
@@ -98,12 +98,12 @@ def _renamed(part: str, shapes: Mapping[str, tuple[int, ...]]) -> Iterator[tuple
     }
     open_clip = any(OPEN_CLIP_MARKER in name for name in own)
     to_diffusers = open_clip_to_diffusers if open_clip else COMPONENTS[part].to_diffusers
-    for theirs, place in to_diffusers(own).items():
-        if theirs.endswith(".weight") and len(place.shape) > 1:
+    for theirs, target in to_diffusers(own).items():
+        if theirs.endswith(".weight") and len(target.shape) > 1:
             yield (
-                place.key.removeprefix(prefix).removesuffix(".weight"),
+                target.key.removeprefix(prefix).removesuffix(".weight"),
                 theirs.removesuffix(".weight"),
-                place,
+                target,
             )
 
 

@@ -1,7 +1,7 @@
-"""Neighbours of the files that load here: how to know them by their names, and what to take instead.
+"""Formats of files that do not load here: how to know them by their names, and what to take instead.
 
-Each sign is a tensor name, or part of one, that its family always has and that no file of ours does. Names of
-nested dictionaries are joined by dots.
+Each marker is a tensor name, or part of one, that its format always has and that no file of ours does. Names
+of nested dictionaries are joined by dots.
 """
 
 from __future__ import annotations
@@ -17,29 +17,23 @@ RETRAINED = "take a plain LoRA, or have the tool that made this one save the who
 
 
 @dataclass(frozen=True)
-class Family:
-    """What such a file is, what to use instead, and the sign, searched in names one a line."""
+class ForeignFormat:
+    """What such a file is, what to use instead, and the marker, searched in names one a line."""
 
     what: str
     instead: str
-    sign: re.Pattern[str]
+    marker: re.Pattern[str]
 
 
-def neighbour(names: Iterable[str]) -> Family | None:
-    """The family that a file with these tensor names belongs to; None where no sign is known."""
+def foreign_format(names: Iterable[str]) -> ForeignFormat | None:
+    """The format of a file with these tensor names that does not load here; None where no marker is known."""
     text = "\n".join(names)
-    return next((family for family in NEIGHBOURS if family.sign.search(text)), None)
-
-
-def unusual_lora(names: Iterable[str]) -> Family | None:
-    """As `neighbour`, among the relatives of LoRA."""
-    text = "\n".join(names)
-    return next((family for family in LORA_RELATIVES if family.sign.search(text)), None)
+    return next((one for one in FOREIGN if one.marker.search(text)), None)
 
 
 def refuse_foreign(label: object, names: Iterable[str]) -> None:
-    """Raise ValueError, one sentence, if the file called `label` with these names is a neighbour's."""
-    if other := neighbour(names := list(names)) or unusual_lora(names):
+    """Raise ValueError, one sentence, if the file called `label` with these names does not load here."""
+    if other := foreign_format(names):
         raise ValueError(f"{label} is {other.what}; {other.instead}")
 
 
@@ -48,33 +42,17 @@ def is_lora(names: Iterable[str]) -> bool:
     return any(LORA_MARKER.search(name) for name in names)
 
 
-def _families(*rows: tuple[str, str, str]) -> tuple[Family, ...]:
-    return tuple(Family(what, instead, re.compile(sign, re.MULTILINE)) for what, instead, sign in rows)
+def _formats(*rows: tuple[str, str, str]) -> tuple[ForeignFormat, ...]:
+    return tuple(ForeignFormat(what, instead, re.compile(marker, re.M)) for what, instead, marker in rows)
 
 
-LORA_RELATIVES = _families(
-    ("a LoHa (products of low-rank matrices, LyCORIS)", RETRAINED, r"\.hada_[wt]\d"),
-    ("a LoKr (Kronecker products, LyCORIS)", RETRAINED, r"\.lokr_[wt]\d"),
-    ("a DoRA (direction and size apart)", RETRAINED, r"\.dora_scale$|\.lora_magnitude_vector"),
-    ("an OFT (orthogonal rotations, LyCORIS)", RETRAINED, r"\.oft_(blocks|diag|r)\b|\.oft_R\."),
-    ("an (IA)^3 (factors of activations, LyCORIS)", RETRAINED, r"\.on_input$"),
-    ("a GLoRA (LyCORIS)", RETRAINED, r"\.b1\.weight$(?=[\s\S]*\.b2\.weight$)"),
-    ("a full difference of weights (LyCORIS)", RETRAINED, r"\.diff(_b)?$|\.[wb]_norm$"),
-    (
-        "a LoRA for SDXL, which has a second text encoder",
-        "take one for SD 1.x or 2.x",
-        r"^lora_te2_|^text_encoder_2\.",
-    ),
+FOREIGN = _formats(
     (
         "a LoRA for a diffusion transformer (SD3, Flux or younger)",
         "take one for SD 1.x or 2.x",
         r"^(lora_unet_|lora_transformer_|transformer\.|diffusion_model\.)"
-        r"(double_blocks|single_blocks|joint_blocks|transformer_blocks|single_transformer_blocks|blocks)",
+        r"(double_blocks|single_blocks|joint_blocks|transformer_blocks|single_transformer_blocks|blocks)\S*\.lora_",
     ),
-    ("a LoRA with embeddings of new words in it", "load the LoRA without them", r"^bundle_emb\."),
-)
-
-NEIGHBOURS = _families(
     ("a Control-LoRA (low-rank difference of a control branch to its U-Net)", CONTROL, r"^lora_controlnet$"),
     ("a ControlNet-LLLite (small additions to the attention layers)", CONTROL, r"^lllite_"),
     (
@@ -125,4 +103,18 @@ NEIGHBOURS = _families(
         r"^layer_structure$",
     ),
     ("an upscaler (ESRGAN)", "it is no diffusion model", r"^model\.1\.sub\.0\.|^body\.0\.rdb1\."),
+    # Relatives of the LoRA.
+    ("a LoHa (products of low-rank matrices, LyCORIS)", RETRAINED, r"\.hada_[wt]\d"),
+    ("a LoKr (Kronecker products, LyCORIS)", RETRAINED, r"\.lokr_[wt]\d"),
+    ("a DoRA (direction and size apart)", RETRAINED, r"\.dora_scale$|\.lora_magnitude_vector"),
+    ("an OFT (orthogonal rotations, LyCORIS)", RETRAINED, r"\.oft_(blocks|diag|r)\b|\.oft_R\."),
+    ("an (IA)^3 (factors of activations, LyCORIS)", RETRAINED, r"\.on_input$"),
+    ("a GLoRA (LyCORIS)", RETRAINED, r"\.b1\.weight$(?=[\s\S]*\.b2\.weight$)"),
+    ("a full difference of weights (LyCORIS)", RETRAINED, r"\.diff(_b)?$|\.[wb]_norm$"),
+    (
+        "a LoRA for SDXL, which has a second text encoder",
+        "take one for SD 1.x or 2.x",
+        r"^lora_te2_|^text_encoder_2\.",
+    ),
+    ("a LoRA with embeddings of new words in it", "load the LoRA without them", r"^bundle_emb\."),
 )  # fmt: skip

@@ -10,10 +10,10 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Iterable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from checkpoints.names.diffusers import detect_component, to_original
-from checkpoints.names.foreign import is_lora, neighbour, unusual_lora
+from checkpoints.names.foreign import is_lora, refuse_foreign
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -43,18 +43,31 @@ DROPPED = {
 UNUSED_TEXT = "halves of CLIP that a text encoder never runs"
 
 
-def normalize_names(
-    tensors: dict[str, Tensor], ema_of: Iterable[str] = ()
-) -> tuple[dict[str, Tensor], Counter[str]]:
-    """`tensors` under the names of a whole model, and how many were dropped for each reason.
+class NormalizedTensors(NamedTuple):
+    """Tensors under the names of a whole model.
 
-    ema_of: the model's own names; where given, moving averages take the place of the weights they belong to.
-    Raises ValueError for a file of another family, such as a LoRA.
+    dropped: reason -> how many were left out for it; averaged: how many of `state` are moving averages.
     """
-    _refuse_other_families(tensors)
-    if part := detect_component(tensors):
-        tensors = to_original(tensors, part)
-    averages = ema_names(ema_of)
+
+    state: dict[str, Tensor]
+    dropped: Counter[str]
+    averaged: int
+
+
+def normalize_names(tensors: dict[str, Tensor], *, use_ema: bool = False) -> NormalizedTensors:
+    """`tensors` of any naming under the names of a whole model.
+
+    use_ema: moving averages take the place of the weights they belong to. Raises ValueError for a file of a
+    foreign format, such as a LoRA.
+    """
+    refuse_foreign("it", tensors)
+    if is_lora(tensors):
+        raise ValueError(
+            "it is a LoRA, which changes a model and is none: give the model here, this by --lora"
+        )
+    if component := detect_component(tensors):
+        tensors = to_original(tensors, component)
+    averages = ema_names(tensors) if use_ema else {}
     averaged = {averages[name]: tensor for name, tensor in tensors.items() if name in averages}
     prefix = missing_prefix(tensors)
     kept: dict[str, Tensor] = {}
@@ -66,14 +79,14 @@ def normalize_names(
             kept[full] = tensor
         elif name not in averages:
             dropped[reason] += 1
-    return _adapt_text(kept, dropped) | averaged, dropped
+    return NormalizedTensors(_adapt_text(kept, dropped) | averaged, dropped, len(averaged))
 
 
 def ema_names(names: Iterable[str]) -> dict[str, str]:
     """Names of the moving averages of `names`, each with the name it stands for.
 
-    Every dot behind the prefix is gone, so that the way back needs the model's own names. Raises ValueError
-    where two of them would share an average.
+    Every dot behind the prefix is gone, so that the way back needs the names of the weights. Raises
+    ValueError where two of them would share an average.
     """
     table: dict[str, str] = {}
     for name in (name for name in names if name.startswith(EMA_OWNER)):
@@ -108,14 +121,4 @@ def missing_prefix(names: Iterable[str]) -> str:
     names = set(names)
     if any(name.startswith(tuple(PART_LABELS)) for name in names):
         return ""
-    return next((prefix for sign, prefix in BARE_PARTS.items() if sign in names), "")
-
-
-def _refuse_other_families(names: Iterable[str]) -> None:
-    names = set(names)
-    if other := neighbour(names) or unusual_lora(names):
-        raise ValueError(f"it is {other.what}; {other.instead}")
-    if is_lora(names):
-        raise ValueError(
-            "it is a LoRA, which changes a model and is none: give the model here, this by --lora"
-        )
+    return next((prefix for key, prefix in BARE_PARTS.items() if key in names), "")

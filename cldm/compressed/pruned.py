@@ -4,18 +4,16 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable, Iterator
-from contextlib import suppress
 from pathlib import Path
 
 from safetensors import safe_open
 from torch import nn
 
-from checkpoints.load import Source, open_source
+from checkpoints.checkpoint import Checkpoint
 from cldm.lite import Block
 from ldm.modules.attention import CrossAttention, FeedForward
 from ldm.modules.layers import ResBlock
 from quantize.files.read import read_content
-from quantize.prune.record import read_record
 from quantize.prune.sparse import use_sparse_kernels
 from quantize.prune.units import Cut, Group, Shapes, counts_in, shrink_
 
@@ -40,18 +38,12 @@ def prunable(model: nn.Module) -> list[Group]:
     return groups
 
 
-def shrink_to_sources(model: nn.Module, sources: Iterable[Source]) -> bool:
-    """Take the units from `model`, built without memory, that weights no longer have; whether any went.
-
-    sources: as of `checkpoints.load.assign_weights`; the last that holds a layer decides. Raises as
-    `checkpoints.load.open_source`, and ValueError for a file pruned in a newer format.
-    """
-    shapes: dict[str, tuple[int, ...]] = {}
-    for source in sources:
-        if isinstance(source, str | Path):
-            read_record(source)
-        shapes |= {name: tuple(tensor.shape) for name, tensor in open_source(source).state.items()}
-    return _shrink(model, shapes)
+def shrink(model: nn.Module, shapes: Shapes) -> None:
+    """Take the units from `model`, built without memory, that weights of these shapes no longer have."""
+    groups = prunable(model)
+    full = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+    counts = counts_in(groups, shapes, full)
+    shrink_(model, groups, {name: range(count) for name, count in counts.items()})
 
 
 def shrink_to_quantized(model: nn.Module, path: str | Path) -> None:
@@ -71,33 +63,15 @@ def shrink_to_quantized(model: nn.Module, path: str | Path) -> None:
             shapes[name] = codes
         elif codes and name not in readers:  # packed: only its rows are as they were
             shapes[name] = (codes[0], *full[name][1:])
-    _shrink(model, shapes)
+    shrink(model, shapes)
 
 
-def note_on(files: Iterable[object]) -> str:
-    """What to add to a message about weights that do not fit: that a file is pruned, and from which model."""
-    with suppress(ValueError):
-        for path in files:
-            if isinstance(path, str | Path) and (record := read_record(path)):
-                return f"; {path} is pruned, from the model of {record.config}: take that yaml"
-    return ""
-
-
-def use_zeros(model: nn.Module, files: Iterable[str | Path]) -> None:
-    """Let layers of 2:4 in `files` compute sparsely where the GPU of `model` can; said in the log."""
-    for path in files:
-        record = read_record(path)
-        layers = [name for name, pattern in record.masked.items() if pattern == TWO_OF_FOUR] if record else []
-        if layers:
-            log.info("%s: %s", path, use_sparse_kernels(model, layers))
-
-
-def _shrink(model: nn.Module, shapes: Shapes) -> bool:
-    groups = prunable(model)
-    full = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
-    counts = counts_in(groups, shapes, full)
-    shrink_(model, groups, {name: range(count) for name, count in counts.items()})
-    return bool(counts)
+def use_zeros(model: nn.Module, checkpoints: Iterable[Checkpoint]) -> None:
+    """Let layers of 2:4 in `checkpoints` compute sparsely where the GPU of `model` can; said in the log."""
+    for one in checkpoints:
+        masked = one.pruning.masked if one.pruning else {}
+        if layers := [name for name, pattern in masked.items() if pattern == TWO_OF_FOUR]:
+            log.info("%s: %s", one.label, use_sparse_kernels(model, layers))
 
 
 def _heads(prefix: str, layer: CrossAttention) -> Iterator[Group]:

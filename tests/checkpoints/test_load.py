@@ -9,7 +9,6 @@ from safetensors.torch import save_file
 from torch import nn
 
 import checkpoints.files.lazy
-import checkpoints.files.read
 from checkpoints.load import assign_weights, read_state_dict
 
 KINDS = pytest.mark.parametrize("kind", ["safetensors", "zip", "legacy"])
@@ -107,9 +106,9 @@ def test_half_precision_files_come_up_to_the_models_dtype_piece_by_piece(
 @pytest.mark.skipif(not hasattr(torch.UntypedStorage, "from_file"), reason="needs mapped storages")
 def test_a_conversion_maps_the_file_anew_for_each_piece(tmp_path, weights, monkeypatch):
     path, opened = write(tmp_path / "full.safetensors", weights, "safetensors"), []
-    opening = checkpoints.files.read.read_weight_file
+    opening = checkpoints.files.lazy.read_tensors
     monkeypatch.setattr(
-        checkpoints.files.read, "read_weight_file", lambda path: opened.append(path) or opening(path)
+        checkpoints.files.lazy, "read_tensors", lambda *file: opened.append(file) or opening(*file)
     )
     monkeypatch.setattr(checkpoints.files.lazy, "PIECE_BYTES", 1)
     assign_weights(meta(), path, dtype=torch.float16)
@@ -168,7 +167,7 @@ def test_read_state_dict_gives_whole_model_names_and_averages_for_a_models_names
     saved = {"state_dict": {name: torch.zeros(4), "model_ema.diffusion_modeloutbias": torch.ones(4)}}
     path = write(tmp_path / "ema.ckpt", saved)
     assert read_state_dict(path)[name].sum() == 0
-    assert read_state_dict(path, ema_of=[name])[name].sum() == 4
+    assert read_state_dict(path, use_ema=True)[name].sum() == 4
 
 
 @pytest.mark.parametrize("broken", ["missing", "unknown", "shape", "family"])

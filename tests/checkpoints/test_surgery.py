@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from checkpoints import surgery
-from checkpoints.files.lazy import LazyTensor, Mapped, read
+from checkpoints.files.lazy import LazyTensor, MappedFile, read
 
 UNET, CONTROL = "model.diffusion_model.", "control_model."
 SHARED = ("time_embed.0.weight", "input_blocks.1.0.in_layers.2.weight")
@@ -28,7 +28,7 @@ def control(seed):
 
 
 def lazy(state):
-    return Mapped(state, lambda: state).lazy()
+    return MappedFile(state, lambda: state).lazy()
 
 
 def assert_equal(got, expected):

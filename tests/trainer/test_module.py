@@ -8,12 +8,12 @@ import pytest
 import torch
 from torch.utils.data import DataLoader
 
-from checkpoints.files.read import read_weight_file
 from common.shell import Stopped
 from scenes.dataset import make_dataset
 from scenes.fill50k import Recipe
 from tests.small_models import build
 from tests.small_runs import SETTINGS, SIDE, At, Run
+from tests.stored_tensors import stored_tensors
 from trainer.checkpointing import STATE
 from trainer.data.dataset import ControlDataset
 from trainer.settings import LearningRate, Optimization, TrainingSettings, Transform
@@ -77,7 +77,7 @@ def test_only_what_should_learn_does_and_is_stored(data, tmp_path, locked):
     parts = ("control_model.", *(() if locked else unlocked))
     assert all(name.startswith(parts) for name in changed)
     assert all(any(name.startswith(part) for name in changed) for part in parts)
-    stored = read_weight_file(run.folder.find("latest") / STATE).tensors
+    stored = stored_tensors(run.folder.find("latest") / STATE)
     assert changed <= stored.keys()
     assert all(name.startswith(parts) for name in stored)
 

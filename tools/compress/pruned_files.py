@@ -7,13 +7,13 @@ from pathlib import Path
 
 from torch import nn
 
+from checkpoints.checkpoint import open_checkpoint
 from checkpoints.files.lazy import Values, by_rows
 from checkpoints.files.write import write_weights
-from checkpoints.load import open_source
 from common.atomic import MIB
 from quantize.files.write import hash_files
 from quantize.prune.masks import two_of_four, without_small
-from quantize.prune.record import METADATA_KEY, SUFFIX, Record, read_record
+from quantize.prune.record import METADATA_KEY, SUFFIX, Record
 from quantize.prune.units import Group, Kept, take
 
 State = Mapping[str, Values]
@@ -29,13 +29,13 @@ def merged(model: nn.Module, weights: Iterable[Path]) -> dict[str, Values]:
     """What `model` was loaded with, in the files' own types, read as it is asked for."""
     state: dict[str, Values] = {}
     for path in weights:
-        state |= open_source(path).state
+        state |= open_checkpoint(path).weights().state
     return {name: state[name] for name in model.state_dict() if name in state}
 
 
 def begin_record(config: Path, weights: Sequence[Path]) -> Record:
     """What was done to `weights` before, with their hashes."""
-    known = [record for path in weights if (record := read_record(path))]
+    known = [record for path in weights if (record := open_checkpoint(path).pruning)]
     steps = tuple(step for record in known for step in record.steps)
     counts = {name: count for record in known for name, count in record.counts.items()}
     masked = {name: pattern for record in known for name, pattern in record.masked.items()}

@@ -16,8 +16,9 @@ from omegaconf import DictConfig
 from torch import Tensor, nn
 
 from checkpoints import surgery
+from checkpoints.checkpoint import Checkpoint, open_checkpoint
 from checkpoints.compatibility import check_fit, context_width
-from checkpoints.diffusers.check import check_folder, published_yaml
+from checkpoints.diffusers.check import check_settings, published_yaml
 from checkpoints.diffusers.choose_yaml import read_params
 from checkpoints.diffusers.configs import scheduler_config
 from checkpoints.files.kinds import quote
@@ -57,9 +58,10 @@ def add_control(base: Path | None, target: Target, config: Path, init: BranchIni
     settings = with_branch(config, init.kind) if init.kind else read_config(config)
     base = base or _named_base(config, settings)
     check_file(target, [base])
-    source = _open_base(base, init)
+    checkpoint = open_checkpoint(base)
+    source = _open_base(checkpoint, init)
     predicts = scheduler_config(params)["prediction_type"]
-    check_folder(base, params, config)
+    check_settings(checkpoint, params, config)
     if source.prediction not in (None, predicts):
         raise ValueError(f"{base} says that it predicts {source.prediction}, but {config} means {predicts}")
     model = create_meta_model(settings)
@@ -118,14 +120,14 @@ def _named_base(config: Path, settings: DictConfig) -> Path:
     return config.parent / names[0]
 
 
-def _open_base(path: Path, init: BranchInit) -> Source:
-    source = open_original(path, use_ema=init.use_ema)
+def _open_base(base: Checkpoint, init: BranchInit) -> Source:
+    source = open_original(base, use_ema=init.use_ema)
     older = [name for name in source.state if name.startswith(surgery.CONTROL)]
     if not older or len(older) == len(source.state):  # a branch alone is refused with the other half models
         return source
     if not init.replace:
         raise ValueError(
-            f"{path} has a control branch already: train that one, or --replace-branch begins a new one"
+            f"{base.label} has a control branch already: train that one, or --replace-branch begins a new one"
         )
     state = {name: tensor for name, tensor in source.state.items() if name not in set(older)}
     note = f"left out the control branch that was there: {len(older)} tensors"

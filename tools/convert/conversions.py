@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from checkpoints import surgery
+from checkpoints.checkpoint import open_checkpoint
 from checkpoints.diffusers.choose_yaml import WHOLE, check_parts, choose_config, read_params
 from checkpoints.diffusers.configs import is_open_clip, scheduler_config
 from checkpoints.diffusers.folder import CLASSES
@@ -19,9 +20,8 @@ from checkpoints.diffusers.write import Write, write_part, write_pipeline
 from checkpoints.files.write import SAFETENSORS
 from checkpoints.names.diffusers import COMPONENTS, OPEN_CLIP
 from common.atomic import MIB
-from quantize.files.read import is_quantized_file
 from tools.convert.quantized import flattened, mark, metadata_of, open_quantized
-from tools.convert.source import Source, has_diffusers_names, left_out, open_as_it_is, open_original
+from tools.convert.source import Source, left_out, open_as_it_is, open_original
 from tools.convert.target import Result, State, Target, check_file, check_folder, write_file, write_folder
 
 IDLE_TEXT = "cond_stage_model.model.text_projection"
@@ -85,11 +85,12 @@ def transfer_control(source: Path, target: Target, *, from_base: Path, to_base: 
 def to_original(source: Path, target: Target) -> Result:
     """A folder or file under diffusers' names as one file under the original ones."""
     check_file(target, [source])
-    if not has_diffusers_names(source):
+    checkpoint = open_checkpoint(source)
+    if not checkpoint.has_diffusers_names:
         raise ValueError(
             f"{source} has the original names already: to-safetensors and to-dtype change its form"
         )
-    model = open_original(source)
+    model = open_original(checkpoint)
     idle = [IDLE_NOTE] if IDLE_TEXT in model.state else []
     return _noted(write_file(target, model.state, model.about), *idle, *model.left_out)
 
@@ -130,8 +131,9 @@ def to_diffusers(
 
 def _open(source: Path, target: Target, config: Path | None, *, use_ema: bool) -> Source:
     """What `to_diffusers` starts from; ValueError for what a quantized file cannot be asked for."""
-    if not (source.is_file() and is_quantized_file(source)):
-        return open_original(source, use_ema=use_ema)
+    checkpoint = open_checkpoint(source)
+    if not checkpoint.is_quantized:
+        return open_original(checkpoint, use_ema=use_ema)
     if use_ema or target.dtype:
         raise ValueError(
             f"{source} is quantized: leave out --use-ema and --dtype, from_pretrained has torch_dtype= for it"

@@ -6,13 +6,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from checkpoints.diffusers.check import SCHEDULER
-from checkpoints.diffusers.folder import find_components, open_weights, read_settings
+from checkpoints.checkpoint import FOLDER, Checkpoint, open_checkpoint
 from checkpoints.files.lazy import LazyTensor, Values, lazy
-from checkpoints.files.read import open_weight_file
-from checkpoints.load import open_source
 from checkpoints.model_spec import describe, prediction_in
-from checkpoints.names.diffusers import detect_component
 from common.atomic import MIB
 
 
@@ -34,33 +30,28 @@ class Source:
         return describe(state, self.path.stem, self.metadata, self.prediction)
 
 
-def open_as_it_is(path: Path) -> Source:
-    """A file under its own names. Raises ValueError for a folder, and as `open_weight_file`."""
-    if find_components(path):
+def open_as_it_is(source: Path | Checkpoint) -> Source:
+    """A file under its own names. Raises ValueError for a folder, and as `Checkpoint.tensors`."""
+    checkpoint = open_checkpoint(source)
+    if checkpoint.header.kind == FOLDER:
         raise ValueError(
-            f"{path} is a folder: name the weights file in it, or make it one file by to-original"
+            f"{checkpoint.label} is a folder: name the weights file in it, or make it one file by to-original"
         )
-    file = open_weight_file(path)
-    return _source(path, file.tensors, file.metadata, [left_out(*other) for other in file.others.items()])
+    notes = [left_out(*other) for other in checkpoint.header.others.items()]
+    return _source(checkpoint, checkpoint.tensors(), notes)
 
 
-def open_original(path: Path, *, use_ema: bool = False) -> Source:
+def open_original(source: Path | Checkpoint, *, use_ema: bool = False) -> Source:
     """Anything that loads, under the original names; use_ema: moving averages in their weights' place.
 
-    Raises as `checkpoints.load.open_source`; ValueError too where there are no moving averages.
+    Raises as `Checkpoint.weights`; ValueError too where there are no moving averages.
     """
-    opened = open_source(path)
-    if use_ema:
-        opened = open_source(path, ema_of=tuple(opened.state))
-        if not opened.averaged:
-            raise ValueError(f"{path} has no moving averages inside: leave out --use-ema")
-    notes = [f"left out {count} tensors: {reason}" for reason, count in opened.dropped.items()]
-    return _source(path, opened.state, opened.metadata, notes)
-
-
-def has_diffusers_names(path: Path) -> bool:
-    """Whether it is a folder in diffusers' form, or a file of one part under diffusers' names."""
-    return bool(find_components(path) or detect_component(open_weights(path).tensors))
+    checkpoint = open_checkpoint(source)
+    weights = checkpoint.weights(use_ema=use_ema)
+    if use_ema and not weights.averaged:
+        raise ValueError(f"{checkpoint.label} has no moving averages inside: leave out --use-ema")
+    notes = [f"left out {count} tensors: {reason}" for reason, count in weights.dropped.items()]
+    return _source(checkpoint, weights.state, notes)
 
 
 def left_out(what: str, size: int, count: int | None = None) -> str:
@@ -69,9 +60,9 @@ def left_out(what: str, size: int, count: int | None = None) -> str:
     return f"left out {what}: {tensors}{size / MIB:.1f} MiB"
 
 
-def _source(
-    path: Path, tensors: Mapping[str, Values], metadata: Mapping[str, str], notes: list[str]
-) -> Source:
-    said = read_settings(path / SCHEDULER).get("prediction_type") if path.is_dir() else None
+def _source(checkpoint: Checkpoint, tensors: Mapping[str, Values], notes: list[str]) -> Source:
+    said = checkpoint.settings.get("scheduler", {}).get("prediction_type")
+    metadata = checkpoint.header.metadata
     prediction = said if isinstance(said, str) else prediction_in(metadata)
-    return Source(path, {name: lazy(t) for name, t in tensors.items()}, metadata, prediction, tuple(notes))
+    state = {name: lazy(tensor) for name, tensor in tensors.items()}
+    return Source(checkpoint.path, state, metadata, prediction, tuple(notes))

@@ -7,12 +7,17 @@ from itertools import product
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import save_file
 
-from checkpoints.diffusers.check import IGNORED, check_folder, published_yaml
+from checkpoints.checkpoint import open_checkpoint
+from checkpoints.diffusers.check import IGNORED, check_settings, published_yaml
 from checkpoints.diffusers.configs import part_config
+from checkpoints.names.diffusers import COMPONENTS
 from ldm.config import read_config
 
 MODELS = Path(__file__).parents[3] / "models"
+FEW = torch.ones(1)
 CLASSES = {"unet": "UNet2DConditionModel", "vae": "AutoencoderKL", "controlnet": "ControlNetModel"}
 
 
@@ -32,13 +37,14 @@ def write(folder, name, **changes):
         file = "scheduler_config.json" if part == "scheduler" else "config.json"
         (folder / part / file).write_text(json.dumps(config))
         stem = "model" if part == "text_encoder" else "diffusion_pytorch_model"
-        (folder / part / f"{stem}.safetensors").touch()  # settings alone are looked at
+        if part in COMPONENTS:  # settings alone are looked at
+            save_file({COMPONENTS[part].marker_key: FEW}, folder / part / f"{stem}.safetensors")
     return folder
 
 
 @pytest.mark.parametrize("name", ["cldm_v15", "cldm_v21", "cldm_v21_v"])
 def test_a_folder_that_agrees_passes(tmp_path, name):
-    check_folder(write(tmp_path / "sd", name), params(name), name)
+    check_settings(open_checkpoint(write(tmp_path / "sd", name)), params(name), name)
 
 
 def test_what_makes_no_difference_to_a_picture_passes(tmp_path):
@@ -48,7 +54,7 @@ def test_what_makes_no_difference_to_a_picture_passes(tmp_path):
         scheduler__skip_prk_steps=True, scheduler__rescale_betas_zero_snr=False, unet__out_channels=None,
         controlnet__global_pool_conditions=True, text_encoder__eos_token_id=2,
     )  # fmt: skip
-    check_folder(folder, params("cldm_v21"), "yaml")
+    check_settings(open_checkpoint(folder), params("cldm_v21"), "yaml")
 
 
 @pytest.mark.parametrize(
@@ -69,7 +75,7 @@ def test_what_makes_no_difference_to_a_picture_passes(tmp_path):
 def test_a_contradiction_names_the_setting_and_both_sides(tmp_path, changes, match):
     folder = write(tmp_path / "sd", "cldm_v15", **changes)
     with pytest.raises(ValueError, match=match):
-        check_folder(folder, params("cldm_v15"), "v15.yaml")
+        check_settings(open_checkpoint(folder), params("cldm_v15"), "v15.yaml")
 
 
 @pytest.mark.parametrize(
@@ -82,18 +88,19 @@ def test_a_contradiction_names_the_setting_and_both_sides(tmp_path, changes, mat
 )
 def test_the_yaml_that_fits_is_named(tmp_path, written, asked, match):
     with pytest.raises(ValueError, match=match):
-        check_folder(write(tmp_path / "sd", written), params(asked), asked)
+        check_settings(open_checkpoint(write(tmp_path / "sd", written)), params(asked), asked)
 
 
 def test_only_the_asked_parts_are_looked_at(tmp_path):
     folder = write(tmp_path / "sd", "cldm_v15", unet__attention_head_dim=16)
-    check_folder(folder, params("cldm_v15"), "yaml", only=["controlnet"])
-    check_folder(folder / "controlnet", params("cldm_v15"), "yaml")
+    check_settings(open_checkpoint(folder), params("cldm_v15"), "yaml", only=["controlnet"])
+    check_settings(open_checkpoint(folder / "controlnet"), params("cldm_v15"), "yaml")
 
 
-def test_other_files_and_folders_pass(tmp_path):
-    check_folder(tmp_path, params("cldm_v15"), "yaml")
-    check_folder(tmp_path / "nowhere.ckpt", params("cldm_v15"), "yaml")
+def test_files_and_dictionaries_pass(tmp_path):
+    save_file({"a": FEW}, tmp_path / "a.safetensors")
+    for source in (tmp_path / "a.safetensors", {"a": FEW}):
+        check_settings(open_checkpoint(source), params("cldm_v15"), "yaml")
 
 
 def test_every_published_kind_has_its_yaml():
@@ -114,7 +121,7 @@ def test_no_setting_of_any_type_is_more_than_a_sentence(tmp_path, part):
     for key, value in product([*settings, "_class_name", "architectures"], ODD_VALUES):
         file.write_text(json.dumps(settings | {key: value}))
         with suppress(ValueError):
-            check_folder(folder, yaml, "yaml")
+            check_settings(open_checkpoint(folder), yaml, "yaml")
             said.append((key, value))
     passed = {key for key, value in said if value is not None and key not in IGNORED}
     assert passed <= {"_class_name", "architectures"}  # where they are empty, the weights decide

@@ -7,7 +7,8 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from checkpoints.diffusers.folder import find_components, open_weights
+from checkpoints.checkpoint import open_checkpoint
+from checkpoints.diffusers.folder import find_components
 from checkpoints.files.lazy import LazyTensor, read
 from checkpoints.names import diffusers as names
 from ldm.models.autoencoder import AutoencoderKL
@@ -66,9 +67,10 @@ def pipeline(tmp_path, original):
     )
 
 
-def assert_same(file, expected):
-    assert file.tensors.keys() == expected.keys()
-    assert all(torch.equal(read(tensor), expected[name]) for name, tensor in file.tensors.items())
+def assert_same(checkpoint, expected):
+    tensors = checkpoint.tensors()
+    assert tensors.keys() == expected.keys()
+    assert all(torch.equal(read(tensor), expected[name]) for name, tensor in tensors.items())
 
 
 def chosen(original, part):
@@ -76,15 +78,14 @@ def chosen(original, part):
 
 
 def test_a_pipeline_folder_gives_the_whole_model_mapped(pipeline, original):
-    file = open_weights(pipeline)
-    assert_same(file, original)
-    assert file.mapped
-    assert all(isinstance(tensor, LazyTensor) for tensor in file.tensors.values())
+    checkpoint = open_checkpoint(pipeline)
+    assert_same(checkpoint, original)
+    assert all(isinstance(tensor, LazyTensor) for tensor in checkpoint.tensors().values())
 
 
 def test_without_an_index_the_parts_that_are_there_count(pipeline, original):
     (pipeline / "model_index.json").unlink()
-    assert_same(open_weights(pipeline), original)
+    assert_same(open_checkpoint(pipeline), original)
 
 
 @pytest.mark.parametrize(
@@ -92,14 +93,14 @@ def test_without_an_index_the_parts_that_are_there_count(pipeline, original):
 )
 def test_a_part_alone_in_any_of_its_files(tmp_path, original, file):
     folder = write_part(tmp_path / "anything", original, "vae", file)
-    assert_same(open_weights(folder), chosen(original, "vae"))
+    assert_same(open_checkpoint(folder), chosen(original, "vae"))
 
 
 def test_full_precision_comes_before_a_variant_and_safetensors_before_pickles(tmp_path, original):
     folder = write_part(tmp_path, original, "vae")
     for other in ("diffusion_pytorch_model.fp16.safetensors", "diffusion_pytorch_model.bin"):
         (folder / other).write_bytes(b"never read")
-    assert_same(open_weights(folder), chosen(original, "vae"))
+    assert_same(open_checkpoint(folder), chosen(original, "vae"))
 
 
 def write_shards(folder, state, count=3):
@@ -116,10 +117,10 @@ def test_shards_are_one_part(tmp_path, original):
     folder = write_part(tmp_path, original, "unet")
     (folder / WEIGHTS).unlink()
     write_shards(folder, part_of(original, "unet"))
-    assert_same(open_weights(folder), chosen(original, "unet"))
+    assert_same(open_checkpoint(folder), chosen(original, "unet"))
     (folder / "diffusion_pytorch_model-00002-of-00003.safetensors").unlink()
     with pytest.raises(FileNotFoundError, match=r"lacks diffusion_pytorch_model-00002-of-00003\.safetensors"):
-        open_weights(folder)
+        open_checkpoint(folder)
 
 
 @pytest.mark.parametrize("name", ["../secret.safetensors", "/etc/passwd", "..", ""])
@@ -128,12 +129,12 @@ def test_an_index_cannot_name_files_elsewhere(tmp_path, original, name):
     (folder / WEIGHTS).rename(tmp_path / "secret.safetensors")
     (folder / f"{WEIGHTS}.index.json").write_text(json.dumps({"weight_map": {"conv_in.weight": name}}))
     with pytest.raises(ValueError, match="names a file outside its folder"):
-        open_weights(folder)
+        open_checkpoint(folder)
 
 
 def test_a_file_goes_through_as_it_is(tmp_path):
     save_file({"a": torch.ones(2)}, tmp_path / "w.safetensors")
-    assert list(open_weights(tmp_path / "w.safetensors").tensors) == ["a"]
+    assert list(open_checkpoint(tmp_path / "w.safetensors").tensors()) == ["a"]
 
 
 def test_settings_come_along(pipeline):
@@ -185,7 +186,7 @@ def test_what_does_not_fit_is_said_in_a_sentence(pipeline, what):
     spoil, match = SPOILT[what]
     spoil(pipeline)
     with pytest.raises((ValueError, FileNotFoundError), match=match) as raised:
-        open_weights(pipeline)
+        open_checkpoint(pipeline)
     assert "\n" not in str(raised.value)
 
 
@@ -193,27 +194,27 @@ def test_settings_that_contradict_the_weights_are_refused(tmp_path, original):
     folder = write_part(tmp_path, original, "unet")
     (folder / "config.json").write_text('{"_class_name": "ControlNetModel"}')
     with pytest.raises(ValueError, match="says ControlNetModel, but the weights are .* a UNet2DCondition"):
-        open_weights(folder)
+        open_checkpoint(folder)
 
 
 def test_weights_of_something_else_are_named(tmp_path):
     (tmp_path / "config.json").write_text('{"_class_name": "AutoencoderKL"}')
     save_file({"body.0.weight": torch.ones(1)}, tmp_path / WEIGHTS)
     with pytest.raises(ValueError, match=r"weights of .* are no AutoencoderKL: .*body\.0\.weight"):
-        open_weights(tmp_path)
+        open_checkpoint(tmp_path)
 
 
 def test_a_part_without_settings_is_told_by_its_names(tmp_path, original):
     folder = write_part(tmp_path, original, "vae")
     (folder / "config.json").unlink()
-    assert_same(open_weights(folder), chosen(original, "vae"))
+    assert_same(open_checkpoint(folder), chosen(original, "vae"))
 
 
 @pytest.mark.parametrize("name", ["sd.safetensors", "model.safetensors"])
 def test_a_folder_of_anything_else_is_refused_as_before(tmp_path, name):
     save_file({"model.diffusion_model.out.0.weight": torch.ones(1)}, tmp_path / name)
     with pytest.raises(ValueError, match=f"is a folder: .*for example {name}"):
-        open_weights(tmp_path)
+        open_checkpoint(tmp_path)
 
 
 def text_part(folder, act, width=8, layers=2):
@@ -231,6 +232,6 @@ def text_part(folder, act, width=8, layers=2):
 
 @pytest.mark.parametrize(("act", "open_clip"), [("gelu", True), ("quick_gelu", False)])
 def test_a_text_encoder_is_told_by_its_activation(tmp_path, act, open_clip):
-    found = open_weights(text_part(tmp_path / "text_encoder", act)).tensors
+    found = open_checkpoint(text_part(tmp_path / "text_encoder", act)).tensors()
     assert any("in_proj_weight" in name for name in found) == open_clip
     assert any("text_model.encoder" in name for name in found) != open_clip

@@ -11,9 +11,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import save, save_file
 
+from checkpoints.checkpoint import open_checkpoint
 from checkpoints.files.headers import MAX_HEADER_BYTES, TensorHeader, nested_names, read_header
-from checkpoints.files.read import read_weight_file
 from tests.hostile_files import entry, write_safetensors
+from tests.stored_tensors import stored_tensors
 
 ROOT = Path(__file__).parents[3]
 WEIGHTS = {
@@ -35,7 +36,7 @@ def write(path, kind, state=WEIGHTS):
 @pytest.mark.parametrize("kind", ["safetensors", "zip", "legacy"])
 def test_a_header_says_what_loads(tmp_path, kind):
     header = read_header(write(tmp_path / "w", kind))
-    loaded = read_weight_file(tmp_path / "w").tensors
+    loaded = stored_tensors(tmp_path / "w")
     assert header.kind == kind
     assert header.size == (tmp_path / "w").stat().st_size
     assert set(header.tensors) == set(loaded)
@@ -110,7 +111,7 @@ BROKEN = {
 def test_a_header_that_lies_is_refused_in_one_sentence(tmp_path, message):
     header, data, length = BROKEN[message]
     path = write_safetensors(tmp_path / "w.safetensors", header, data, length)
-    for read in (read_header, read_weight_file):
+    for read in (read_header, open_checkpoint):
         with pytest.raises(ValueError, match=message) as raised:
             read(path)
         assert str(raised.value).startswith(f"{path} is damaged")
@@ -125,7 +126,7 @@ def test_damaged_and_cut_safetensors_end_in_a_sentence_or_whole(tmp_path_factory
     path = tmp_path_factory.getbasetemp() / "bad.safetensors"
     path.write_bytes(whole[:at] if cut else whole[:at] + value + whole[at + len(value) :])
     try:
-        tensors = read_weight_file(path).tensors
+        tensors = stored_tensors(path)
     except ValueError as refusal:
         error = str(refusal)
     else:

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 import checkpoints.files.lazy
-from checkpoints.files.lazy import LazyTensor, Mapped, by_rows, lazy, read, walk
+from checkpoints.files.lazy import LazyTensor, MappedFile, by_rows, lazy, read, walk
 
 
 class Counted:
@@ -38,7 +38,7 @@ OPERATIONS = {
 
 @pytest.mark.parametrize("name", OPERATIONS)
 def test_an_operation_on_lazy_tensors_gives_the_same_bits_later(file, name):
-    mapped = Mapped(file(), file).lazy()
+    mapped = MappedFile(file(), file).lazy()
     expected = OPERATIONS[name](file.state["a"], file.state["b"])
     got = OPERATIONS[name](mapped["a"], mapped["b"])
     assert isinstance(got, LazyTensor)
@@ -53,7 +53,7 @@ def test_shapes_and_operations_read_nothing():
 
 
 def test_a_walk_opens_the_file_anew_for_each_piece(file, monkeypatch):
-    mapped = Mapped(file(), file).lazy()
+    mapped = MappedFile(file(), file).lazy()
     assert dict(walk(mapped.items())).keys() == file.state.keys()
     assert file.opened == 1
     monkeypatch.setattr(checkpoints.files.lazy, "PIECE_BYTES", mapped["a"].nbytes)
@@ -62,7 +62,7 @@ def test_a_walk_opens_the_file_anew_for_each_piece(file, monkeypatch):
 
 
 def test_a_piece_counts_what_is_read_not_what_comes_out(file, monkeypatch):
-    mapped = Mapped(file(), file).lazy()
+    mapped = MappedFile(file(), file).lazy()
     both = {"sum": mapped["a"] + mapped["b"], "head": mapped["c"][:1]}
     monkeypatch.setattr(checkpoints.files.lazy, "PIECE_BYTES", 2 * mapped["a"].nbytes)
     for _ in walk(both.items()):
@@ -76,7 +76,7 @@ def move(a, b):
 
 @pytest.mark.parametrize("row_bytes", [1, 40, 1 << 20])
 def test_rows_at_a_time_give_the_same_bits_with_the_file_opened_anew(file, monkeypatch, row_bytes):
-    mapped = Mapped(file(), file).lazy()
+    mapped = MappedFile(file(), file).lazy()
     monkeypatch.setattr(checkpoints.files.lazy, "ROWS_BYTES", row_bytes)
     got = by_rows(move, torch.float16, mapped["a"], mapped["b"])
     assert (got.shape, got.dtype) == (file.state["a"].shape, torch.float16)
@@ -93,7 +93,7 @@ def test_what_is_not_lazy_is_changed_at_once(file):
 
 
 def test_plain_tensors_walk_too(file):
-    tensors = {"x": torch.ones(2), "y": Mapped(file(), file).lazy()["a"]}
+    tensors = {"x": torch.ones(2), "y": MappedFile(file(), file).lazy()["a"]}
     assert torch.equal(dict(walk(tensors.items()))["x"], tensors["x"])
     assert read(tensors["x"]) is tensors["x"]
     assert read(lazy(tensors["x"])) is tensors["x"]

@@ -8,12 +8,12 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file
 
-import checkpoints.files.write
-from checkpoints.files.lazy import Mapped
-from checkpoints.files.pickles import load_pickle
-from checkpoints.files.read import read_weight_file
+import checkpoints.files.lazy
+import common.atomic
+from checkpoints.files.lazy import MappedFile
 from checkpoints.files.write import write_weights
 from common.atomic import atomic_write
+from tests.stored_tensors import stored_tensors
 
 FLOATS = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 INTEGERS = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
@@ -47,7 +47,7 @@ def assert_same_bits(got, expected):
 @SUFFIXES
 def test_what_is_written_reads_back_bit_for_bit(tmp_path, state, suffix):
     write_weights(tmp_path / f"w{suffix}", state)
-    assert_same_bits(read_weight_file(tmp_path / f"w{suffix}").tensors, state)
+    assert_same_bits(stored_tensors(tmp_path / f"w{suffix}"), state)
 
 
 @SUFFIXES
@@ -59,25 +59,23 @@ def test_the_libraries_read_it_too(tmp_path, state, suffix):
     else:
         saved = torch.load(path, weights_only=True)
         assert_same_bits(saved["state_dict"] if suffix == ".ckpt" else saved, state)
-        assert list(read_weight_file(path).tensors) == list(
-            state
-        )  # in order: optimizer states are indexed by it
+        assert list(stored_tensors(path)) == list(state)  # in order: optimizer states are indexed by it
 
 
 def test_lazy_tensors_are_written_piece_by_piece(tmp_path, state, monkeypatch):
     opened = []
-    file = Mapped(state, lambda: opened.append(1) or state)
+    file = MappedFile(state, lambda: opened.append(1) or state)
     monkeypatch.setattr(checkpoints.files.lazy, "PIECE_BYTES", 1)
     write_weights(tmp_path / "w.ckpt", file.lazy())
     assert len(opened) > len(state) / 2
-    assert_same_bits(read_weight_file(tmp_path / "w.ckpt").tensors, state)
+    assert_same_bits(stored_tensors(tmp_path / "w.ckpt"), state)
 
 
 def test_every_tensor_of_either_format_lies_where_its_type_wants_it(tmp_path, state):
     odd = {"a": torch.ones(3, dtype=torch.uint8), "b": torch.ones(3, dtype=torch.float64), **state}
     for suffix in (".safetensors", ".pth"):
         write_weights(tmp_path / f"w{suffix}", odd)
-        for tensor in read_weight_file(tmp_path / f"w{suffix}").tensors.values():
+        for tensor in stored_tensors(tmp_path / f"w{suffix}").values():
             assert tensor.data_ptr() % tensor.element_size() == 0
 
 
@@ -85,7 +83,7 @@ def test_the_zip_archive_is_whole_for_any_zip_program(tmp_path, state):
     write_weights(tmp_path / "w.pth", state)
     with zipfile.ZipFile(tmp_path / "w.pth") as archive:
         assert archive.testzip() is None  # sums of every member
-    assert load_pickle(tmp_path / "w.pth").keys() == state.keys()
+    assert stored_tensors(tmp_path / "w.pth").keys() == state.keys()
 
 
 def test_the_same_tensors_give_the_same_bytes(tmp_path, state):
@@ -141,7 +139,7 @@ def test_a_failure_keeps_the_old_file_and_leaves_nothing_else(tmp_path, state, s
 
 def test_too_little_space_is_said_before_anything_is_written(tmp_path, monkeypatch):
     usage = type("Usage", (), {"free": 100})
-    monkeypatch.setattr(checkpoints.files.write.shutil, "disk_usage", lambda _: usage)
+    monkeypatch.setattr(common.atomic.shutil, "disk_usage", lambda _: usage)
     with pytest.raises(OSError, match=r"w.ckpt needs 4 MiB, but 0 MiB are free"):
         write_weights(tmp_path / "w.ckpt", {"a": torch.ones(1 << 20)})
     assert not list(tmp_path.iterdir())

@@ -1,4 +1,4 @@
-"""Each name that a tool may write leads to one place, at full size too."""
+"""Each name that a tool may write leads to one target, at full size too."""
 
 from pathlib import Path
 
@@ -18,7 +18,7 @@ def shapes(version):
 @pytest.mark.parametrize("version", ["v15", "v21"])
 def test_every_matrix_of_the_u_net_and_the_text_encoder_that_runs_can_be_changed(version):
     model = shapes(version)
-    found = {place.key for place in lora_targets(model).values()}
+    found = {target.key for target in lora_targets(model).values()}
     matrices = {name for name, shape in model.items() if len(shape) > 1 and name.endswith("weight")}
     unet = {name for name in matrices if name.startswith("model.")}
     text = {name for name in matrices if name.startswith("cond_stage_model.")}
@@ -43,9 +43,9 @@ def test_every_matrix_of_the_u_net_and_the_text_encoder_that_runs_can_be_changed
     ],
 )  # fmt: skip
 def test_published_names_lead_to_published_keys(version, name, key, first):
-    place = lora_targets(shapes(version))[name]
-    assert place.key.endswith(key)
-    assert place.first == first
+    target = lora_targets(shapes(version))[name]
+    assert target.key.endswith(key)
+    assert target.first == first
 
 
 @pytest.mark.parametrize("version", ["v15", "v21"])
@@ -58,8 +58,8 @@ def test_no_name_stands_for_two_places(version):
     ]
     assert sum(map(len, alone)) == len(whole)
     names = {}
-    for name, place in whole.items():
-        names.setdefault(place, []).append(name)
+    for name, target in whole.items():
+        names.setdefault(target, []).append(name)
     assert min(map(len, names.values())) > 3, "a name that was taken already would be missing here"
 
 

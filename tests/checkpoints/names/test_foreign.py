@@ -1,11 +1,11 @@
-"""Neighbours are known by the names that only they have; our own files are never taken for one."""
+"""Foreign formats are known by the names that only they have; our own files are never taken for one."""
 
 from pathlib import Path
 
 import pytest
 
 from checkpoints.names.diffusers import unet_to_diffusers
-from checkpoints.names.foreign import is_lora, neighbour, unusual_lora
+from checkpoints.names.foreign import foreign_format, is_lora
 
 GOLDEN = sorted((Path(__file__).parents[2] / "golden").glob("golden_keys_*.tsv"))
 KOHYA = "lora_unet_down_blocks_0_attentions_0_transformer_blocks_0_attn1_to_q"
@@ -42,9 +42,9 @@ KOHYA = "lora_unet_down_blocks_0_attentions_0_transformer_blocks_0_attn1_to_q"
         (["body.0.rdb1.conv1.weight", "conv_first.weight"], "an upscaler"),
     ],
 )  # fmt: skip
-def test_each_neighbour_is_known(names, what):
-    assert neighbour(names).what.startswith(what)
-    assert neighbour(names).instead
+def test_each_foreign_format_is_known(names, what):
+    assert foreign_format(names).what.startswith(what)
+    assert foreign_format(names).instead
 
 
 @pytest.mark.parametrize(
@@ -65,7 +65,7 @@ def test_each_neighbour_is_known(names, what):
     ],
 )
 def test_each_relative_of_lora_is_known(name, what):
-    assert unusual_lora([f"{KOHYA}.lora_down.weight", name]).what.startswith(what)
+    assert foreign_format([f"{KOHYA}.lora_down.weight", name]).what.startswith(what)
 
 
 @pytest.mark.parametrize(
@@ -80,22 +80,21 @@ def test_each_relative_of_lora_is_known(name, what):
 )
 def test_plain_loras_are_known_and_not_unusual(name):
     assert is_lora([name])
-    assert unusual_lora([name, name.replace("down", "up"), f"{KOHYA}.alpha"]) is None
-    assert neighbour([name]) is None
+    assert foreign_format([name, name.replace("down", "up"), f"{KOHYA}.alpha"]) is None
+    assert foreign_format([name]) is None
 
 
 @pytest.mark.parametrize("golden", GOLDEN, ids=lambda path: path.stem)
-def test_our_own_names_have_no_sign_of_a_neighbour(golden):
+def test_our_own_names_have_no_marker_of_a_foreign_format(golden):
     names = [line.split("\t")[0] for line in golden.read_text().splitlines()]
     bare = [name.removeprefix("control_model.").removeprefix("model.diffusion_model.") for name in names]
     for known in (names, bare):
-        assert neighbour(known) is None
-        assert unusual_lora(known) is None
+        assert foreign_format(known) is None
         assert not is_lora(known)
 
 
-def test_diffusers_names_have_no_sign_of_a_neighbour():
+def test_diffusers_names_have_no_marker_of_a_foreign_format():
     lines = GOLDEN[0].read_text().splitlines()
     prefix = "model.diffusion_model."
     unet = {line.split("\t")[0].removeprefix(prefix): None for line in lines if line.startswith(prefix)}
-    assert neighbour(unet_to_diffusers(unet)) is None
+    assert foreign_format(unet_to_diffusers(unet)) is None

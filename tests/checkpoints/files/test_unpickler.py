@@ -12,11 +12,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from checkpoints.files import pickle_header as pickle_files
-from checkpoints.files.pickle_header import read_pickle_file
-from checkpoints.files.pickle_machine import Named, Pickled
-from checkpoints.files.pickles import OpaqueObject, load_pickle
-from tests.hostile_files import CONTAINERS, FOUR, saved, storage, tensor, text, write_zip
+from checkpoints.files import pickles
+from checkpoints.files.headers import read_header
+from checkpoints.files.pickles import OpaqueObject
+from checkpoints.files.unpickler import DescribedTensor, Named
+from tests.hostile_files import CONTAINERS, FOUR, load_pickle, saved, storage, tensor, text, write_zip
 
 
 def loaded_or_refused(path):
@@ -39,8 +39,8 @@ def test_what_is_described_is_what_torch_saved(tmp_path, zipped):
     weights = {"a": weight, "row": torch.randn(6, 2)[1:3].T, "n": torch.tensor(5), "h": torch.ones(2).half(),
                "nested": [{"b": torch.zeros(0, 3)}], "epoch": 3}  # fmt: skip
     torch.save(weights, tmp_path / "w", _use_new_zipfile_serialization=zipped)
-    found = read_pickle_file(tmp_path / "w").saved
-    shapes = {name: (one.dtype, one.shape) for name, one in found.items() if isinstance(one, Pickled)}
+    found = read_header(tmp_path / "w").pickle.saved
+    shapes = {name: (one.dtype, one.shape) for name, one in found.items() if isinstance(one, DescribedTensor)}
     assert shapes == {"a": ("F32", (3, 4)), "row": ("F32", (2, 2)), "n": ("I64", ()), "h": ("F16", (2,))}
     assert found["nested"][0]["b"].shape == (0, 3)
     assert found["epoch"] == 3
@@ -50,7 +50,7 @@ def test_what_is_described_is_what_torch_saved(tmp_path, zipped):
 def test_every_plain_dtype_is_described_with_its_size(tmp_path, dtype):
     whole = torch.zeros(6, dtype=dtype)
     torch.save({"a": whole}, tmp_path / "w")
-    found = read_pickle_file(tmp_path / "w").saved["a"]
+    found = read_header(tmp_path / "w").pickle.saved["a"]
     assert found.itemsize == whole.itemsize
     assert str(dtype).split(".")[1][:2].upper() in ("BF", "UI", "FL", "BO")
     assert found.storage.nbytes == whole.nbytes
@@ -161,15 +161,16 @@ DEEP = b")" + b"\x85" * 100_000  # a tuple in a tuple in a tuple ...
         (tensor(data=text("not data")), "in a way that torch never writes"),
         (tensor(data=storage(kind="QInt8Storage")), "its data is torch.QInt8Storage"),
         (tensor(data=storage(count=-4)), "no tensor's"),
+        (b"(" + text("storage") + b"ctorch\nFloatStorage\n)" + text("cpu") + b"K\x04tQ", "no tensor's"),
         (tensor() + b"0" + tensor(data=storage(count=3), shape=(3,)), "operation POP"),
         (b"]" + tensor() + b"a" + tensor(data=storage(count=3), shape=(3,)) + b"a", "data 0 in two ways"),
-        (b"K\x01(K\x02tR", "calls what is no name"),
-        (b"K\x01K\x02a", "appends to what is no list"),
-        (b"](K\x01K\x02u", "sets entries of what is no dictionary"),
-        (b"K\x01}b", "sets the state of what is no object"),
+        (b"K\x01(K\x02tR", "'int' object is not callable"),
+        (b"K\x01K\x02a", "'int' object has no attribute 'append'"),
+        (b"](K\x01K\x02u", "damaged or cut short"),
+        (b"K\x01}b", "got <class 'int'>"),
         (b"X\xff\xff\xff\x7f", "damaged or cut short"),  # a text of 2 GiB
         (b"\x8a\xff" + b"\xff" * 255 + b"r\xff\xff\xff\x7f0", "operation POP"),  # a memo of 2**31 places
-        (b"h\x07", "damaged or cut short"),  # an entry of the memo that is not there
+        (b"h\x07", "Memo value not found"),  # an entry of the memo that is not there
         (b"\x95\xff\xff\xff\xff\xff\xff\xff\x7f", "operation FRAME"),
     ],
 )  # fmt: skip
@@ -182,7 +183,7 @@ def test_nonsense_is_refused_in_one_sentence(tmp_path, write, operations, messag
 
 
 def test_a_pickle_that_goes_on_for_ever_ends(tmp_path, monkeypatch):
-    monkeypatch.setattr(pickle_files, "MAX_PICKLE_BYTES", 1000)
+    monkeypatch.setattr(pickles, "MAX_PICKLE_BYTES", 1000)
     for write in CONTAINERS.values():
         path = write(tmp_path / "w", b"\x80\x02" + b"]" * 5000 + b".")
         with pytest.raises(ValueError, match="refused|damaged"):
@@ -274,6 +275,6 @@ def test_damaged_bytes_never_end_in_anything_but_a_sentence(tmp_path_factory, ki
 
 def test_names_stand_for_themselves(tmp_path):
     torch.save({"a": torch.ones(1), "when": Path()}, tmp_path / "w")
-    described = read_pickle_file(tmp_path / "w")
+    described = read_header(tmp_path / "w").pickle
     assert described.saved["when"] in (Named("pathlib.PosixPath"), Named("pathlib.WindowsPath"))
     assert described.saved["when"].name in described.names

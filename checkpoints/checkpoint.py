@@ -1,0 +1,196 @@
+"""Weights from anywhere, opened once: a file of any form, a folder of diffusers or a dictionary.
+
+Opening reads headers alone and needs no torch; whoever loads, inspects, converts, quantizes or prunes takes
+the `Checkpoint`, never the path again. What does not load here opens too: it is refused as its tensors are
+asked for.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from checkpoints.diffusers.folder import (
+    SCHEDULER,
+    Component,
+    check_component,
+    find_components,
+    is_sd2_text,
+    read_settings,
+)
+from checkpoints.files.headers import Header, TensorHeader, read_header
+from checkpoints.files.kinds import quote
+from checkpoints.names.diffusers import COMPONENTS, detect_component, to_original
+from checkpoints.names.foreign import refuse_foreign
+from checkpoints.names.original import PART_LABELS, missing_prefix, normalize_names
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from checkpoints.files.lazy import Values
+    from quantize.prune.record import Record
+
+TRAINER_STATE = "entries beside the weights (optimizer, callbacks, counters)"
+FOLDER, DICTIONARY = "folder", "dictionary"  # kinds of sources beside those of files
+
+
+@dataclass(frozen=True)
+class Weights:
+    """The tensors of one source under the names of a whole model, lazy where they can be mapped.
+
+    dropped: reason -> how many were left out for it; averaged: how many of `state` are moving averages.
+    """
+
+    label: str
+    state: dict[str, Values]
+    dropped: Counter[str]
+    averaged: int
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """One source of weights. label: what messages call it; path: None for a dictionary.
+
+    header: its names are the source's own, those of a folder behind the prefix of their part. settings: of a
+    folder, what its parts say of themselves, by entry of COMPONENTS, and "scheduler".
+    """
+
+    label: str
+    path: Path | None
+    header: Header
+    settings: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    _read: Callable[[], dict[str, Values]] = field(default=dict, repr=False)
+
+    @property
+    def component(self) -> str | None:
+        """The entry of COMPONENTS that a file under diffusers' names holds; None for any other source."""
+        return detect_component(self.header.tensors)
+
+    @property
+    def has_diffusers_names(self) -> bool:
+        """Whether it is a folder in diffusers' form, or a file of one part under diffusers' names."""
+        return self.header.kind == FOLDER or self.component is not None
+
+    @property
+    def missing_prefix(self) -> str:
+        """What the names of a part stored alone lack in front; "" where nothing, or that is not known."""
+        return COMPONENTS[self.component].prefix if self.component else missing_prefix(self.header.tensors)
+
+    @property
+    def parts(self) -> set[str]:
+        """Which parts of a whole model it holds, by their prefix."""
+        lacks = self.missing_prefix
+        return {
+            part for part in PART_LABELS if any((lacks + n).startswith(part) for n in self.header.tensors)
+        }
+
+    @property
+    def is_quantized(self) -> bool:
+        """Whether `python -m quantize` wrote it."""
+        from quantize.files.write import METADATA_KEY
+
+        return METADATA_KEY in self.header.metadata
+
+    @property
+    def pruning(self) -> Record | None:
+        """How it was pruned and from what; None where it says nothing.
+
+        Raises ValueError in one sentence for a newer format or nonsense.
+        """
+        from quantize.prune.record import METADATA_KEY, Record
+
+        text = self.header.metadata.get(METADATA_KEY)
+        return None if text is None else Record.from_json(text, self.label)
+
+    def tensors(self) -> dict[str, Values]:
+        """All of it under the names of `header`, lazy where it can be mapped.
+
+        A mapped file must not be overwritten in place while they live. Raises ValueError for a file without
+        tensors, or that asks for what weights never need.
+        """
+        _check_not_empty(self.label, self.header)
+        return self._read()
+
+    def weights(self, *, use_ema: bool = False) -> Weights:
+        """All of it under the names of a whole model; use_ema: moving averages in their weights' place.
+
+        Errors as `tensors`, and ValueError for a foreign format, such as a LoRA.
+        """
+        tensors = self.tensors()
+        try:
+            state, dropped, averaged = normalize_names(tensors, use_ema=use_ema)
+        except ValueError as error:
+            raise ValueError(f"{self.label} cannot be loaded: {error}") from None
+        if self.header.others:
+            dropped[TRAINER_STATE] += len(self.header.others)
+        return Weights(self.label, state, dropped, averaged)
+
+
+Source = str | Path | Mapping[str, "Tensor"] | Checkpoint
+
+
+def open_checkpoint(source: Source, label: str = "the dictionary") -> Checkpoint:
+    """A file, a folder of diffusers or a dictionary called `label`; what is open already passes as it is.
+
+    Raises FileNotFoundError, or ValueError in one sentence for what is no weights file, is damaged or
+    hostile, or contradicts itself.
+    """
+    if isinstance(source, Checkpoint):
+        return source
+    if isinstance(source, Mapping):
+        return _from_dictionary(dict(source), label)
+    path = Path(source)
+    if components := find_components(path):
+        return _from_folder(path, components)
+    header = read_header(path)
+
+    def read() -> dict[str, Values]:
+        from checkpoints.files.lazy import open_tensors
+
+        return open_tensors(path, header)
+
+    return Checkpoint(str(source), path, header, _read=read)
+
+
+def _from_dictionary(tensors: dict[str, Values], label: str) -> Checkpoint:
+    headers = {
+        name: TensorHeader(str(one.dtype), tuple(one.shape), one.nbytes) for name, one in tensors.items()
+    }
+    size = sum(one.nbytes for one in headers.values())
+    return Checkpoint(label, None, Header(DICTIONARY, size, headers), _read=lambda: dict(tensors))
+
+
+def _from_folder(folder: Path, components: Mapping[str, Component]) -> Checkpoint:
+    tensors: dict[str, TensorHeader] = {}
+    headers: dict[Path, Header] = {}
+    for part, component in components.items():
+        headers |= {file: read_header(file) for file in component.files}
+        for file in component.files:
+            _check_not_empty(file, headers[file])
+        own = {name: one for file in component.files for name, one in headers[file].tensors.items()}
+        check_component(component, own)
+        tensors |= {COMPONENTS[part].prefix + name: one for name, one in own.items()}
+
+    def read() -> dict[str, Values]:
+        from checkpoints.files.lazy import open_tensors
+
+        state: dict[str, Values] = {}
+        for part, component in components.items():
+            files = (open_tensors(file, headers[file]) for file in component.files)
+            own = {name: tensor for file in files for name, tensor in file.items()}
+            state |= to_original(own, part, open_clip=is_sd2_text(component))
+        return state
+
+    settings = {part: component.config for part, component in components.items()}
+    settings |= {"scheduler": read_settings(folder / SCHEDULER)}
+    header = Header(FOLDER, sum(one.size for one in headers.values()), tensors)
+    return Checkpoint(str(folder), folder, header, settings, read)
+
+
+def _check_not_empty(label: object, header: Header) -> None:
+    if not header.tensors and header.kind != DICTIONARY:
+        refuse_foreign(label, header.nested)
+        raise ValueError(f"{label} holds no tensors, only {quote(header.nested) or 'nothing'}")
