@@ -4,164 +4,131 @@
     python generate.py --batch-dir sketches --prompt "gold star with midnight blue background" --out outputs
     python generate.py --from outputs/circle_seed0.png --seed 7
 
-Flags are read before anything heavy is imported, so that --help answers at once. Exit codes: 0; 2 with one
-sentence about what is wrong; 130 after Ctrl-C, finished pictures stay.
+Exit codes: 0; 2 with one sentence about what is wrong; 130 after Ctrl-C, finished pictures stay.
 """
 
-import argparse
+from __future__ import annotations
+
 import json
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from app.generate_flags import parse_args
-from common.shell import USER_ERROR
+# Flags are read before anything heavy is imported, so that --help answers at once.
+from app.generate_flags import GenerateFlags, parse_flags
+from common.shell import DONE, USER_ERROR, run_command
 
 if TYPE_CHECKING:
-    from app.batch import Job, Made, Maker
-    from app.provenance import Source
+    from app.batch import BatchRunner, Generated, GenerationJob
+    from ldm.models.diffusion.sampling_run import Step
 
-INTERRUPTED = 130  # 128 + SIGINT, as shells count
-# Torch says it in other words for each kind of memory; on the CPU it is a plain RuntimeError.
-OUT_OF_MEMORY = (
-    "out of memory",
-    "not enough memory",
-    "insufficient memory",  # OpenCV
-    "can't allocate memory",
-    "cannot allocate memory",
-)
+MEMORY = "lower --resolution, or try --save-memory, and --dtype fp16 or bf16 on a GPU"
 
 
 def main(argv: list[str] | None = None) -> int:
     """Run the command and return its exit code; what goes wrong is said in one sentence on stderr."""
-    args = parse_args(argv, __doc__)
-    made: list[Made] = []
-    try:
-        if args.list:
-            print(_listing())
-            return 0
-        return _run(args, made)
-    except KeyboardInterrupt:
-        kept = f"finished pictures stay ({len(made)})" if made else "no picture was finished"
-        return _say(f"stopped; {kept}", INTERRUPTED)
-    except (ValueError, OSError) as error:
-        return _say(_sentence(error))
-    except Exception as error:  # everything but memory is a fault of the program: its traceback is needed
-        if not _is_out_of_memory(error):
-            raise
-        return _say(
-            "out of memory: lower --resolution, or try --save-memory, and --dtype fp16 or bf16 on a card"
-        )
+    flags = parse_flags(argv, __doc__)
+    finished: list[Generated] = []
+
+    def stopped() -> str:
+        kept = f"finished pictures stay ({len(finished)})" if finished else "no picture was finished"
+        return f"stopped; {kept}"
+
+    return run_command(lambda: _run(flags, finished), stopped=stopped, out_of_memory=MEMORY)
 
 
-def _run(args: argparse.Namespace, made: "list[Made]") -> int:
-    """Make everything that is asked, noting each finished picture in `made` at once."""
-    from app.batch import BadPicture, Maker
+def _run(flags: GenerateFlags, finished: list[Generated]) -> int | str:
+    """Make everything that is asked, noting each finished image in `finished` at once."""
+    if flags.output.list:
+        return _listing()
+    from app.batch import BadImage, BatchRunner
+    from app.generate_request import plan_jobs
 
-    jobs, source = _plan(args)
-    maker = Maker(source, args.out, keep_finished=args.batch_dir is not None, save_maps=args.save_maps)
+    output, keep = flags.output, flags.inputs.batch_dir is not None
+    jobs, provenance = plan_jobs(flags)
+    runner = BatchRunner(provenance, output.out, keep_finished=keep, save_maps=output.save_maps)
     failed: dict[str, str] = {}
-    with _progress(jobs, quiet=args.json) as (steps, say):
+    with _progress(jobs, quiet=output.json) as (on_step, show):
         for job in jobs:
             try:
-                for one in maker.make(job, steps):
-                    made.append(one)
-                    say(one.path)
-            except BadPicture as error:  # the others of a folder can still be made
+                for one in runner.run(job, on_step):
+                    finished.append(one)
+                    show(one.path)
+            except BadImage as error:  # the others of a folder can still be made
                 if len(jobs) == 1:
                     raise
                 failed[job.images[0].as_posix()] = str(error)
-                say(error, file=sys.stderr)
-    _report(args, made, failed, maker)
-    return USER_ERROR if failed else 0
-
-
-def _plan(args: argparse.Namespace) -> "tuple[list[Job], Source]":
-    """What is to be made from what, checked as far as that goes without the model."""
-    from app.batch import Job, folder_jobs
-    from app.generate_request import images_from_flags, recall, request_from_flags, source_from_flags
-    from app.provenance import check_out
-
-    if args.image and args.batch_dir:
-        raise ValueError("--image and --batch-dir are two ways to name the pictures: give one of them")
-    if args.batch_dir and args.out.resolve() == args.batch_dir.resolve():
-        raise ValueError(f"--out {args.out} is the folder of the input pictures: choose another folder")
-    args, base = recall(args)
-    if args.batch_dir:
-        fallback = args.prompt if args.prompt is not None else base.prompt if base else None
-        if fallback is None and args.guess_mode:
-            fallback = ""
-        jobs = folder_jobs(args.batch_dir, lambda prompt: request_from_flags(args, base, prompt), fallback)
+                show(error)
+    if output.json:
+        sys.stdout.write(f"{_report(finished, failed, runner)}\n")
     else:
-        request = request_from_flags(args, base)
-        images = images_from_flags(args, len(request.controls))
-        jobs = [Job("+".join(dict.fromkeys(path.stem for path in images)), images, request)]
-    if not args.init and (args.mask or any(job.request.denoise < 1 for job in jobs)):
-        raise ValueError("--mask and --denoise below 1 change an existing picture: give it by --init FILE")
-    source = source_from_flags(args)
-    check_out(
-        args.out, [path for job in jobs for path in job.images], sum(job.request.num_samples for job in jobs)
-    )
-    return jobs, source
+        sys.stderr.write(f"{_summary(finished, failed)}\n")
+    return USER_ERROR if failed else DONE
 
 
 @contextmanager
 def _progress(
-    jobs: "list[Job]", *, quiet: bool
-) -> "Iterator[tuple[Callable[..., None], Callable[..., None]]]":
-    """Two functions, one to call at each step and one to print past the bars; no bars if nobody watches."""
+    jobs: Sequence[GenerationJob], *, quiet: bool
+) -> Iterator[tuple[Callable[[Step], None], Callable[[object], None]]]:
+    """What to call at each step, and with each path or error to show; no bars where nobody watches."""
     from tqdm import tqdm
 
     disable = True if quiet else None  # None: where stderr is no terminal
     total = sum(job.request.num_samples for job in jobs)
-    pictures = tqdm(total=total, unit="picture", disable=True if total == 1 else disable)
+    images = tqdm(total=total, unit="picture", disable=True if total == 1 else disable)
     steps = tqdm(unit="step", leave=False, disable=disable)
 
-    def on_step(step: Any) -> None:
+    def on_step(step: Step) -> None:
         if step.index == 0:
             steps.reset(step.total)
         steps.update()
 
-    def say(what: object, file: Any = sys.stdout) -> None:
-        if file is sys.stdout:
-            pictures.update()
-        if not quiet or file is sys.stderr:
-            tqdm.write(str(what), file=file)
+    def show(what: object) -> None:
+        if isinstance(what, Exception):
+            tqdm.write(str(what), file=sys.stderr)
+            return
+        images.update()
+        if not quiet:
+            tqdm.write(str(what), file=sys.stdout)
 
-    with pictures, steps:
-        yield on_step, say
+    with images, steps:
+        yield on_step, show
 
 
-def _report(args: argparse.Namespace, made: "list[Made]", failed: dict[str, str], maker: "Maker") -> None:
+def _report(finished: Sequence[Generated], failed: dict[str, str], runner: BatchRunner) -> str:
+    """The result for programs."""
+    from common.memory import peak_memory
+
+    pictures = [
+        {
+            "path": one.path.as_posix(),
+            "seed": one.request.seed,
+            "request": json.loads(one.request.to_json()),
+            "seconds": one.seconds,
+            "made": bool(one.seconds),
+        }
+        for one in finished
+    ]
+    report = {
+        "pictures": pictures,
+        "failed": failed,
+        "source": json.loads(runner.provenance.to_json()),
+        "load_seconds": runner.load_seconds,
+        "peak_memory": peak_memory(),
+    }
+    return json.dumps(report, indent=1, ensure_ascii=False)
+
+
+def _summary(finished: Sequence[Generated], failed: dict[str, str]) -> str:
     from common.memory import memory_sentence, peak_memory
 
-    peak, new = peak_memory(), [one for one in made if one.seconds]
-    if args.json:
-        pictures = [
-            {
-                "path": one.path.as_posix(),
-                "seed": one.request.seed,
-                "request": json.loads(one.request.to_json()),
-                "seconds": one.seconds,
-                "made": bool(one.seconds),
-            }
-            for one in made
-        ]
-        report = {
-            "pictures": pictures,
-            "failed": failed,
-            "source": json.loads(maker.source.to_json()),
-            "load_seconds": maker.load_seconds,
-            "peak_memory": peak,
-        }
-        print(json.dumps(report, indent=1, ensure_ascii=False))
-        return
-    counts = {"made": len(new), "there already": len(made) - len(new), "failed": len(failed)}
+    new = [sum(one.seconds.values()) for one in finished if one.seconds]
+    counts = {"made": len(new), "there already": len(finished) - len(new), "failed": len(failed)}
     parts = [f"{count} {what}" for what, count in counts.items() if count]
     if new:
-        parts.append(f"{sum(sum(one.seconds.values()) for one in new) / len(new):.1f} s a picture")
-    sys.stderr.write(f"{', '.join(parts)}; {memory_sentence(peak)}\n")
+        parts.append(f"{sum(new) / len(new):.1f} s a picture")
+    return f"{', '.join(parts)}; {memory_sentence(peak_memory())}"
 
 
 def _listing() -> str:
@@ -174,22 +141,6 @@ def _listing() -> str:
         lines.append(f"  {name + ('' if control.annotate else ' *'):16} {control.shows}")
     lines += ["samplers", *(f"  {name}" for name in SAMPLERS)]
     return "\n".join([*lines, "cuts for --reuse-every", *(f"  {name}" for name in CACHE_POINTS)])
-
-
-def _sentence(error: Exception) -> str:
-    """One line, whatever raised it; the system's own errors lose their number."""
-    if isinstance(error, OSError) and error.strerror and error.filename:
-        return f"{error.filename}: {error.strerror}"
-    return " ".join(str(error).split()) or type(error).__name__
-
-
-def _is_out_of_memory(error: Exception) -> bool:
-    return isinstance(error, MemoryError) or any(words in str(error).lower() for words in OUT_OF_MEMORY)
-
-
-def _say(sentence: str, code: int = USER_ERROR) -> int:
-    sys.stderr.write(sentence + "\n")
-    return code
 
 
 if __name__ == "__main__":

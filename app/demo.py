@@ -5,12 +5,15 @@
 Each row is one of `test_imgs/`: the input, its control map, and one picture for each of two seeds.
 """
 
-import argparse
-import sys
+from __future__ import annotations
+
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from common.flags import add_flags, flag, read_flags
+from common.shell import Parser, run_command
 
 if TYPE_CHECKING:
     import numpy as np
@@ -18,42 +21,51 @@ if TYPE_CHECKING:
     from cldm.pipeline import Pipeline
     from cldm.request import Request
 
-PICTURES = Path(__file__).parents[1] / "test_imgs"
+DRAWINGS = Path(__file__).parents[1] / "test_imgs"
 SEEDS = 2
 
 
 @dataclass(frozen=True)
-class Scene:
-    """One row of the grid."""
+class DemoFlags:
+    """Which model draws the grid, and how."""
+
+    config: Path | None = flag(None, "model yaml (default: models/tiny.yaml)", metavar="YAML")
+    out: Path = flag(Path("outputs/demo.png"), "a .png file, or a folder for demo.png")
+    seed: int = flag(0, "of the first picture of a row")
+    steps: int = flag(20, "of the sampler")
+    device: str = flag("auto", "auto, cpu or cuda")
+
+
+@dataclass(frozen=True)
+class GridRow:
+    """One input and what is made of it."""
 
     file: str
     prompt: str
     control: str = "scribble"
     params: Mapping[str, Any] = field(default_factory=dict)
 
-    def request(self, seed: int, steps: int) -> "Request":
-        """What to make of it: pictures of `SEEDS` seeds from `seed` on."""
+    def request(self, seed: int, steps: int) -> Request:
+        """Images of `SEEDS` seeds from `seed` on."""
         from cldm.request import ControlInput, Request
 
         control = ControlInput(self.control, params=self.params)
         return Request(self.prompt, controls=(control,), seed=seed, steps=steps, num_samples=SEEDS)
 
 
-SCENES = (
-    Scene("circle.png", "cyan circle with brown background"),
-    Scene("star.png", "gold star with midnight blue background"),
-    Scene("heart.png", "crimson heart with light gray background"),
-    # These thresholds keep the coin's rim and drop the portrait.
-    Scene(
-        "coin.png", "dark orange circle with dark slate gray background", "canny", {"low": 150, "high": 500}
-    ),
+EDGES = {"low": 150, "high": 500}  # keep the coin's rim and drop the portrait
+ROWS = (
+    GridRow("circle.png", "cyan circle with brown background"),
+    GridRow("star.png", "gold star with midnight blue background"),
+    GridRow("heart.png", "crimson heart with light gray background"),
+    GridRow("coin.png", "dark orange circle with dark slate gray background", "canny", EDGES),
 )
 
 
 def make_grid(
-    pipeline: "Pipeline", scenes: Sequence[Scene], *, seed: int = 0, steps: int = 20
-) -> "tuple[np.ndarray, float]":
-    """The grid of `scenes`, uint8 [H W 3], and the seconds that one picture took on average.
+    pipeline: Pipeline, rows: Sequence[GridRow], *, seed: int = 0, steps: int = 20
+) -> tuple[np.ndarray, float]:
+    """The grid of `rows`, uint8 [H W 3], and the seconds that one image took on average.
 
     Errors as `ldm.image.read_image` and the pipeline.
     """
@@ -61,61 +73,42 @@ def make_grid(
 
     from ldm.image import labelled_grid, read_image
 
-    rows, seconds = [], 0.0
-    bar = tqdm(scenes, unit="row", disable=None)
-    for scene in bar:
-        bar.set_description(scene.prompt)
-        image = read_image(PICTURES / scene.file)
-        result = pipeline(image, scene.request(seed, steps))
+    cells, seconds = [], 0.0
+    bar = tqdm(rows, unit="row", disable=None)
+    for row in bar:
+        bar.set_description(row.prompt)
+        image = read_image(DRAWINGS / row.file)
+        result = pipeline(image, row.request(seed, steps))
         seconds += sum(result.seconds.values())
-        rows.append([image, result.maps[0], *result.images])
+        cells.append([image, result.maps[0], *result.images])
     columns = ["input", "control map", *(f"seed {seed + k}" for k in range(SEEDS))]
-    labels = [f"{scene.control}: {scene.prompt}" for scene in scenes]
-    return labelled_grid(rows, labels, columns), seconds / (SEEDS * len(rows))
-
-
-def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
-    """Read the command line."""
-    parser = argparse.ArgumentParser(
-        prog="python -m app.demo", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    add = parser.add_argument
-    add("--config", help="model yaml (default: models/tiny.yaml)")
-    add("--out", type=Path, default=Path("outputs/demo.png"), help="default: %(default)s")
-    add("--seed", type=int, default=0, help="of the first picture of a row (default: %(default)s)")
-    add("--steps", type=int, default=20, help="of the sampler (default: %(default)s)")
-    add("--device", default="auto", help="auto, cpu or cuda (default: %(default)s)")
-    return parser.parse_args(argv)
+    labels = [f"{row.control}: {row.prompt}" for row in rows]
+    return labelled_grid(cells, labels, columns), seconds / (SEEDS * len(rows))
 
 
 def main(argv: list[str] | None = None) -> int:
     """Run the command: 0, 2 with one sentence when something is wrong, 130 after Ctrl-C."""
-    args = parse_args(argv)
-    try:
-        print(_run(args))
-    except KeyboardInterrupt:
-        sys.stderr.write("stopped; no grid was written\n")
-        return 130
-    except (ValueError, OSError) as error:
-        sys.stderr.write(f"{error}\n")
-        return 2
-    return 0
+    parser = Parser("python -m app.demo", __doc__)
+    add_flags(parser, DemoFlags)
+    flags = read_flags(DemoFlags, parser.parse_args(argv))
+    return run_command(lambda: _run(flags), stopped="stopped; no grid was written")
 
 
-def _run(args: argparse.Namespace) -> str:
+def _run(flags: DemoFlags) -> str:
     from app.batch import load_pipeline
-    from app.provenance import Source, check_out, is_one_file
+    from app.provenance import Provenance, check_out, is_one_file
     from common.memory import memory_sentence, peak_memory
     from ldm.image import write_png
 
-    out = args.out if is_one_file(args.out) else args.out / "demo.png"
+    out = flags.out if is_one_file(flags.out) else flags.out / "demo.png"
     check_out(out, [], 1)
-    SCENES[0].request(args.seed, args.steps)  # a wrong seed or step count is said before the model is loaded
-    pipeline = load_pipeline(Source(config=args.config, device=args.device))
-    grid, seconds = make_grid(pipeline, SCENES, seed=args.seed, steps=args.steps)
+    ROWS[0].request(flags.seed, flags.steps)  # a wrong seed or step count is said before the model is loaded
+    config = flags.config and flags.config.as_posix()
+    pipeline = load_pipeline(Provenance(config=config, device=flags.device))
+    grid, seconds = make_grid(pipeline, ROWS, seed=flags.seed, steps=flags.steps)
     write_png(out, grid)
     cost = f"{seconds:.2f} seconds a picture, {memory_sentence(peak_memory())}"
-    return f"{out}: {len(SCENES)} pictures of test_imgs/ drawn with {SEEDS} seeds; {cost}"
+    return f"{out}: {len(ROWS)} pictures of test_imgs/ drawn with {SEEDS} seeds; {cost}"
 
 
 if __name__ == "__main__":

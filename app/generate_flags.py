@@ -1,142 +1,175 @@
-"""The flags of generate.py. Nothing heavy is imported here, so that --help answers at once.
+"""The flags of generate.py as data. Nothing heavy is imported here, so that --help answers at once.
 
-A flag that was not given is None: `app.generate_request` says what that means.
+None is a flag that was not given: `app.generate_request` says what that means. The fields are called as those
+of `cldm.request.Request` and `ControlInput`, of detectors and of `app.provenance.Provenance`.
 """
 
-import argparse
-from pathlib import Path
+from __future__ import annotations
 
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any, Literal, get_type_hints
+
+from common.flags import add_flags, flag, read_flags
 from common.shell import Parser
 
 
-def parse_args(argv: list[str] | None, description: str) -> argparse.Namespace:
+@dataclass(frozen=True)
+class InputFlags:
+    """What is to be drawn from."""
+
+    image: tuple[Path, ...] | None = flag(
+        None, "drawing, photograph or map; repeat for each control", action="append", metavar="FILE"
+    )
+    batch_dir: Path | None = flag(
+        None, "all pictures of a folder; circle.txt is circle.png's prompt", metavar="DIR"
+    )
+    from_image: Path | None = flag(None, "make this picture again; flags change it", "--from", metavar="PNG")
+    init: Path | None = flag(None, "picture to start from", metavar="FILE")
+    mask: Path | None = flag(None, "white where it is painted anew, the rest stays", metavar="FILE")
+
+
+@dataclass(frozen=True)
+class RequestFlags:
+    """Fields of the request."""
+
+    prompt: str | None = flag(None, "what to draw; (word:1.2) weighs a word", metavar="TEXT")
+    negative_prompt: str | None = flag(None, "what to keep away from", metavar="TEXT")
+    seed: int | None = flag(None, "of the noise, 0 or more (default: 0)", metavar="N")
+    num_samples: int | None = flag(None, "pictures of each, seeds count up (default: 1)", metavar="N")
+    steps: int | None = flag(None, "of the sampler (default: 20)", metavar="N")
+    sampler: str | None = flag(None, "--list names them (default: ddim)", metavar="NAME")
+    eta: float | None = flag(None, "noise of ddim, 0 to 1 (default: 0)", metavar="X")
+    scale: float | None = flag(None, "of the guidance, 1 is none (default: the model's)", metavar="X")
+    resolution: int | None = flag(None, "of the short side (default: the model's)", metavar="PX")
+    clip_skip: int | None = flag(None, "text from the N-th layer from the end", metavar="N")
+    denoise: float | None = flag(None, "how much of --init is made anew, up to 1 (default: 1)", metavar="X")
+    guided_control: bool | None = flag(
+        None, "let --scale strengthen the control as it does the prompt (default: the model's)"
+    )
+    guess_mode: bool | None = flag(None, "let the control speak; no prompt needed", action="store_true")
+
+
+@dataclass(frozen=True)
+class SavingFlags:
+    """Fields of the request that save time."""
+
+    guidance_start: float | None = flag(None, "first guided part of the steps (default: 0)", metavar="X")
+    guidance_end: float | None = flag(None, "last guided part of the steps (default: 1)", metavar="X")
+    reuse_every: int | None = flag(
+        None, "one whole step in K, others reuse it (default: 1, off)", metavar="K"
+    )
+    reuse_cut: str | None = flag(
+        None, "what steps between compute; --list names it (default: outer-2)", metavar="NAME"
+    )
+    control_every: int | None = flag(None, "one step in K computes the control (default: 1)", metavar="K")
+
+
+@dataclass(frozen=True)
+class ControlFlags:
+    """Fields of each control, once for all or once for each."""
+
+    control: tuple[str, ...] | None = flag(
+        None, "--list names them (default: what the weights are called, else scribble)",
+        action="append", metavar="NAME",
+    )  # fmt: skip
+    strength: tuple[float, ...] | None = flag(
+        None, "0 is off, 1 as trained (default: 1)", action="append", metavar="X"
+    )
+    start: tuple[float, ...] | None = flag(
+        None, "first part of the steps, 0 to 1 (default: 0)", action="append", metavar="X"
+    )
+    end: tuple[float, ...] | None = flag(
+        None, "last part of the steps, 0 to 1 (default: 1)", action="append", metavar="X"
+    )
+    branch: tuple[str, ...] | None = flag(
+        None, "weights of its own, or `own` for the model's branch", action="append", metavar="FILE"
+    )
+
+
+@dataclass(frozen=True)
+class DetectorFlags:
+    """What detectors are told, and whether there is anything to detect."""
+
+    preprocess: bool | None = flag(
+        None, "--image is a ready-made map", "--no-preprocess", action="store_false"
+    )
+    low: float | None = flag(None, "canny: an edge goes on above it (default: 100)", metavar="X")
+    high: float | None = flag(None, "canny: an edge starts above it (default: 200)", metavar="X")
+    invert: Literal["auto", "yes", "no"] | None = flag(
+        None, "scribble: dark lines on light paper? (default: auto)"
+    )
+    threshold: int | None = flag(None, "scribble_xdog: 1 to 255, lower draws more (default: 32)", metavar="N")
+
+
+@dataclass(frozen=True)
+class ModelFlags:
+    """Which model draws, and how it is run."""
+
+    config: Path | None = flag(None, "default: models/tiny.yaml", metavar="YAML")
+    weights: tuple[Path, ...] | None = flag(
+        None, "a base and a control file, or one with both", metavar="FILE"
+    )
+    quantized: Path | None = flag(None, "of python -m quantize, in place of --weights", metavar="FILE")
+    loras: tuple[str, ...] | None = flag(
+        None, "merge it into the model; repeat for more (weight: 1)", "--lora",
+        action="append", metavar="FILE[:WEIGHT]",
+    )  # fmt: skip
+    device: str | None = flag(None, "auto, cpu, cuda, cuda:1, mps (default: auto)", metavar="NAME")
+    dtype: Literal["auto", "fp32", "fp16", "bf16"] | None = flag(None, "default: auto, fp16 on a GPU")
+    save_memory: bool | None = flag(None, "slower, fits into less", action="store_true")
+    cuda_graphs: bool | None = flag(None, "on a GPU: record a step once and replay it", action="store_true")
+
+
+@dataclass(frozen=True)
+class OutputFlags:
+    """Where results go."""
+
+    out: Path = flag(Path("outputs"), "a folder, or a .png file")
+    save_maps: bool = flag(False, "write the control maps too")
+    json: bool = flag(False, "the result on stdout for programs; no progress bars")
+    list: bool = flag(False, "name the controls and samplers, then stop")
+
+
+@dataclass(frozen=True)
+class GenerateFlags:
+    """All flags of a command line."""
+
+    inputs: InputFlags
+    request: RequestFlags
+    savings: SavingFlags
+    control: ControlFlags
+    detector: DetectorFlags
+    model: ModelFlags
+    output: OutputFlags
+
+
+# What --help says of each group.
+TITLES = {
+    "inputs": ("what to draw from", ""),
+    "request": ("what to make, and how", ""),
+    "savings": (
+        "save time",
+        "these change the picture a little: docs/speed.md measures how much, and what they save",
+    ),
+    "control": ("control", "a flag given once is for all controls, else give it once for each"),
+    "detector": ("detectors", ""),
+    "model": ("model", ""),
+    "output": ("output", ""),
+}
+
+
+def parse_flags(argv: list[str] | None, description: str) -> GenerateFlags:
     """Read the command line; SystemExit with one sentence when it is wrong."""
-    parser = Parser("generate.py", description)
-    parser.set_defaults(branches=None)
-    for add_flags in (_add_what, _add_how, _add_savings, _add_control, _add_editing, _add_model, _add_output):
-        add_flags(parser)
-    return parser.parse_args(argv)
+    parser = Parser("python generate.py", description)
+    groups = get_type_hints(GenerateFlags)
+    for name, group in groups.items():
+        add_flags(parser, group, *TITLES[name])
+    args = parser.parse_args(argv)
+    return GenerateFlags(**{name: read_flags(group, args) for name, group in groups.items()})
 
 
-def _add_what(parser: argparse.ArgumentParser) -> None:
-    add = parser.add_argument_group("what to make").add_argument
-    add(
-        "--image", action="append", metavar="FILE", help="drawing, photograph or map; repeat for each control"
-    )
-    add(
-        "--batch-dir",
-        type=Path,
-        metavar="DIR",
-        help="all pictures of a folder; circle.txt is circle.png's prompt",
-    )
-    add("--prompt", metavar="TEXT", help="what to draw; (word:1.2) weighs a word")
-    add("--negative-prompt", metavar="TEXT", help="what to keep away from")
-    add("--seed", type=int, metavar="N", help="of the noise, 0 or more (default: 0)")
-    add("--num-samples", type=int, metavar="N", help="pictures of each, seeds count up (default: 1)")
-    add(
-        "--from",
-        type=Path,
-        dest="from_picture",
-        metavar="PNG",
-        help="make this picture again; flags change it",
-    )
-
-
-def _add_how(parser: argparse.ArgumentParser) -> None:
-    add = parser.add_argument_group("how to sample").add_argument
-    add("--steps", type=int, metavar="N", help="of the sampler (default: 20)")
-    add("--sampler", metavar="NAME", help="--list names them (default: ddim)")
-    add("--eta", type=float, metavar="X", help="noise of ddim, 0 to 1 (default: 0)")
-    add("--scale", type=float, metavar="X", help="of the guidance, 1 is none (default: the model's)")
-    add("--resolution", type=int, metavar="PX", help="of the short side (default: the model's)")
-    add("--clip-skip", type=int, metavar="N", help="text from the N-th layer from the end")
-
-
-def _add_savings(parser: argparse.ArgumentParser) -> None:
-    about = "these change the picture a little: docs/speed.md measures how much, and what they save"
-    add = parser.add_argument_group("save time", about).add_argument
-    add("--guidance-start", type=float, metavar="X", help="first guided part of the steps (default: 0)")
-    add("--guidance-end", type=float, metavar="X", help="last guided part of the steps (default: 1)")
-    add("--reuse-every", type=int, metavar="K", help="one whole step in K, others reuse it (default: 1, off)")
-    add("--reuse-cut", metavar="NAME", help="what steps between compute; --list names it (default: outer-2)")
-    add("--control-every", type=int, metavar="K", help="one step in K computes the control (default: 1)")
-
-
-def _add_control(parser: argparse.ArgumentParser) -> None:
-    about = "a flag given once is for all controls, else give it once for each"
-    add = parser.add_argument_group("control", about).add_argument
-    add(
-        "--control",
-        action="append",
-        metavar="NAME",
-        help="--list names them (default: what the weights are called, else scribble)",
-    )
-    add("--strength", action="append", type=float, metavar="X", help="0 is off, 1 as trained (default: 1)")
-    add(
-        "--start",
-        action="append",
-        type=float,
-        metavar="X",
-        help="first part of the steps, 0 to 1 (default: 0)",
-    )
-    add("--end", action="append", type=float, metavar="X", help="last part of the steps, 0 to 1 (default: 1)")
-    add(
-        "--branch",
-        action="append",
-        metavar="FILE",
-        help="weights of its own, or `own` for the model's branch",
-    )
-    add(
-        "--guided-control",
-        action=argparse.BooleanOptionalAction,
-        help="let --scale strengthen the control as it does the prompt (default: the model's)",
-    )
-    add("--guess-mode", action="store_true", default=None, help="let the control speak; no prompt needed")
-    add(
-        "--no-preprocess",
-        action="store_false",
-        dest="preprocess",
-        default=None,
-        help="--image is a ready-made map",
-    )
-    add("--low", type=float, metavar="X", help="canny: an edge goes on above it (default: 100)")
-    add("--high", type=float, metavar="X", help="canny: an edge starts above it (default: 200)")
-    add(
-        "--invert", choices=("auto", "yes", "no"), help="scribble: dark lines on light paper? (default: auto)"
-    )
-    add("--threshold", type=int, metavar="N", help="scribble_xdog: 1 to 255, lower draws more (default: 32)")
-
-
-def _add_editing(parser: argparse.ArgumentParser) -> None:
-    add = parser.add_argument_group("start from a picture").add_argument
-    add("--init", metavar="FILE", help="picture to start from")
-    add("--denoise", type=float, metavar="X", help="how much of it is made anew, up to 1 (default: 1)")
-    add("--mask", metavar="FILE", help="white where it is painted anew, the rest stays")
-
-
-def _add_model(parser: argparse.ArgumentParser) -> None:
-    add = parser.add_argument_group("model").add_argument
-    add("--config", metavar="YAML", help="default: models/tiny.yaml")
-    add("--weights", nargs="+", metavar="FILE", help="a base and a control file, or one with both")
-    add("--quantized", metavar="FILE", help="of python -m quantize, in place of --weights")
-    add(
-        "--lora",
-        action="append",
-        dest="loras",
-        metavar="FILE[:WEIGHT]",
-        help="merge it into the model; repeat for more (weight: 1)",
-    )
-    add("--device", metavar="NAME", help="auto, cpu, cuda, cuda:1, mps (default: auto)")
-    add("--dtype", choices=("auto", "fp32", "fp16", "bf16"), help="default: auto, fp16 on a card")
-    add("--save-memory", action="store_true", default=None, help="slower, fits into less")
-    add(
-        "--cuda-graphs", action="store_true", default=None, help="on a card: record a step once and replay it"
-    )
-
-
-def _add_output(parser: argparse.ArgumentParser) -> None:
-    add = parser.add_argument_group("output").add_argument
-    add("--out", type=Path, default=Path("outputs"), help="a folder, or a .png file (default: %(default)s)")
-    add("--save-maps", action="store_true", help="write the control maps too")
-    add("--json", action="store_true", help="the result on stdout for programs; no progress bars")
-    add("--list", action="store_true", help="name the controls and samplers, then stop")
+def given(group: Any) -> dict[str, Any]:
+    """The flags of a group that were given, by their names."""
+    values = {one.name: getattr(group, one.name) for one in fields(group)}
+    return {name: value for name, value in values.items() if value is not None}

@@ -1,72 +1,131 @@
-"""From the command line to a request: what a flag means for one control, for all of them, and for a detector.
+"""From flags to jobs: what a flag means for one control, for all of them, and for a detector.
 
-A flag that was not given is None and leaves the request's default, or what the picture of --from was made
-with, as it is.
+A flag that was not given leaves the request's default, or what the image of --from was made with, as it is.
 """
 
+from __future__ import annotations
+
 import inspect
-from argparse import Namespace
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
-from app.provenance import Source, digests, read_made
+from app.batch import GenerationJob, folder_jobs
+from app.generate_flags import DetectorFlags, GenerateFlags, InputFlags, given
+from app.provenance import Provenance, check_out, digests, load_request
 from checkpoints.lora.names import parse_lora
 from checkpoints.names.controls import file_stem
 from cldm.controls import CONTROLS, Control, branch_names, control_of_file
 from cldm.request import ControlInput, Request
 
-REQUEST_FLAGS = (
-    "prompt", "negative_prompt", "seed", "steps", "sampler", "eta", "scale", "resolution", "num_samples",
-    "guess_mode", "guided_control", "denoise", "clip_skip", "guidance_start", "guidance_end", "reuse_every",
-    "reuse_cut", "control_every",
-)  # fmt: skip
-CONTROL_FLAGS = ("control", "strength", "start", "end", "branch")
-DETECTOR_FLAGS = ("low", "high", "invert", "threshold")
-SOURCE_FLAGS = (
-    "image", "init", "mask", "config", "weights", "quantized", "branches", "loras", "device", "dtype",
-    "save_memory", "cuda_graphs",
-)  # fmt: skip
 INVERT = {"auto": None, "yes": True, "no": False}
 OWN_BRANCH = "own"
 
 
-def recall(args: Namespace) -> tuple[Namespace, Request | None]:
-    """The flags, completed by what the picture of --from was made with, and its request; None without --from.
+def plan_jobs(flags: GenerateFlags) -> tuple[list[GenerationJob], Provenance]:
+    """What is to be made from what, checked as far as that goes without the model.
 
-    ValueError when that picture does not say, or when its input pictures are gone or no longer the same.
+    ValueError or OSError in one sentence for flags that do not fit each other, or files that are not there.
     """
-    if args.from_picture is None:
-        return args, None
-    request, source = read_made(args.from_picture)
-    old = vars(source)
-    taken = {name: old[name] for name in SOURCE_FLAGS if getattr(args, name) is None}
-    if args.batch_dir is not None:
-        taken.pop("image", None)
-    for name in ("image", "init", "mask"):
-        for path in _listed(taken.get(name)):
-            _check_unchanged(path, name, source.digests)
-    return Namespace(**{**vars(args), **taken}), request
+    inputs, out = flags.inputs, flags.output.out
+    if inputs.image and inputs.batch_dir:
+        raise ValueError("--image and --batch-dir are two ways to name the pictures: give one of them")
+    if inputs.batch_dir and out.resolve() == inputs.batch_dir.resolve():
+        raise ValueError(f"--out {out} is the folder of the input pictures: choose another folder")
+    request, origin = None, None
+    if inputs.from_image is not None:
+        request, origin = load_request(inputs.from_image)
+        _check_unchanged(origin, inputs)
+    provenance = provenance_of(flags, origin)
+    jobs = _jobs(flags, request, origin)
+    changes_image = provenance.mask or any(job.request.denoise < 1 for job in jobs)
+    if changes_image and not provenance.init:
+        raise ValueError("--mask and --denoise below 1 change an existing picture: give it by --init FILE")
+    images = [path for job in jobs for path in job.images]
+    check_out(out, images, sum(job.request.num_samples for job in jobs))
+    return jobs, provenance
 
 
-def request_from_flags(args: Namespace, base: Request | None = None, prompt: str | None = None) -> Request:
+def request_of(flags: GenerateFlags, base: Request | None = None, prompt: str | None = None) -> Request:
     """The request of the flags over `base`; `prompt` replaces theirs. ValueError in one sentence."""
-    given = {name: getattr(args, name) for name in REQUEST_FLAGS if getattr(args, name) is not None}
+    values = given(flags.request) | given(flags.savings)
     if prompt is not None:
-        given["prompt"] = prompt
-    controls = controls_from_flags(args, base.controls if base else (ControlInput(),))
-    if base is not None:
-        return replace(base, controls=controls, **given)
-    return Request(**{"prompt": "", **given}, controls=controls)
+        values["prompt"] = prompt
+    values["controls"] = _controls(flags, base.controls if base else None)
+    return replace(base, **values) if base else Request(**{"prompt": "", **values})
 
 
-def controls_from_flags(args: Namespace, base: Sequence[ControlInput]) -> tuple[ControlInput, ...]:
+def provenance_of(flags: GenerateFlags, base: Provenance | None = None) -> Provenance:
+    """What images depend on besides the request, over `base`; each job fills in image and digests."""
+    base = base or Provenance()
+    values = {"init": flags.inputs.init, "mask": flags.inputs.mask, **given(flags.model)}
+    if "loras" in values:
+        pairs = map(parse_lora, values["loras"])
+        values["loras"] = [f"{Path(path).as_posix()}:{weight}" for path, weight in pairs]
+    texts = {name: _text(value) for name, value in values.items() if value is not None}
+    files = [Path(path) for path in flags.control.branch or () if path != OWN_BRANCH]
+    branches = _text(branch_names([*base.branches, *files]).values())
+    return replace(base, **texts, branches=branches, image=(), digests={})
+
+
+def _jobs(flags: GenerateFlags, base: Request | None, origin: Provenance | None) -> list[GenerationJob]:
+    if (folder := flags.inputs.batch_dir) is not None:
+        prompt = flags.request.prompt
+        if prompt is None and (base or flags.request.guess_mode):
+            prompt = base.prompt if base else ""
+        return folder_jobs(folder, lambda own: request_of(flags, base, own), prompt)
+    request = request_of(flags, base)
+    images = flags.inputs.image or tuple(map(Path, origin.image if origin else ()))
+    if not images:
+        raise ValueError("no picture: give --image FILE, or --batch-dir FOLDER for many")
+    one_each = tuple(_at(images, index) for index in range(len(request.controls)))
+    return [GenerationJob("+".join(dict.fromkeys(path.stem for path in one_each)), one_each, request)]
+
+
+def _check_unchanged(origin: Provenance, inputs: InputFlags) -> None:
+    """ValueError or FileNotFoundError where an image that is not given anew is no longer what it was."""
+    taken = {"init": origin.init, "mask": origin.mask}
+    paths = [(name, path) for name, path in taken.items() if path and not getattr(inputs, name)]
+    if not (inputs.image or inputs.batch_dir):
+        paths += [("image", path) for path in origin.image]
+    for name, path in paths:
+        if not Path(path).is_file():
+            words = f"the picture was made from {path}, which is not there"
+            raise FileNotFoundError(f"{words}: give it by --{name}")
+        if digests([path]).get(path) != origin.digests.get(path):
+            words = f"{path} is not what it was when the picture was made"
+            raise ValueError(f"{words}: give the old one by --{name}")
+
+
+def _controls(flags: GenerateFlags, base: Sequence[ControlInput] | None) -> tuple[ControlInput, ...]:
     """As many controls as the flag given most often; each flag once for all or once for each."""
-    lists: dict[str, Sequence[Any]] = {
-        f"--{name}": values for name in ("image", *CONTROL_FLAGS) if (values := getattr(args, name))
-    }
-    counts = {"--from": len(base), **{flag: len(values) for flag, values in lists.items()}}
+    values, old = given(flags.control), base or (ControlInput(),)
+    count = _count({"from": old, "image": flags.inputs.image or (), **values})
+    params = given(flags.detector)
+    preprocess = params.pop("preprocess", None)
+    if "invert" in params:
+        params["invert"] = INVERT[params["invert"]]
+    # Weights say by their names what they were trained for; those of --from have said it already.
+    weights = flags.model.weights or () if base is None else ()
+    controls = []
+    for index in range(count):
+        own = {name: _at(value, index) for name, value in values.items()}
+        branch = own.get("branch", OWN_BRANCH)
+        files = weights if branch == OWN_BRANCH else [branch]
+        if told := next(filter(None, map(control_of_file, files)), None):
+            own.setdefault("control", told)
+        if "branch" in own:
+            own["branch"] = None if branch == OWN_BRANCH else file_stem(branch)
+        if preprocess is not None:
+            own["preprocess"] = preprocess
+        controls.append(replace(_at(old, index), **own))
+    _check_detectors(params, controls)
+    return tuple(_with_params(control, params) for control in controls)
+
+
+def _count(lists: Mapping[str, Sequence[Any]]) -> int:
+    counts = {f"--{name}": len(values) for name, values in lists.items() if values}
     most = max(counts, key=lambda flag: counts[flag])
     for flag, count in counts.items():
         if count not in (1, counts[most]):
@@ -74,58 +133,7 @@ def controls_from_flags(args: Namespace, base: Sequence[ControlInput]) -> tuple[
                 f"{most} stands for {counts[most]} controls, {flag} for {count}: "
                 f"give a flag once for all controls or once for each"
             )
-    detector = _detector_params(args)
-    controls = []
-    for index in range(counts[most]):
-        values = {name: _at(lists[f"--{name}"], index) for name in CONTROL_FLAGS if f"--{name}" in lists}
-        if told := _told_by_name(args, values):
-            values.setdefault("control", told)
-        if "branch" in values:
-            values["branch"] = None if values["branch"] == OWN_BRANCH else file_stem(values["branch"])
-        if args.preprocess is not None:
-            values["preprocess"] = args.preprocess
-        controls.append(replace(_at(base, index), **values))
-    _check_detectors(detector, controls)
-    return tuple(_with_params(control, detector) for control in controls)
-
-
-def images_from_flags(args: Namespace, controls: int) -> tuple[Path, ...]:
-    """One picture for each control. ValueError without any."""
-    if not args.image:
-        raise ValueError("no picture: give --image FILE, or --batch-dir FOLDER for many")
-    return tuple(Path(_at(args.image, index)) for index in range(controls))
-
-
-def source_from_flags(args: Namespace) -> Source:
-    """What the pictures will depend on besides the request; image and digests are filled in for each job."""
-    files = [path for path in (*(args.branches or ()), *(args.branch or ())) if path != OWN_BRANCH]
-    return Source(
-        init=_text(args.init),
-        mask=_text(args.mask),
-        config=_text(args.config),
-        weights=tuple(map(_text, args.weights or ())),
-        quantized=_text(args.quantized),
-        branches=tuple(map(_text, branch_names(files).values())),
-        loras=tuple(_lora(one) for one in args.loras or ()),
-        device=args.device or "auto",
-        dtype=args.dtype or "auto",
-        save_memory=bool(args.save_memory),
-        cuda_graphs=bool(args.cuda_graphs),
-    )
-
-
-def detector_options(control: Control) -> list[str]:
-    """The names of what the control's detector can be told."""
-    if control.annotate is None:
-        return []
-    return [name for name in inspect.signature(control.annotate).parameters if name in DETECTOR_FLAGS]
-
-
-def _detector_params(args: Namespace) -> dict[str, Any]:
-    params = {name: getattr(args, name) for name in DETECTOR_FLAGS if getattr(args, name) is not None}
-    if "invert" in params:
-        params["invert"] = INVERT[params["invert"]]
-    return params
+    return counts[most]
 
 
 def _check_detectors(params: Mapping[str, Any], controls: Sequence[ControlInput]) -> None:
@@ -137,10 +145,10 @@ def _check_detectors(params: Mapping[str, Any], controls: Sequence[ControlInput]
             raise ValueError(
                 f"{name} has no detector here: give its map ({shows}) as --image and --no-preprocess"
             )
-    used = {option for name in detected for option in detector_options(CONTROLS[name])}
+    used = {option for name in detected for option in _detector_options(CONTROLS[name])}
     for name in params:
         if name not in used:
-            users = ", ".join(key for key, control in CONTROLS.items() if name in detector_options(control))
+            users = ", ".join(key for key, control in CONTROLS.items() if name in _detector_options(control))
             got = " and ".join(detected) or "a ready-made map"
             raise ValueError(f"--{name} says nothing to {got}: it is an option of {users}")
 
@@ -148,37 +156,23 @@ def _check_detectors(params: Mapping[str, Any], controls: Sequence[ControlInput]
 def _with_params(control: ControlInput, params: Mapping[str, Any]) -> ControlInput:
     if not control.preprocess:
         return replace(control, params={})
+    options = _detector_options(CONTROLS[control.control])
     asked = {**control.params, **params}
-    options = detector_options(CONTROLS[control.control])
     return replace(control, params={name: value for name, value in asked.items() if name in options})
 
 
-def _check_unchanged(path: str, flag: str, known: Mapping[str, str]) -> None:
-    if not Path(path).is_file():
-        raise FileNotFoundError(f"the picture was made from {path}, which is not there: give it by --{flag}")
-    if digests([path]).get(path) != known.get(path):
-        raise ValueError(f"{path} is not what it was when the picture was made: give the old one by --{flag}")
-
-
-def _told_by_name(args: Namespace, values: Mapping[str, Any]) -> str | None:
-    """The control that a control's weights are named after, where they are given on the command line."""
-    branch = values.get("branch", OWN_BRANCH)
-    files = [branch] if branch != OWN_BRANCH else args.weights or () if args.from_picture is None else ()
-    return next(filter(None, map(control_of_file, files)), None)
-
-
-def _lora(text: str) -> str:
-    path, weight = parse_lora(text)
-    return f"{_text(path)}:{weight}"
+def _detector_options(control: Control) -> set[str]:
+    """The names of what the control's detector can be told."""
+    known = {one.name for one in fields(DetectorFlags)}
+    return known & set(inspect.signature(control.annotate).parameters) if control.annotate else set()
 
 
 def _at(values: Sequence[Any], index: int) -> Any:
     return values[index if len(values) > 1 else 0]
 
 
-def _listed(value: Any) -> tuple[str, ...]:
-    return () if value is None else (value,) if isinstance(value, str) else tuple(value)
-
-
-def _text(path: str | Path | None) -> str | None:
-    return None if path is None else Path(path).as_posix()
+def _text(value: Any) -> Any:
+    """Paths as they are stored."""
+    if isinstance(value, str | bool):
+        return value
+    return value.as_posix() if isinstance(value, Path) else tuple(map(_text, value))

@@ -1,11 +1,12 @@
-"""What a run leaves behind: pictures that can be made again, the places they go to, and what they cost.
+"""What a run leaves behind: images that can be made again, and the places they go to.
 
-A PNG carries three texts: `request` (of this one picture), `seed`, and `source`, the rest that its bytes
+A PNG carries three texts: `request` (of this one image), `seed`, and `source`, the rest that its bytes
 depend on. No time and no memory figure is among them: the same request gives the same bytes.
 """
 
+from __future__ import annotations
+
 import hashlib
-import itertools
 import json
 import os
 from collections.abc import Iterable, Mapping
@@ -17,15 +18,15 @@ import numpy as np
 from cldm.request import Request
 from ldm.image import read_png_text, write_png
 
-PICTURE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".gif")
+IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".gif")
 
 
 @dataclass(frozen=True)
-class Source:
-    """What a picture depends on besides its request, as the user wrote it: paths stay relative.
+class Provenance:
+    """What an image depends on besides its request, as the user wrote it: paths stay relative.
 
     config: None for the shipped tiny model. quantized: a file in place of weights. branches: files of further
-    control branches. loras: each as FILE:WEIGHT. digests: path -> sha256 of each picture that went in.
+    control branches. loras: each as FILE:WEIGHT. digests: path -> sha256 of each image that went in.
     """
 
     image: tuple[str, ...] = ()
@@ -43,12 +44,12 @@ class Source:
     digests: Mapping[str, str] = field(default_factory=dict)
 
     def to_json(self) -> str:
-        """One line, the same for the same source."""
+        """One line, the same for the same provenance."""
         return json.dumps(asdict(self), sort_keys=True, ensure_ascii=False)
 
     @classmethod
-    def from_json(cls, text: str) -> "Source":
-        """The source that `to_json` wrote; TypeError or ValueError for any other text."""
+    def from_json(cls, text: str) -> Provenance:
+        """The provenance that `to_json` wrote; TypeError or ValueError for any other text."""
         values = json.loads(text)
         if not isinstance(values, dict):
             raise TypeError(f"the source must be a JSON object, got {text[:20]}")
@@ -63,45 +64,45 @@ def digests(paths: Iterable[str | Path | None]) -> dict[str, str]:
     return {path.as_posix(): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
 
 
-def one_picture(request: Request, index: int) -> Request:
-    """The request of picture `index` of `request.num_samples`, to be made by itself."""
+def single_request(request: Request, index: int) -> Request:
+    """The request of image `index` of `request.num_samples`, to be made by itself."""
     return replace(request, seed=request.seed + index, num_samples=1)
 
 
-def write_picture(path: Path, image: np.ndarray, request: Request, source: Source) -> Path:
+def write_image(path: Path, image: np.ndarray, request: Request, provenance: Provenance) -> Path:
     """Write uint8 [H W 3] with its texts, whole or not at all. Errors as `ldm.image.write_png`."""
-    text = {"request": request.to_json(), "seed": str(request.seed), "source": source.to_json()}
+    text = {"request": request.to_json(), "seed": str(request.seed), "source": provenance.to_json()}
     return write_png(path, image, text)
 
 
-def read_made(path: str | Path) -> tuple[Request, Source]:
-    """What the picture at `path` was made from; ValueError when it does not say."""
+def load_request(path: str | Path) -> tuple[Request, Provenance]:
+    """What the image at `path` was made from; ValueError when it does not say."""
     text = read_png_text(path)
     if "request" not in text or "source" not in text:
         raise ValueError(f"{path} carries no request: only pictures of generate.py can be made again")
     try:
-        return Request.from_json(text["request"]), Source.from_json(text["source"])
+        return Request.from_json(text["request"]), Provenance.from_json(text["source"])
     except (TypeError, ValueError, KeyError) as error:
         raise ValueError(f"{path} carries a request of another version: {error}") from error
 
 
 def is_one_file(out: Path) -> bool:
-    """Whether `out` names a picture and not a folder."""
-    return out.suffix.lower() in PICTURE_SUFFIXES
+    """Whether `out` names an image and not a folder."""
+    return out.suffix.lower() in IMAGE_SUFFIXES
 
 
-def check_out(out: Path, inputs: Iterable[Path], pictures: int) -> None:
-    """ValueError or OSError unless so many pictures can go to `out`: a folder, or a .png for a single one.
+def check_out(out: Path, inputs: Iterable[Path], count: int) -> None:
+    """ValueError or OSError unless `count` images can go to `out`: a folder, or a .png for a single one.
 
-    Makes nothing: a run that fails before its first picture leaves no folder behind.
+    Makes nothing: a run that fails before its first image leaves no folder behind.
     """
     if is_one_file(out):
         if out.suffix.lower() != ".png":
             raise ValueError(
                 f"--out {out}: only PNG carries the request of a picture, name it {out.stem}.png"
             )
-        if pictures > 1:
-            raise ValueError(f"--out {out} is one file for {pictures} pictures: name a folder")
+        if count > 1:
+            raise ValueError(f"--out {out} is one file for {count} pictures: name a folder")
         if out.resolve() in {path.resolve() for path in inputs}:
             raise ValueError(f"--out {out} is the picture that goes in: choose another name")
     folder = out.parent if is_one_file(out) else out
@@ -113,27 +114,28 @@ def check_out(out: Path, inputs: Iterable[Path], pictures: int) -> None:
         raise PermissionError(f"--out {out}: {folder} may not be written to")
 
 
-def find_place(folder: Path, name: str, request: Request, source: Source) -> tuple[Path, Request | None]:
-    """Where this picture belongs in `folder`, and its full request if it lies there already.
+def find_place(
+    folder: Path, name: str, request: Request, provenance: Provenance
+) -> tuple[Path, Request | None]:
+    """Where this image belongs in `folder`, and its full request if it lies there already.
 
-    Nothing is ever replaced by another picture: `name.png`, or `name_2.png` and so on where that is taken.
+    Nothing is ever replaced by another image: `name.png`, or `name_2.png` and so on where that is taken.
     """
-    path = folder / f"{name}.png"
-    for number in itertools.count(2):
-        if not path.exists():
-            return path, None
+    path, number = folder / f"{name}.png", 1
+    while path.exists():
         try:
-            made, made_from = read_made(path)
+            made, made_from = load_request(path)
         except (OSError, ValueError):  # somebody else's file, or a damaged one: it stays where it is
             pass
         else:
-            if made_from == source and answers(made, request):
+            if made_from == provenance and satisfies(made, request):
                 return path, made
+        number += 1
         path = folder / f"{name}_{number}.png"
-    raise AssertionError("itertools.count has no end")
+    return path, None
 
 
-def answers(made: Request, asked: Request) -> bool:
-    """Whether a picture of `made` is what `asked` wants; None in `asked` is a default, any value."""
+def satisfies(made: Request, asked: Request) -> bool:
+    """Whether an image of `made` is what `asked` wants; None in `asked` is a default, any value."""
     pairs = ((getattr(made, name), value) for name, value in vars(asked).items())
     return all(wanted is None or wanted == got for got, wanted in pairs)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from app import batch, demo
-from app.demo import PICTURES, SCENES, SEEDS, main
+from app.demo import DRAWINGS, ROWS, SEEDS, main
 from cldm.pipeline import Pipeline
 from ldm.image import read_image
 from tests.small_files import write_small_model
@@ -28,10 +28,10 @@ def run(config, tmp_path, monkeypatch, capsys):
 
 
 def test_the_demo_shows_drawings_and_a_photograph_through_canny():
-    assert all((PICTURES / scene.file).is_file() for scene in SCENES)
-    assert {scene.control for scene in SCENES} == {"scribble", "canny"}
-    assert {"circle.png", "star.png"} <= {scene.file for scene in SCENES}
-    assert SCENES[0].prompt == "cyan circle with brown background"
+    assert all((DRAWINGS / row.file).is_file() for row in ROWS)
+    assert {row.control for row in ROWS} == {"scribble", "canny"}
+    assert {"circle.png", "star.png"} <= {row.file for row in ROWS}
+    assert ROWS[0].prompt == "cyan circle with brown background"
 
 
 def test_the_demo_writes_a_grid_and_says_where_and_at_what_cost(run):
@@ -40,7 +40,7 @@ def test_the_demo_writes_a_grid_and_says_where_and_at_what_cost(run):
     assert out.startswith("outputs/demo.png: 4 pictures")
     assert "seconds a picture, peak memory" in out
     height, width, _ = read_image("outputs/demo.png").shape
-    assert height > 256 * len(SCENES)
+    assert height > 256 * len(ROWS)
     assert width > 256 * (2 + SEEDS)
 
 
@@ -93,7 +93,7 @@ def test_what_is_wrong_is_said_in_one_sentence(run, flags, sentence):
 
 
 def test_a_missing_picture_of_the_demo_is_said(run, monkeypatch, tmp_path):
-    monkeypatch.setattr(demo, "PICTURES", tmp_path)
+    monkeypatch.setattr(demo, "DRAWINGS", tmp_path)
     code, _, err = run()
     assert (code, err) == (2, f"{tmp_path}/circle.png: no such file\n")
 

@@ -1,20 +1,20 @@
 import pytest
 
-from app.generate_flags import parse_args
-from app.generate_request import request_from_flags, source_from_flags
+from app.generate_flags import parse_flags
+from app.generate_request import provenance_of, request_of
 from cldm.request import ControlInput, Request
 
 
 def flags(*given):
-    return parse_args([str(one) for one in given], "")
+    return parse_flags([str(one) for one in given], "")
 
 
 def controls(*given):
-    return request_from_flags(flags("--prompt", "x", *given)).controls
+    return request_of(flags("--prompt", "x", *given)).controls
 
 
 def test_no_flags_are_the_request_as_it_comes():
-    assert request_from_flags(flags("--prompt", "x")) == Request("x")
+    assert request_of(flags("--prompt", "x")) == Request("x")
 
 
 def test_every_flag_of_a_request_arrives():
@@ -25,7 +25,7 @@ def test_every_flag_of_a_request_arrives():
         "control_every": 4,
     }  # fmt: skip
     pairs = [part for name, value in given.items() for part in ("--" + name.replace("_", "-"), value)]
-    asked = request_from_flags(flags("--prompt", "x", *pairs, "--guess-mode"))
+    asked = request_of(flags("--prompt", "x", *pairs, "--guess-mode"))
     assert asked == Request("x", guess_mode=True, **given)
 
 
@@ -70,28 +70,28 @@ def test_a_ready_made_map_takes_no_detector_options():
 
 def test_flags_over_an_old_request_change_only_what_they_say():
     old = Request("old", seed=9, controls=(ControlInput("canny", 0.5, params={"low": 5.0, "high": 9.0}),))
-    asked = request_from_flags(flags("--low", 6), old)
+    asked = request_of(flags("--low", 6), old)
     assert asked.controls == (ControlInput("canny", 0.5, params={"low": 6.0, "high": 9.0}),)
     assert (asked.prompt, asked.seed) == ("old", 9)
-    assert request_from_flags(flags("--control", "scribble"), old).controls[0].params == {}
+    assert request_of(flags("--control", "scribble"), old).controls[0].params == {}
 
 
 def test_an_old_request_of_two_controls_does_not_become_three():
     old = Request("old", controls=(ControlInput(), ControlInput("canny")))
     with pytest.raises(ValueError, match="--control stands for 3 controls, --from for 2"):
-        request_from_flags(flags(*["--control", "tile"] * 3), old)
+        request_of(flags(*["--control", "tile"] * 3), old)
 
 
 def test_branches_are_called_by_their_files():
     given = flags("--prompt", "x", "--branch", "own", "--branch", "a/depth.pth", "--weights", "b/base.ckpt")
-    assert [one.branch for one in request_from_flags(given).controls] == [None, "depth"]
-    source = source_from_flags(given)
-    assert (source.branches, source.weights) == (("a/depth.pth",), ("b/base.ckpt",))
+    assert [one.branch for one in request_of(given).controls] == [None, "depth"]
+    provenance = provenance_of(given)
+    assert (provenance.branches, provenance.weights) == (("a/depth.pth",), ("b/base.ckpt",))
 
 
 def test_two_branches_of_one_name_are_refused():
     with pytest.raises(ValueError, match="two branches are called 'x'"):
-        source_from_flags(flags("--branch", "a/x.pth", "--branch", "b/x.pth"))
+        provenance_of(flags("--branch", "a/x.pth", "--branch", "b/x.pth"))
 
 
 @pytest.mark.parametrize(
@@ -110,6 +110,6 @@ def test_weights_tell_their_control_by_their_name_unless_it_is_given(given, name
 
 
 def test_loras_are_kept_with_their_weights():
-    source = source_from_flags(flags("--lora", "a.safetensors", "--lora", "sub/b.safetensors:0.5"))
-    assert source.loras == ("a.safetensors:1.0", "sub/b.safetensors:0.5")
-    assert source_from_flags(flags()).loras == ()
+    provenance = provenance_of(flags("--lora", "a.safetensors", "--lora", "sub/b.safetensors:0.5"))
+    assert provenance.loras == ("a.safetensors:1.0", "sub/b.safetensors:0.5")
+    assert provenance_of(flags()).loras == ()

@@ -8,7 +8,7 @@ from torch import nn
 
 import generate
 from app.batch import load_pipeline
-from app.provenance import Source
+from app.provenance import Provenance
 from cldm import cuda_graphs as graphed
 from cldm.cuda_graphs import Graphed, use_graphs
 from tests.small_models import build, relative_error
@@ -95,7 +95,7 @@ def test_the_flag_is_refused_where_it_cannot_be_had(capsys):
         "--save-memory moves the weights that --cuda-graphs has to find in place: give one\n"
     )
     with pytest.raises(ValueError, match="this one is on cpu: leave them out"):
-        load_pipeline(Source(device="cpu", cuda_graphs=True))
+        load_pipeline(Provenance(device="cpu", cuda_graphs=True))
 
 
 def test_calls_of_a_network_go_through_the_recording_with_their_hooks(monkeypatch):
