@@ -181,8 +181,8 @@ class BatchRunner:
         inputs = [None if path is None else _read(path) for path in paths]
         names = tuple(path.as_posix() for path in job.images)
         provenance = replace(self.provenance, image=names, digests=digests(paths))
-        for index in range(job.request.num_samples):
-            request = single_request(job.request, index)
+        requests = [single_request(job.request, index) for index in range(job.request.num_samples)]
+        for request in requests:
             path, finished = self._place(job, request, provenance)
             if finished is not None and self._keep_finished:
                 yield Generated(path, finished, {})
