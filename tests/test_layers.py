@@ -29,11 +29,14 @@ ROOMS = {
     "ldm": ("util image", "config", "modules.layers modules.feature_cache", "modules.attention", "modules"),
     "checkpoints": ("files names", "compatibility surgery"),
     "cldm": (
-        "cldm lite controls log_images compressed.pruned",
-        "request model control_units",
-        "compressed deep_cache",
+        "log_images controls lite ddim_hacked cuda_graphs",
+        "cldm request compressed.pruned compressed.fused_blocks",
+        "conditioning control_units model compressed.fuse_cpu compressed.fuse_cuda",
+        "deep_cache compressed.load",
         "sampling",
+        "pipeline",
     ),
+    "app": ("provenance generate_flags", "batch"),
     "quantize": (
         "arithmetic timesteps native",
         "activations schemes",
