@@ -20,7 +20,7 @@ from types import NoneType, UnionType
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 T = TypeVar("T")
-NOT_SHOWN = ("None", "False", "()")  # as "(default: …)": the help says it better
+NOT_SHOWN = ("None", "False", "()", "[]")  # as "(default: …)": the help says it better
 KEY = "flag"
 
 
@@ -63,7 +63,8 @@ def _options(one: Field, hint: Any) -> dict[str, Any]:
     if _names(one)[0].startswith("-"):
         options |= {"dest": one.name, "required": one.default is MISSING}
     if one.default is not MISSING:
-        options["default"] = one.default
+        # argparse appends to a list only
+        options["default"] = list(one.default) if isinstance(one.default, tuple) else one.default
         if str(one.default) not in NOT_SHOWN and "default" not in options["help"]:
             options["help"] = f"{options['help']} (default: %(default)s)".strip()
     return _kind(one, hint, "action" in options) | options

@@ -1,36 +1,35 @@
 """How much memory does a conversion take? Everything counts: Python, torch, pages mapped from files.
 
+    python -m bench.memory.convert_memory
+
 Writes a file of random weights at the size of a yaml (SD1.5 with control: 5.7 GB) without holding it, runs
-each conversion of tool_convert.py, and tool_add_control.py, in a fresh process, compares every tensor of the
-result with its origin, and prints a table. Linux only; needs six times the file's size on disk. Run:
-python -m bench.memory.convert_memory
+each conversion of tool_convert.py, and tool_add_control.py, in a fresh process, and compares every tensor of
+the result with its origin. Linux only; needs six times the file's size in --folder. Exit code 1 where a
+conversion takes more than {limit} GB ({branch_limit} where it draws a branch), or gives other weights. Cases:
+{cases}.
 """
 
 from __future__ import annotations
 
-import argparse
-import json
 import shutil
-import subprocess
-import sys
 import tempfile
 import time
-from collections.abc import Callable, Mapping
-from contextlib import redirect_stdout
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
-import tool_add_control
-import tool_convert
-from bench.memory.load_memory import GB, ROOT, peak_bytes, to_ckpt, write_random
+from bench.files import Files, converted
+from bench.harness import GB, SD15, Bench, BenchFlags, chosen, markdown, run_bench
+from bench.processes import apart, peak_bytes
+from bench.results import Measurement, Rows
 from checkpoints.checkpoint import open_checkpoint
 from checkpoints.files.lazy import Values, walk
 from checkpoints.files.write import write_weights
 from checkpoints.names.original import ema_names
 from checkpoints.surgery import CONTROL, UNET
-from ldm.config import create_meta_model
+from common.flags import flag
 
 YAML = "YAML"  # in the words of a case: the model's
 LIMIT = 1.0  # GB of the whole process
@@ -39,8 +38,8 @@ ADD = "add-control"  # the name here of what is a script of its own
 
 
 @dataclass(frozen=True)
-class Case:
-    """One conversion. source: of FILES; result: its name; words: of the command line behind the two.
+class Conversion:
+    """source: of FILES; result: its name; words: of the command line behind the two.
 
     limit: GB at the peak.
     """
@@ -51,12 +50,21 @@ class Case:
     limit: float = LIMIT
 
 
+@dataclass(frozen=True)
+class ConvertFlags(BenchFlags):
+    """The command line."""
+
+    config: Path = flag(SD15, "yaml of the model")
+    folder: Path | None = flag(None, "where to write")
+    only: tuple[str, ...] = flag((), "conversions (default: all)", "--only", "--cases", metavar="CASE")
+
+
 def _plain(full: Path, path: Path, _config: Path) -> None:
     path.hardlink_to(full)
 
 
 def _ckpt(full: Path, path: Path, _config: Path) -> None:
-    to_ckpt(full, path)
+    converted(full, path)
 
 
 def _base(full: Path, path: Path, _config: Path) -> None:
@@ -73,11 +81,10 @@ def _averaged(full: Path, path: Path, _config: Path) -> None:
 
 
 def _diffusers(full: Path, path: Path, config: Path) -> None:
-    with redirect_stdout(sys.stderr):
-        assert tool_convert.main(["to-diffusers", str(full), str(path), "--config", str(config)]) == 0
+    apart(convert, ["to-diffusers", str(full), str(path), "--config", str(config)])
 
 
-# How each kind of source is made of full.safetensors.
+# How each kind of source is made of the full file.
 FILES: dict[str, Callable[[Path, Path, Path], None]] = {
     "plain.safetensors": _plain,
     "full.ckpt": _ckpt,
@@ -86,19 +93,18 @@ FILES: dict[str, Callable[[Path, Path, Path], None]] = {
     "base.ckpt": _base,
     "diffusers": _diffusers,
 }
+BASES = ("--from-base", "plain.safetensors", "--to-base", "plain.safetensors")
 CASES = {
-    "to-safetensors": Case("full.ckpt", "out.safetensors"),
-    "to-dtype fp16": Case("plain.safetensors", "out.safetensors", ("--dtype", "fp16")),
-    "to-dtype bf16, of a ckpt": Case("full.ckpt", "out.ckpt", ("--dtype", "bf16")),
-    "to-diffusers": Case("full.ckpt", "out", ("--config", YAML)),
-    "to-original": Case("diffusers", "out.safetensors"),
-    "extract-control": Case("full.ckpt", "out.pth"),
-    "strip": Case("averaged.ckpt", "out.ckpt"),
-    "transfer-control": Case(
-        "full.ckpt", "out.pth", ("--from-base", "plain.safetensors", "--to-base", "plain.safetensors")
-    ),
-    ADD: Case("base.safetensors", "out.safetensors", ("--config", YAML), BRANCH_LIMIT),
-    f"{ADD}, of a ckpt": Case("base.ckpt", "out.ckpt", ("--config", YAML), BRANCH_LIMIT),
+    "to-safetensors": Conversion("full.ckpt", "out.safetensors"),
+    "to-dtype fp16": Conversion("plain.safetensors", "out.safetensors", ("--dtype", "fp16")),
+    "to-dtype bf16, of a ckpt": Conversion("full.ckpt", "out.ckpt", ("--dtype", "bf16")),
+    "to-diffusers": Conversion("full.ckpt", "out", ("--config", YAML)),
+    "to-original": Conversion("diffusers", "out.safetensors"),
+    "extract-control": Conversion("full.ckpt", "out.pth"),
+    "strip": Conversion("averaged.ckpt", "out.ckpt"),
+    "transfer-control": Conversion("full.ckpt", "out.pth", BASES),
+    ADD: Conversion("base.safetensors", "out.safetensors", ("--config", YAML), BRANCH_LIMIT),
+    f"{ADD}, of a ckpt": Conversion("base.ckpt", "out.ckpt", ("--config", YAML), BRANCH_LIMIT),
 }
 
 
@@ -129,68 +135,67 @@ def size_of(path: Path) -> int:
     return sum(file.stat().st_size for file in files if file.is_file())
 
 
-def run_case(name: str, folder: Path, config: Path) -> tuple[list[str], bool]:
-    """A row of the table for CASES[name] on the files in `folder`, and whether all is well."""
-    case = CASES[name]
-    source, result = folder / case.source, folder / case.result
-    if not source.exists():
-        FILES[case.source](folder / "full.safetensors", source, config)
-    known = {YAML: config, **{file: folder / file for file in FILES}}
-    words = [str(known.get(word, word)) for word in case.words]
-    command = [sys.executable, "-m", "bench.memory.convert_memory", "--measure", name.split()[0].rstrip(",")]
-    done = subprocess.run(
-        [*command, str(source), str(result), *words], cwd=ROOT, check=True, capture_output=True, text=True
-    )
-    found = json.loads(done.stdout.splitlines()[-1])
-    intact = is_intact(result, folder / "full.safetensors", has_new_branch=name.startswith(ADD))
-    peak = found["peak"] / GB
-    sizes = (size_of(source) / GB, size_of(result) / GB, peak)
-    shutil.rmtree(result) if result.is_dir() else result.unlink()
-    row = [name, *(f"{size:.2f}" for size in sizes), f"{found['seconds']:.0f}", str(intact)]
-    return row, intact and peak <= case.limit
-
-
-def measure(words: list[str]) -> dict[str, float]:
+def convert(words: list[str]) -> dict[str, float]:
     """Run the command that `words` begin with in this process: bytes at its peak, seconds."""
+    import tool_add_control
+    import tool_convert
+
     start = time.perf_counter()
-    with redirect_stdout(sys.stderr):
-        if code := tool_add_control.main(words[1:]) if words[0] == ADD else tool_convert.main(words):
-            raise SystemExit(code)
+    if code := tool_add_control.main(words[1:]) if words[0] == ADD else tool_convert.main(words):
+        raise SystemExit(code)
     return {"peak": peak_bytes(), "seconds": time.perf_counter() - start}
 
 
-def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
-    """The command line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter
-    )
-    parser.add_argument(
-        "--config", type=Path, default=ROOT / "models/cldm_v15.yaml", help="yaml of the model"
-    )
-    parser.add_argument("--folder", type=Path, help="where to write")
-    parser.add_argument("--cases", nargs="+", choices=CASES, default=list(CASES), help="what to convert")
-    parser.add_argument("--measure", nargs=argparse.REMAINDER, help=argparse.SUPPRESS)
-    return parser.parse_args(argv)
+def run_case(name: str, full: Path, config: Path) -> Iterator[Measurement]:
+    """What a conversion of the file `full`, in the folder where it lies, takes and gives."""
+    case, folder = CASES[name], full.parent
+    source, result = folder / case.source, folder / case.result
+    if not source.exists():
+        FILES[case.source](full, source, config)
+    known = {YAML: config, **{file: folder / file for file in FILES}}
+    words = [source, result, *(known.get(word, word) for word in case.words)]
+    found = apart(convert, [name.split()[0].rstrip(","), *map(str, words)])
+    intact = is_intact(result, full, has_new_branch=name.startswith(ADD))
+    for quantity, size in (("in", size_of(source)), ("out", size_of(result)), ("peak", found["peak"])):
+        yield Measurement(name, quantity, size, "B")
+    yield Measurement(name, "seconds", found["seconds"], "s")
+    yield Measurement(name, "intact", intact, "yes or no")
+    shutil.rmtree(result) if result.is_dir() else result.unlink()
+
+
+def measure(flags: ConvertFlags) -> Iterator[Measurement]:
+    """Every conversion, in a process of its own."""
+    asked = chosen(flags.only, CASES, "case")
+    with tempfile.TemporaryDirectory(dir=flags.folder) as folder:
+        full = Files(flags.config, Path(folder)).make_weights()
+        for name in asked:
+            yield from run_case(name, full, flags.config)
+
+
+def table(rows: Rows, _: ConvertFlags) -> str:
+    """A row for each conversion."""
+    cells = []
+    for name, row in rows.items():
+        sizes = [f"{row[quantity].value / GB:.2f}" for quantity in ("in", "out", "peak")]
+        cells.append([name, *sizes, f"{row['seconds'].value:.0f}", bool(row["intact"].value)])
+    return markdown(("conversion", "in GB", "out GB", "peak GB", "seconds", "intact"), cells)
+
+
+def missed(rows: Rows) -> list[str]:
+    """What is above its limit, and what is not what went in."""
+    peaks = {name: row["peak"].value / GB for name, row in rows.items()}
+    over = [name for name, peak in peaks.items() if not peak <= CASES[name].limit]
+    found = [f"{name}: {peaks[name]:.2f} GB, the bar is {CASES[name].limit}" for name in over]
+    return found + [f"{name}: gives other weights" for name, row in rows.items() if not row["intact"].value]
+
+
+ABOUT = __doc__.format(limit=LIMIT, branch_limit=BRANCH_LIMIT, cases="; ".join(CASES))
+BENCH = Bench("bench.memory.convert_memory", ABOUT, ConvertFlags, measure, table, missed)
 
 
 def main(argv: list[str] | None = None) -> int:
-    """0 when every conversion stays below the limit and gives the weights that went in."""
-    args = parse_args(argv)
-    if args.measure:
-        print(json.dumps(measure(args.measure)))
-        return 0
-    with tempfile.TemporaryDirectory(dir=args.folder) as name:
-        folder = Path(name)
-        write_random(
-            create_meta_model(args.config), folder / "full.safetensors", torch.float32, torch.float32
-        )
-        print("| conversion | in GB | out GB | peak GB | seconds | intact |\n|---|---|---|---|---|---|")
-        good = True
-        for case in args.cases:
-            row, well = run_case(case, folder, args.config)
-            good = good and well
-            print(f"| {' | '.join(row)} |", flush=True)
-    return 0 if good else 1
+    """Run the command."""
+    return run_bench(BENCH, argv)
 
 
 if __name__ == "__main__":

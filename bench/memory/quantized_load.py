@@ -7,36 +7,50 @@ Weights are random: sizes, memory and time do not depend on them. Each measureme
 memory is what its resident set reaches above the same process with everything imported, pages of mapped files
 included. "Cold" is after the kernel was asked to forget the file, "warm" right after it was read. Loading
 maps the file; "read" is the time that summing up every number takes after that. Each of --rounds takes every
-file once; seconds are medians over them. Files stay in --folder.
+file once; seconds are medians over them. Files stay in --folder. Exit code 1 where a target is missed.
 """
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
-import statistics
-import subprocess
-import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import ClassVar
 
 import torch
 from safetensors import safe_open
 
-from bench.memory.load_memory import peak_bytes, to_ckpt
-from bench.step.files import Files
+from bench.files import Files, converted
+from bench.harness import FOLDER, GB, MB, MIB, ROUNDS, SD15, Bench, BenchFlags, markdown, run_bench
+from bench.processes import apart, peak_bytes
+from bench.results import Measurement, Rows
+from common.flags import flag
 
-ROOT = Path(__file__).parents[2]
-MIB, MB, GIB = 2**20, 1e6, 2**30
 PLANS = ("int8_dynamic", "int8_dynamic+compact+decoder", "int4_group+compact+decoder")
-TARGETS = {"int8": 1365, "int4": 760}  # MiB of base and branch: what the issue of this work asks for
+PLAN = "SCHEME[+compact][+decoder]"
+FLOAT = "float32 .ckpt, torch.load"
+TARGETS = {"int8": 1365, "int4": 760}  # MiB of base and branch that are wanted
 CONTROL_TARGET = 362  # MB, the branch alone at int8
 OVER_LAYER = 1e9  # bytes that quantizing may take beside the largest layer
 LOAD_RATIO, SPEED_RATIO = 1.25, 10  # peak of loading over the file; times faster than torch.load
 CONTROL = "control_model."
+READ_PIECE = 1 << 24
+PAGES = ("cold", "warm")
+
+
+@dataclass(frozen=True)
+class QuantizedLoadFlags(BenchFlags):
+    """The command line."""
+
+    SHARED: ClassVar[Sequence[str]] = ("config",)
+
+    config: Path = flag(SD15, "yaml of the model")
+    folder: Path = flag(FOLDER, "of the files")
+    only: tuple[str, ...] = flag(PLANS, "what to make and load", "--only", "--plans", metavar=PLAN)
+    rounds: int = flag(1, ROUNDS)
 
 
 def make(files: Files, plan: str) -> dict[str, float]:
@@ -51,33 +65,30 @@ def make(files: Files, plan: str) -> dict[str, float]:
     return {"seconds": time.perf_counter() - start, "peak": peak_bytes() - before, "largest": largest}
 
 
-def load(files: Files, plan: str | None) -> dict[str, float]:
-    """Load a plan's file, or the float .ckpt by torch.load for None: seconds, peak, seconds to read it."""
+def load(files: Files, plan: str) -> dict[str, float]:
+    """Load a plan's file, or the float .ckpt by torch.load: seconds, peak, seconds to read it."""
     from cldm.compressed.load import load_quantized_model
     from ldm.config import create_meta_model
 
     create_meta_model(files.config)  # brings in every import, so that the baseline has them
     before, start = peak_bytes(), time.perf_counter()
-    if plan is None:
-        held = list(torch.load(ckpt_path(files), weights_only=True)["state_dict"].values())
+    if plan == FLOAT:
+        held = list(torch.load(plan_path(files, FLOAT), weights_only=True)["state_dict"].values())
     else:
         model = load_quantized_model(files.config, plan_path(files, plan))
         held = [*model.parameters(), *model.buffers()]
-    seconds, loaded = time.perf_counter() - start, peak_bytes() - before
+    found = {"seconds": time.perf_counter() - start, "peak": peak_bytes() - before}
     start = time.perf_counter()
     for tensor in held:
-        held_bytes = torch.empty(0, dtype=torch.uint8).set_(tensor.untyped_storage())
-        held_bytes[:: os.sysconf("SC_PAGE_SIZE")].sum()  # each page once
-    return {
-        "seconds": seconds,
-        "peak": loaded,
-        "read": time.perf_counter() - start,
-        "all": peak_bytes() - before,
-    }
+        stored = torch.empty(0, dtype=torch.uint8).set_(tensor.untyped_storage())
+        stored[:: os.sysconf("SC_PAGE_SIZE")].sum()  # each page once
+    return found | {"read": time.perf_counter() - start}
 
 
 def plan_path(files: Files, plan: str) -> Path:
     """Where the file of a plan such as `int8_dynamic+compact` is kept."""
+    if plan == FLOAT:
+        return files.weights.with_suffix(".ckpt")
     scheme, _, options = plan.partition("+")
     path = files.quantized(scheme, 0)
     return path.with_stem(f"{path.stem}-{options.replace('+', '-')}") if options else path
@@ -88,162 +99,110 @@ def selection(plan: str) -> dict[str, bool]:
     return dict.fromkeys(plan.split("+")[1:], True)
 
 
-def ckpt_path(files: Files) -> Path:
-    """The float weights as a training checkpoint."""
-    return files.weights.with_suffix(".ckpt")
-
-
 def bytes_of(path: Path, prefix: str = "") -> int:
     """Of the tensors in a safetensors file whose names begin with `prefix`."""
-    total = 0
     with safe_open(path, framework="pt") as file:
-        for name in file.keys():  # noqa: SIM118  a file, not a dict
-            if name.startswith(prefix):
-                total += file.get_tensor(name).nbytes
-    return total
+        return sum(file.get_tensor(name).nbytes for name in file.keys() if name.startswith(prefix))  # noqa: SIM118
 
 
-def forget(path: Path) -> None:
-    """Ask the kernel to drop the file's pages."""
+def set_pages(path: Path, pages: str) -> None:
+    """cold: ask the kernel to drop the file's pages; warm: have them in memory."""
     with path.open("rb") as file:
-        os.fsync(file.fileno())
-        os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
-
-
-def read_through(path: Path) -> None:
-    """Have the file's pages in memory."""
-    with path.open("rb") as file:
-        while file.read(1 << 24):
+        if pages == "cold":
+            os.fsync(file.fileno())
+            os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+        while pages == "warm" and file.read(READ_PIECE):
             pass
 
 
-def apart(files: Files, task: str, plan: str | None) -> dict[str, float]:
-    """`make` or `load` in a process of its own."""
-    command = [
-        sys.executable,
-        "-m",
-        "bench.memory.quantized_load",
-        "--config",
-        files.config,
-        "--folder",
-        files.folder,
-    ]
-    command += ["--task", task, *([plan] if plan else [])]
-    done = subprocess.run(list(map(str, command)), cwd=ROOT, check=True, stdout=subprocess.PIPE, text=True)
-    return json.loads(done.stdout.splitlines()[-1])
-
-
-def both(files: Files, path: Path, plan: str | None) -> dict[str, dict[str, float]]:
-    """Loading with cold pages, then with warm ones."""
-    forget(path)
-    cold = apart(files, "load", plan)
-    read_through(path)
-    return {"cold": cold, "warm": apart(files, "load", plan)}
-
-
-def run(files: Files, plans: list[str], rounds: int) -> list[dict[str, Any]]:
-    """Make what is missing and measure it in turns; a row for the .ckpt, then for each plan."""
-    if not ckpt_path(files).is_file():
-        to_ckpt(files.make_weights(), ckpt_path(files))
-    rows: list[dict[str, Any]] = [{"plan": None, "path": ckpt_path(files)}]
+def measure(flags: QuantizedLoadFlags) -> Iterator[Measurement]:
+    """Make what is missing, then load in turns: the .ckpt, then each plan, with cold pages and with warm."""
+    files = Files(flags.config, flags.folder)
+    if not plan_path(files, FLOAT).is_file():
+        converted(files.make_weights(), plan_path(files, FLOAT))
+    plans = (FLOAT, *flags.only)
     for plan in plans:
-        path, record = plan_path(files, plan), plan_path(files, plan).with_suffix(".json")
-        if not (path.is_file() and record.is_file()):  # how it was made is kept with it
-            record.write_text(json.dumps(apart(files, "make", plan)))
-        rows.append({"plan": plan, "path": path, "make": json.loads(record.read_text())})
-    taken = [[both(files, row["path"], row["plan"]) for row in rows] for _ in range(rounds)]
-    for row, of_row in zip(rows, zip(*taken, strict=True), strict=True):
-        row |= {pages: medians([one[pages] for one in of_row]) for pages in ("cold", "warm")}
-    return rows
+        yield from _file_rows(files, plan)
+    for _ in range(flags.rounds):
+        for plan in plans:
+            for pages in PAGES:
+                set_pages(plan_path(files, plan), pages)
+                found = apart(load, files, plan)
+                yield Measurement.of(plan, f"{pages} load", "s", [found["seconds"]])
+                yield Measurement.of(plan, f"{pages} read", "s", [found["read"]])
+                yield Measurement.of(plan, "load peak", "B", [found["peak"]])
 
 
-def medians(takes: Sequence[dict[str, float]]) -> dict[str, float]:
-    """Of each number over all takes."""
-    return {name: statistics.median(one[name] for one in takes) for name in takes[0]}
+def _file_rows(files: Files, plan: str) -> Iterator[Measurement]:
+    path = plan_path(files, plan)
+    if plan != FLOAT:
+        record = path.with_suffix(".json")  # how it was made is kept with it
+        if not (path.is_file() and record.is_file()):
+            record.write_text(json.dumps(apart(make, files, plan)))
+        for quantity, value in json.loads(record.read_text()).items():
+            yield Measurement(plan, f"make {quantity}", value, "s" if quantity == "seconds" else "B")
+        yield Measurement(plan, "control", bytes_of(path, CONTROL), "B")
+    yield Measurement(plan, "file", path.stat().st_size, "B")
 
 
-def table(rows: list[dict[str, Any]]) -> str:
+def table(rows: Rows, _: QuantizedLoadFlags) -> str:
     """A row a file, with what was asked for."""
-    lines = [
-        "| file | MiB | control alone, MB | made in, s | peak of making, GB (largest layer + 1 GB) "
-        "| peak of loading / file | load cold, s | faster | warm, s | faster | read cold, s | warm, s |",
-        "|---" * 12 + "|",
-    ]
-    base = {pages: rows[0][pages]["seconds"] for pages in ("cold", "warm")}
-    for row in rows:
-        size, made, cold, warm = row["path"].stat().st_size, row.get("make"), row["cold"], row["warm"]
-        control = f"{bytes_of(row['path'], CONTROL) / MB:.1f}" if made else ""
-        making = f"{made['peak'] / 1e9:.2f} ({(made['largest'] + OVER_LAYER) / 1e9:.2f})" if made else ""
-        cells = [
-            row["plan"] or "float32 .ckpt, torch.load", f"{size / MIB:.1f}", control,
-            f"{made['seconds']:.0f}" if made else "", making,
-            f"{max(cold['peak'], warm['peak']) / size:.2f}",
-            f"{cold['seconds']:.2f}", f"{base['cold'] / cold['seconds']:.1f} x",
-            f"{warm['seconds']:.2f}", f"{base['warm'] / warm['seconds']:.1f} x",
-            f"{cold['read']:.2f}", f"{warm['read']:.2f}",
-        ]  # fmt: skip
-        lines.append(f"| {' | '.join(cells)} |")
-    return "\n".join(lines)
-
-
-def verdicts(rows: list[dict[str, Any]]) -> list[str]:
-    """One line for each target: kept or missed, and by what."""
-    base, *files = rows
-    lines = []
-    for row in files:
-        path, made, cold, warm = row["path"], row["make"], row["cold"], row["warm"]
-        size, kind = path.stat().st_size, row["plan"][:4]
-        checks = [
-            ("MiB of file", size / MIB, TARGETS[kind]),
-            ("peak of making, GB", made["peak"] / 1e9, (made["largest"] + OVER_LAYER) / 1e9),
-            ("peak of loading over the file", max(cold["peak"], warm["peak"]) / size, LOAD_RATIO),
-            ("seconds of a cold load", cold["seconds"], base["cold"]["seconds"] / SPEED_RATIO),
-            ("seconds of a warm load", warm["seconds"], base["warm"]["seconds"] / SPEED_RATIO),
-        ]
-        if kind == "int8":
-            checks.append(("control alone, MB", bytes_of(path, CONTROL) / MB, CONTROL_TARGET))
-        for what, found, limit in checks:
-            lines.append(
-                f"{'kept' if found <= limit else 'MISSED'}: {row['plan']}, {what} {found:.2f} <= {limit:.2f}"
-            )
-    return lines
-
-
-def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
-    """The command line."""
-    parser = argparse.ArgumentParser(
-        prog="python -m bench.memory.quantized_load", description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+    head = (
+        "file", "MiB", "control alone, MB", "made in, s", "peak of making, GB (largest layer + 1 GB)",
+        "peak of loading / file", "load cold, s", "faster", "warm, s", "faster", "read cold, s", "warm, s",
     )  # fmt: skip
-    add = parser.add_argument
-    add("--config", type=Path, default=ROOT / "models/cldm_v15.yaml", help="yaml of the model")
-    add("--folder", type=Path, default=ROOT / "outputs/bench", help="of the files (default: %(default)s)")
-    add(
-        "--plans", nargs="+", default=PLANS, metavar="SCHEME[+compact][+decoder]", help="default: %(default)s"
-    )
-    add("--rounds", type=int, default=1, metavar="N", help="takes of each file (default: %(default)s)")
-    add("--task", nargs="+", help=argparse.SUPPRESS)
-    return parser.parse_args(argv)
+    cells, base = [], rows[FLOAT]
+    for plan, row in rows.items():
+        making = [""] * 3
+        if plan != FLOAT:
+            limit = (row["make largest"].value + OVER_LAYER) / GB
+            making = [f"{row['control'].value / MB:.1f}", f"{row['make seconds'].value:.0f}"]
+            making.append(f"{row['make peak'].value / GB:.2f} ({limit:.2f})")
+        loads = []
+        for load in (f"{pages} load" for pages in PAGES):
+            seconds = row[load].value
+            loads += [f"{seconds:.2f}", f"{base[load].value / seconds:.1f} x"]
+        reads = [f"{row[f'{pages} read'].value:.2f}" for pages in PAGES]
+        size, peak = row["file"].value, row["load peak"].high
+        cells.append([plan, f"{size / MIB:.1f}", *making, f"{peak / size:.2f}", *loads, *reads])
+    return markdown(head, cells)
+
+
+def missed(rows: Rows) -> list[str]:
+    """One line for each target that is missed, and by what."""
+    checks = {plan: _checks(plan, row, rows[FLOAT]) for plan, row in rows.items() if plan != FLOAT}
+    return [
+        f"{plan}: {what} {found:.2f}, the bar is {limit:.2f}"
+        for plan, pairs in checks.items()
+        for what, (found, limit) in pairs.items()
+        if not found <= limit
+    ]
+
+
+def _checks(
+    plan: str, row: Mapping[str, Measurement], base: Mapping[str, Measurement]
+) -> dict[str, tuple[float, float]]:
+    """What was found, and what it may be at most, by what it is."""
+    value, kind = {name: one.value for name, one in row.items()}, plan[:4]
+    checks = {
+        "peak of making, GB": (value["make peak"] / GB, (value["make largest"] + OVER_LAYER) / GB),
+        "peak of loading over the file": (row["load peak"].high / value["file"], LOAD_RATIO),
+    }
+    for load in (f"{pages} load" for pages in PAGES):
+        checks[f"seconds of a {load}"] = (value[load], base[load].value / SPEED_RATIO)
+    if kind in TARGETS:
+        checks["MiB of file"] = (value["file"] / MIB, TARGETS[kind])
+    if kind == "int8":
+        checks["control alone, MB"] = (value["control"] / MB, CONTROL_TARGET)
+    return checks
+
+
+BENCH = Bench("bench.memory.quantized_load", __doc__, QuantizedLoadFlags, measure, table, missed)
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Print the table and the verdicts; 2 with a sentence about what is wrong."""
-    args = parse_args(argv)
-    files = Files(args.config, args.folder)
-    if args.task:
-        tasks: dict[str, Callable[..., Any]] = {"make": make, "load": load}
-        print(json.dumps(tasks[args.task[0]](files, args.task[1] if len(args.task) > 1 else None)))
-        return 0
-    try:
-        if args.rounds < 1:
-            raise ValueError(f"--rounds {args.rounds}: give 1 or more")
-        rows = run(files, list(args.plans), args.rounds)
-    except (ValueError, OSError) as error:
-        sys.stderr.write(f"{error}\n")
-        return 2
-    print(table(rows))
-    print("\n".join(verdicts(rows)))
-    return 0
+    """Run the command."""
+    return run_bench(BENCH, argv)
 
 
 if __name__ == "__main__":

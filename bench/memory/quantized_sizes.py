@@ -4,24 +4,36 @@
     python -m bench.memory.quantized_sizes --config models/tiny.yaml --schemes int8_dynamic fp8_weight
 
 Static layers have a range over all timesteps and one for each of four groups, as `python -m quantize` makes
-them. "Branch" is the control branch alone. Exit codes: 0; 2 with one sentence about what is wrong.
+them. "Branch" is the control branch alone.
 """
 
 from __future__ import annotations
 
-import argparse
-import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
+
+from bench.harness import MB, MIB, SD15, Bench, BenchFlags, markdown, run_bench
+from bench.memory.quantized_load import CONTROL
+from bench.results import Measurement, Rows
+from common.flags import flag
 
 if TYPE_CHECKING:
     from torch import nn
 
-ROOT = Path(__file__).parents[2]
 RANGES = ((0.0, 1.0),) * 5  # their number counts
 SWITCHES = ((), ("decoder",), ("compact",), ("compact", "decoder"))
-BRANCH = "control_model."
-MIB, MB = 2**20, 1e6
+
+
+@dataclass(frozen=True)
+class SizeFlags(BenchFlags):
+    """The command line."""
+
+    SHARED: ClassVar[Sequence[str]] = ("config",)
+
+    config: Path = flag(SD15, "yaml of the model")
+    schemes: tuple[str, ...] = flag(("int8_static", "int4_group"), "columns of the table", metavar="NAME")
 
 
 def sizes(model: nn.Module, scheme: str, switches: tuple[str, ...]) -> tuple[int, int]:
@@ -34,41 +46,40 @@ def sizes(model: nn.Module, scheme: str, switches: tuple[str, ...]) -> tuple[int
     plan = make_plan(model, default_selection(scheme, **dict.fromkeys(switches, True)))
     ranges = dict.fromkeys(static_layers(plan), RANGES)
     layout = layout_of(model, specs_of(model, plan, ranges), narrow=plan.narrow)
-    branch = sum(nbytes(*entry) for name, entry in layout.items() if name.startswith(BRANCH))
+    branch = sum(nbytes(*entry) for name, entry in layout.items() if name.startswith(CONTROL))
     return file_size(model, Content(plan), ranges), branch
 
 
-def table(model: nn.Module, schemes: list[str]) -> str:
-    """Markdown: a row for each set of switches."""
-    head = ["plan", *(cell for scheme in schemes for cell in (f"{scheme}, MiB", "branch, MB"))]
-    lines = [f"| {' | '.join(head)} |", "|---" * len(head) + "|"]
+def measure(flags: SizeFlags) -> Iterator[Measurement]:
+    """Both sizes for each set of switches and scheme."""
+    from ldm.config import create_meta_model
+
+    model = create_meta_model(flags.config)
     for switches in SWITCHES:
-        cells = [" ".join(f"--{one}" for one in switches) or "default"]
-        for scheme in schemes:
+        subject = " ".join(f"--{one}" for one in switches) or "default"
+        for scheme in flags.schemes:
             whole, branch = sizes(model, scheme, switches)
-            cells += [f"{whole / MIB:.1f}", f"{branch / MB:.1f}"]
-        lines.append(f"| {' | '.join(cells)} |")
-    return "\n".join(lines)
+            yield Measurement(subject, f"{scheme} file", whole, "B")
+            yield Measurement(subject, f"{scheme} branch", branch, "B")
+
+
+def table(rows: Rows, flags: SizeFlags) -> str:
+    """A row for each set of switches."""
+    head = ["plan", *(cell for scheme in flags.schemes for cell in (f"{scheme}, MiB", "branch, MB"))]
+    cells = [[name] for name in rows]
+    for line, row in zip(cells, rows.values(), strict=True):
+        for scheme in flags.schemes:
+            whole, branch = (row[f"{scheme} {what}"].value for what in ("file", "branch"))
+            line += [f"{whole / MIB:.1f}", f"{branch / MB:.1f}"]
+    return markdown(head, cells)
+
+
+BENCH = Bench("bench.memory.quantized_sizes", __doc__, SizeFlags, measure, table)
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Print the table; exit codes as above."""
-    parser = argparse.ArgumentParser(
-        prog="python -m bench.memory.quantized_sizes", description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )  # fmt: skip
-    add = parser.add_argument
-    add("--config", type=Path, default=ROOT / "models/cldm_v15.yaml", help="yaml of the model")
-    add("--schemes", nargs="+", default=["int8_static", "int4_group"], metavar="NAME")
-    args = parser.parse_args(argv)
-    from ldm.config import create_meta_model
-
-    try:
-        print(table(create_meta_model(args.config), args.schemes))
-    except (ValueError, OSError) as error:
-        sys.stderr.write(f"{error}\n")
-        return 2
-    return 0
+    """Run the command."""
+    return run_bench(BENCH, argv)
 
 
 if __name__ == "__main__":

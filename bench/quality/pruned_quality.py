@@ -3,21 +3,24 @@
     python -m bench.quality.pruned_quality
     python -m bench.quality.pruned_quality --levels "mlp 25 %, res 25 %" 2:4 --finetune-steps 100 --count 40
 
-Each level is a file of `python -m quantize.prune` with the flags listed here, and another one that `finetune`
-made of it. The table is that of `bench.quality.quantized_quality`. What is finished is not made again; it
-lies in the folder of the run, in one of yaml and weights. Exit codes: 0; 2 with one sentence; 130 after
-Ctrl-C.
+Each level is a file of `python -m quantize.prune`, and another one that `finetune` made of it. The table is
+that of `bench.quality.quantized_quality`. What is finished lies in the folder of the run and is not made
+again.
 """
 
 from __future__ import annotations
 
-import argparse
-import sys
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar
 
-from bench.quality import quantized_quality
-from bench.quality.quantized_rows import Task
+from bench.harness import Bench, chosen, run_bench
+from bench.quality.held_out import HeldOutFlags, file_stem
+from bench.quality.quantized_quality import file_rows, table
+from bench.results import Measurement
+from common.flags import flag
+from common.shell import INTERRUPTED
 
 TAYLOR = ("--by", "taylor", "--calibrate", "test_imgs")
 # The tiny model's attention has two heads, and its norms have four groups: finer shares cannot be asked for.
@@ -39,69 +42,58 @@ LEVELS: Mapping[str, Sequence[str]] = {
 }
 
 
-def files(args: argparse.Namespace) -> Iterator[tuple[str, Path]]:
+@dataclass(frozen=True)
+class PrunedQualityFlags(HeldOutFlags):
+    """The command line."""
+
+    LOWEST: ClassVar[Mapping[str, int]] = {"seed": 0, "finetune_steps": 0}
+
+    only: tuple[str, ...] = flag((), "levels (default: all)", "--only", "--levels", metavar="NAME")
+    finetune_steps: int = flag(300, "0 for none", metavar="N")
+    cache: int = flag(2000, "scenes to train on", metavar="N")
+    run: Path = flag(Path("runs/pruned"), "of what is made", metavar="DIR")
+    count: int = flag(100, "held-out scenes")
+
+
+def pruned_files(flags: PrunedQualityFlags) -> Iterator[tuple[str, Path]]:
     """Rows by name and the file of each, made where it is not there."""
-    folder = args.run / Task(args.config, args.run, count=0, seed=0, size=0).key()
-    folder.mkdir(parents=True, exist_ok=True)
-    for name in args.levels:
-        command, *flags = LEVELS[name]
-        pruned = folder / f"{_stem(name)}.safetensors"
-        _make(pruned, [command, str(args.config), *flags])
+    folder, config = flags.model_folder(), str(flags.config)
+    for name in chosen(flags.only, LEVELS, "level"):
+        command, *words = LEVELS[name]
+        pruned = folder / f"{file_stem(name)}.safetensors"
+        _make(pruned, [command, config, *words])
         yield name, pruned
-        if args.finetune_steps:
-            steps = str(args.finetune_steps)
+        if flags.finetune_steps:
+            steps = str(flags.finetune_steps)
             mended = pruned.with_name(f"{pruned.stem}-{steps}.safetensors")
-            flags = ["--weights", str(pruned), "--steps", steps, "--cache", str(args.cache)]
-            _make(mended, ["finetune", str(args.config), *flags, "--run", str(mended.with_suffix(".run"))])
+            words = ["--weights", str(pruned), "--steps", steps, "--cache", str(flags.cache)]
+            _make(mended, ["finetune", config, *words, "--run", str(mended.with_suffix(".run"))])
             yield f"{name}, {steps} steps", mended
 
 
 def _make(path: Path, argv: Sequence[str]) -> None:
-    import tools.compress.prune as prune
+    import tools.compress.prune
 
-    if not path.is_file() and (code := prune.main([*argv, "--out", str(path)])):
+    code = 0 if path.is_file() else tools.compress.prune.main([*argv, "--out", str(path)])
+    if code == INTERRUPTED:
+        raise KeyboardInterrupt
+    if code:
         raise ChildProcessError(f"{path} was not made: python -m quantize.prune {argv[0]} ended with {code}")
 
 
-def _stem(name: str) -> str:
-    return "".join(letter if letter.isalnum() else "-" for letter in name)
+def measure(flags: PrunedQualityFlags) -> Iterator[Measurement]:
+    """Full precision and each level."""
+    chosen(flags.only, LEVELS, "level")  # before anything is computed
+    return file_rows(flags, pruned_files(flags))
 
 
-def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
-    """The command line."""
-    parser = argparse.ArgumentParser(
-        prog="python -m bench.quality.pruned_quality",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    add = parser.add_argument
-    add("--config", type=Path, default=Path("models/tiny.yaml"), help="model (default: %(default)s)")
-    add(
-        "--levels",
-        nargs="+",
-        default=list(LEVELS),
-        metavar="NAME",
-        help=f"of {'; '.join(LEVELS)}".replace("%", "%%"),
-    )
-    add("--finetune-steps", type=int, default=300, metavar="N", help="0 for none (default: %(default)s)")
-    add("--cache", type=int, default=2000, metavar="N", help="scenes to train on (default: %(default)s)")
-    add("--run", type=Path, default=Path("runs/pruned"), metavar="DIR", help="default: %(default)s")
-    add("--count", type=int, default=100, help="held-out scenes (default: %(default)s)")
-    return parser.parse_args(argv)
+ABOUT = f"{__doc__}Levels: {'; '.join(LEVELS)}.\n"
+BENCH = Bench("bench.quality.pruned_quality", ABOUT, PrunedQualityFlags, measure, table)
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Print the table; exit codes as above."""
-    args = parse_args(argv)
-    try:
-        if unknown := [name for name in args.levels if name not in LEVELS]:
-            raise ValueError(f"unknown level {unknown[0]!r}: use some of {'; '.join(LEVELS)}")
-        named = [f"{name}={path}" for name, path in files(args)]
-    except (ValueError, OSError) as error:
-        sys.stderr.write(f"{error}\n")
-        return 2
-    flags = ["--config", str(args.config), "--run", str(args.run), "--count", str(args.count), "--rows"]
-    return quantized_quality.main([*named, *flags])
+    """Run the command."""
+    return run_bench(BENCH, argv)
 
 
 if __name__ == "__main__":

@@ -6,122 +6,133 @@
 
 Every row makes the same pictures from the same noise (`eval.fill50k`) and is held against those of the full
 precision and against the truth. Files are made by `python -m quantize` with the row's flags; a file on the
-command line is a row of its own, quantized or not. Rows that are finished lie in the folder of the run and
-are not made again, unless weights, settings or flags have changed. Seconds are those of this run, whatever
-else the machine did. Exit codes: 0; 1 with --check where a bar is missed; 2 with one sentence; 130 Ctrl-C.
+command line is a row of its own, quantized or not. What is finished lies in the folder of the run and is not
+made again, unless weights, settings or flags have changed. Seconds are those of the run that made the
+pictures, whatever else the machine did. With --check the exit code is 1 where a bar is missed.
 """
 
 from __future__ import annotations
 
-import argparse
-import sys
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
-from bench.quality.quantized_rows import ROWS, Row, Task, file_row, full_precision, scheme_row
+from bench.harness import MIB, Bench, chosen, run_bench
+from bench.quality.held_out import HeldOutFlags, file_stem, quality_table, share
+from bench.results import Measurement, Rows
+from common.flags import flag
+from common.shell import INTERRUPTED
 
+STATIC = ("--scheme", "int8_static", "--calibrate", "test_imgs")
+INT4 = ("--scheme", "int4_group")
+PLANNED = (*INT4, "--calibrate", "test_imgs", "--sensitivity", "{folder}/int4-noise.json")
+# Rows by name: the flags of one or more commands, of which the last writes the file.
+SCHEMES = {
+    "int8_weight": (("--scheme", "int8_weight"),),
+    "int8_dynamic": (("--scheme", "int8_dynamic"),),
+    "int8_static": (STATIC,),
+    "int8_static, decoder": ((*STATIC, "--decoder"),),
+    "int8_static, compact": ((*STATIC, "--compact"),),
+    "int4_group": (INT4,),
+    "int4_group, plan": (
+        (*PLANNED, "--budget-db", "26", "--plan-out", "{folder}/int4-plan.json"),
+        ("--plan", "{folder}/int4-plan.json"),
+    ),
+}
+SWITCHES = {
+    "int8_static, clip max": ((*STATIC, "--clip", "max"),),
+    "int8_static, balance": ((*STATIC, "--balance"),),
+    "int8_static, bias correction": ((*STATIC, "--bias-correction"),),
+    "int4_group, clip max": ((*INT4, "--clip", "max"),),
+    "int4_group, balance": ((*INT4, "--balance", "--calibrate", "test_imgs"),),
+    "int4_group, bias correction": ((*INT4, "--bias-correction", "--calibrate", "test_imgs"),),
+}
+SCHEME_ROWS: Mapping[str, Sequence[Sequence[str]]] = {**SCHEMES, **SWITCHES}
 FULL = "full precision"
 # Rows with a bar: median PSNR to full precision, and how many points a share may lose.
 BARS = {"int8_static": (35.0, 1.0), "int8_dynamic": (35.0, 1.0), "int4_group, plan": (28.0, 3.0)}
-SHARES = {"followed_share": "followed", "coloured_share": "colours", "median_iou": "median IoU"}
-HEAD = (
-    "row", "MiB", "s a picture", "PSNR to full", "its 5 %", "SSIM to full", "its 5 %", "PSNR to truth",
-    "SSIM to truth", "followed", "colours", "median IoU",
-)  # fmt: skip
-MIB = 2**20
+SHARES = ("followed", "colours", "median IoU")
+COLUMNS = (
+    ("MiB", "bytes", lambda value: f"{value / MIB:.2f}"),
+    ("s a picture", "seconds", "{:.2f}".format),
+    ("PSNR to full", "PSNR to full", "{:.1f} dB".format),
+    ("its 5 %", "PSNR to full, low", "{:.1f} dB".format),
+    ("SSIM to full", "SSIM to full", "{:.4f}".format),
+    ("its 5 %", "SSIM to full, low", "{:.4f}".format),
+    ("PSNR to truth", "PSNR to truth", "{:.2f} dB".format),
+    ("SSIM to truth", "SSIM to truth", "{:.3f}".format),
+    ("followed", "followed", share),
+    ("colours", "colours", share),
+    ("median IoU", "median IoU", "{:.4f}".format),
+)
 
 
-def table(rows: Mapping[str, Row]) -> str:
-    """Markdown, one line a row."""
-    lines = [f"| {' | '.join(HEAD)} |", "|---" * len(HEAD) + "|"]
-    lines += [f"| {name} | {' | '.join(_cells(row))} |" for name, row in rows.items()]
-    return "\n".join(lines)
-
-
-def _cells(row: Row) -> list[str]:
-    likeness = ["-"] * 4
-    if "psnr" in row:
-        likeness = [f"{row['psnr']:.1f} dB", f"{row['psnr_low']:.1f} dB"]
-        likeness += [f"{row['ssim']:.4f}", f"{row['ssim_low']:.4f}"]
-    return [
-        f"{row['bytes'] / MIB:.2f}",
-        f"{row['seconds']:.2f}",
-        *likeness,
-        f"{row['median_psnr']:.2f} dB",
-        f"{row['median_ssim']:.3f}",
-        f"{100 * row['followed_share']:.1f} %",
-        f"{100 * row['coloured_share']:.1f} %",
-        f"{row['median_iou']:.4f}",
-    ]
-
-
-def missed(rows: Mapping[str, Row]) -> list[str]:
-    """Which bars the rows miss, in words."""
-    found = []
-    for name, (bar, points) in BARS.items():
-        if (row := rows.get(name)) is None:
-            continue
-        if not row["psnr"] >= bar:
-            found.append(f"{name}: PSNR to full precision is {row['psnr']:.1f} dB, the bar is {bar:.0f} dB")
-        for key, label in SHARES.items():
-            lost = 100 * (rows[FULL][key] - row[key])
-            if not lost <= points + 1e-9:  # shares are whole pictures: 1.0 point may come out a hair above
-                found.append(f"{name}: {label} loses {lost:.1f} points, the bar is {points:.0f}")
-    return found
-
-
-def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
+@dataclass(frozen=True)
+class QuantizedQualityFlags(HeldOutFlags):
     """The command line."""
-    parser = argparse.ArgumentParser(
-        prog="python -m bench.quality.quantized_quality",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+
+    files: tuple[str, ...] = flag((), "further rows", "files", nargs="*", metavar="NAME=FILE")
+    rows: tuple[str, ...] = flag(
+        tuple(SCHEME_ROWS), "which, none for the files alone (default: all)", nargs="*", metavar="NAME"
     )
-    add = parser.add_argument
-    add("files", nargs="*", metavar="NAME=FILE", help="further rows: files of quantize or quantize.prune")
-    add("--config", type=Path, default=Path("models/tiny.yaml"), help="model (default: %(default)s)")
-    add("--rows", nargs="*", default=list(ROWS), metavar="NAME", help=f"of {', '.join(ROWS)} (default: all)")
-    add("--run", type=Path, default=Path("runs/quantized"), metavar="DIR", help="default: %(default)s")
-    add("--count", type=int, default=200, help="held-out scenes (default: %(default)s)")
-    add("--size", type=int, default=128, help="side in pixels (default: %(default)s)")
-    add("--seed", type=int, default=0, help="of scenes and noise (default: %(default)s)")
-    add("--check", action="store_true", help="end with code 1 where a bar is missed")
-    return parser.parse_args(argv)
+    run: Path = flag(Path("runs/quantized"), "of what is made", metavar="DIR")
+    check: bool = flag(False, "end with code 1 where a bar is missed")
 
 
-def main(argv: list[str] | None = None) -> int:
-    """Print the table; exit codes as above."""
-    args = parse_args(argv)
+def measure(flags: QuantizedQualityFlags) -> Iterator[Measurement]:
+    """Full precision, the rows that are asked for, and the files of the command line."""
+    asked = chosen(flags.rows, SCHEME_ROWS, "row") if flags.rows else []
+    named = [_named(text) for text in flags.files]
+    made = ((name, quantized(flags, name)) for name in asked)
+    yield from file_rows(flags, (pair for pairs in (made, named) for pair in pairs))
+
+
+def file_rows(flags: HeldOutFlags, files: Iterable[tuple[str, Path]]) -> Iterator[Measurement]:
+    """Full precision and each named file, quantized or pruned or both, held against it."""
+    from cldm.pipeline import Pipeline
+    from ldm.config import create_meta_model
+
+    full, seconds = flags.pictures(FULL, lambda: Pipeline.from_files(flags.config, dtype="fp32"))
+    size = sum(tensor.nbytes for tensor in create_meta_model(flags.config).state_dict().values())
+    yield from _costs(FULL, size, seconds)
+    yield from flags.scores(FULL, full)
+    for name, path in files:
+        pictures, seconds = flags.pictures(path, lambda path=path: _load(flags.config, path))
+        yield from _costs(name, path.stat().st_size, seconds)
+        yield from flags.scores(name, pictures, full=full)
+
+
+def _costs(name: str, size: int, seconds: float) -> Iterator[Measurement]:
+    yield Measurement(name, "bytes", size, "B")
+    yield Measurement(name, "seconds", seconds, "s")
+
+
+def _load(config: Path, path: Path) -> object:
+    from cldm.pipeline import Pipeline
+    from quantize.files.read import read_content
+
     try:
-        rows = _run(args)
-    except KeyboardInterrupt:
-        sys.stderr.write(f"stopped; the rows that were finished are in {args.run}\n")
-        return 130
-    except (ValueError, OSError) as error:
-        sys.stderr.write(f"{error}\n")
-        return 2
-    failures = missed(rows)
-    sys.stderr.writelines(f"not good enough: {failure}\n" for failure in failures)
-    return 1 if failures and args.check else 0
+        read_content(path)
+    except ValueError:  # not quantized: pruned
+        return Pipeline.from_files(config, path, dtype="fp32")
+    return Pipeline.from_files(config, quantized=path)
 
 
-def _run(args: argparse.Namespace) -> dict[str, Row]:
-    if unknown := [name for name in args.rows if name not in ROWS]:
-        raise ValueError(f"unknown row {unknown[0]!r}: use some of {', '.join(ROWS)}")
-    if args.count < 1:
-        raise ValueError(f"--count {args.count}: give 1 or more")
-    files = dict(_named(text) for text in args.files)
-    args.run.mkdir(parents=True, exist_ok=True)
-    task = Task(args.config, args.run, args.count, args.seed, args.size)
-    full, expected = full_precision(task)
-    rows = {FULL: full}
-    for name in args.rows:
-        rows[name] = scheme_row(task, name, expected)
-    for name, path in files.items():
-        rows[name] = file_row(task, name, path, expected)
-    print(f"{args.count} held-out scenes of {args.size} pixels, 20 steps, seed {args.seed}")
-    print(table(rows))
-    return rows
+def quantized(flags: HeldOutFlags, name: str) -> Path:
+    """The file of a row of `SCHEME_ROWS`, made unless it is there."""
+    import tools.compress.quantize
+
+    folder = flags.model_folder()
+    out = folder / f"{file_stem(name)}.safetensors"
+    for words in SCHEME_ROWS[name] if not out.is_file() else ():
+        words = [word.format(folder=folder) for word in words]
+        target = [] if "--plan-out" in words else ["--out", str(out)]
+        code = tools.compress.quantize.main([str(flags.config), *words, *target])
+        if code == INTERRUPTED:
+            raise KeyboardInterrupt
+        if code:
+            raise ValueError(f"python -m quantize {' '.join(words)} ended with code {code}")
+    return out
 
 
 def _named(text: str) -> tuple[str, Path]:
@@ -131,6 +142,37 @@ def _named(text: str) -> tuple[str, Path]:
     if not Path(path).is_file():
         raise FileNotFoundError(f"no file {path}")
     return name, Path(path)
+
+
+def table(rows: Rows, flags: HeldOutFlags) -> str:
+    """One line a row."""
+    title = f"{flags.count} held-out scenes of {flags.size} pixels, 20 steps, seed {flags.seed}"
+    return f"{title}\n{quality_table(rows, COLUMNS)}"
+
+
+def missed(rows: Rows) -> list[str]:
+    """Which bars the rows miss, in words."""
+    found = []
+    for name, (bar, points) in BARS.items():
+        if (row := rows.get(name)) is None:
+            continue
+        ratio = row["PSNR to full"].value
+        if not ratio >= bar:
+            found.append(f"{name}: PSNR to full precision is {ratio:.1f} dB, the bar is {bar:.0f} dB")
+        for quantity in SHARES:
+            lost = 100 * (rows[FULL][quantity].value - row[quantity].value)
+            if not lost <= points + 1e-9:  # shares are whole pictures: 1.0 point may come out a hair above
+                found.append(f"{name}: {quantity} loses {lost:.1f} points, the bar is {points:.0f}")
+    return found
+
+
+ABOUT = f"{__doc__}Rows: {'; '.join(SCHEME_ROWS)}.\n"
+BENCH = Bench("bench.quality.quantized_quality", ABOUT, QuantizedQualityFlags, measure, table, missed)
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the command."""
+    return run_bench(BENCH, argv)
 
 
 if __name__ == "__main__":

@@ -5,161 +5,183 @@
     python -m bench.quality.savings --parts outputs/parts.json
 
 Every row makes the same pictures from the same noise (`eval.fill50k`, held-out scenes) and is held against
-those of DDIM's 20 and 50 steps, and against the truth. With --parts, the passes of the U-Net and the branch
-are counted instead, and the table says how many seconds a picture of that many passes takes by the measured
-seconds of each part: a sum, not a measurement. Exit codes: 0; 2 with one sentence; 130 Ctrl-C, finished rows
-stay.
+those of DDIM's 20 and 50 steps, and against the truth; pictures that are finished stay. With --parts, the
+passes of the U-Net and the branch are counted instead, and the table says how many seconds a picture of that
+many passes takes by the measured seconds of each part: a sum, not a measurement.
 """
 
 from __future__ import annotations
 
-import argparse
-import json
-import sys
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from bench.quality.savings_parts import PEER
-from bench.quality.savings_rows import BETWEEN, BRANCH, LONG, ROWS, UNSAVED, WHOLE, Task, likeness, passes_of
+from bench.harness import Bench, chosen, markdown, run_bench
+from bench.quality.held_out import HeldOutFlags, quality_table, share
+from bench.quality.savings_rows import BETWEEN, BRANCH, LONG, PEER, SAVING_ROWS, UNSAVED, WHOLE
+from bench.results import Measurement, Rows, read_rows
+from common.flags import flag
 from ldm.modules.feature_cache import DEFAULT_CACHE_POINT
 
-HEAD = (
-    "row", f"PSNR to {UNSAVED}", "its 5 %", f"SSIM to {UNSAVED}",
-    f"PSNR to {LONG}", "PSNR to truth", "followed", "colours",
-)  # fmt: skip
-ONCE = ("text", "hint", "decode")  # parts that a picture needs once
-Row = dict[str, Any]
-
-
-def measure(task: Task, names: list[str]) -> dict[str, Row]:
-    """Numbers by row; the two that others are held against are made in any case."""
-    from tqdm import tqdm
-
+if TYPE_CHECKING:
+    from cldm.cldm import ControlLDM
     from cldm.pipeline import Pipeline
-    from eval.fill50k import held_out_scenes, score
 
-    pipeline, scenes = Pipeline.from_files(task.config), held_out_scenes(task.count, task.seed)
-    unsaved, long = (task.made(pipeline, ROWS[name]) for name in (UNSAVED, LONG))
-    rows = {}
-    for name in tqdm(names, unit="row", disable=None):
-        pictures = task.made(pipeline, ROWS[name])
-        rows[name] = {
-            "unsaved": None if name == UNSAVED else likeness(pictures, unsaved),
-            "long": None if name == LONG else likeness(pictures, long),
-            "truth": score(pictures, scenes).summary(),
-        }
-    return rows
-
-
-def quality_table(rows: Mapping[str, Row]) -> str:
-    """Markdown, one line a row."""
-    lines = [f"| {' | '.join(HEAD)} |", "|---" * len(HEAD) + "|"]
-    for name, row in rows.items():
-        near, far, truth = row["unsaved"], row["long"], row["truth"]
-        cells = [name, *["-"] * 3]
-        if near:
-            cells[1:] = [f"{near['psnr']:.1f} dB", f"{near['psnr_low']:.1f} dB", f"{near['ssim']:.4f}"]
-        cells += [f"{far['psnr']:.1f} dB" if far else "-", f"{truth['median_psnr']:.1f} dB"]
-        cells += [f"{100 * truth[share]:.1f} %" for share in ("followed_share", "coloured_share")]
-        lines.append(f"| {' | '.join(cells)} |")
-    return "\n".join(lines)
+SMALLEST = 64  # pixels a side: one position at the deepest resolution
+PASSES = (WHOLE, BETWEEN, BRANCH)
+ONCE = ("text", "hint", "decode")  # parts that a picture needs once
+COLUMNS = (
+    (f"PSNR to {UNSAVED}", "PSNR to unsaved", "{:.1f} dB".format),
+    ("its 5 %", "PSNR to unsaved, low", "{:.1f} dB".format),
+    (f"SSIM to {UNSAVED}", "SSIM to unsaved", "{:.4f}".format),
+    (f"PSNR to {LONG}", "PSNR to long", "{:.1f} dB".format),
+    ("PSNR to truth", "PSNR to truth", "{:.1f} dB".format),
+    ("followed", "followed", share),
+    ("colours", "colours", share),
+)
 
 
-def seconds_of(passes: Mapping[str, float], cut: str, parts: Mapping[str, float]) -> float:
-    """Seconds of a picture with these passes: the sum of the measured `parts` (medians, by name)."""
-    steps = passes[WHOLE] * parts[WHOLE] + passes[BRANCH] * parts[BRANCH] + passes[BETWEEN] * parts[cut]
-    return steps + sum(parts[name] for name in ONCE)
-
-
-def baseline(long: Mapping[str, float], reports: Mapping[str, Mapping[str, Any]]) -> tuple[str, float]:
-    """What others are held against, and its seconds: diffusers' DDIM 50 if its step was measured, else ours.
-
-    What diffusers needs once a picture is taken to be what we need.
-    """
-    for report in reports.values():
-        if PEER in report["parts"]:
-            parts = _medians(report)
-            return f"diffusers, {LONG}", ROWS[LONG]["steps"] * parts[PEER] + sum(parts[one] for one in ONCE)
-    name, report = next(iter(reports.items()))
-    return f"{name}, {LONG}", seconds_of(long, DEFAULT_CACHE_POINT, _medians(report))
-
-
-def seconds_table(passes: Mapping[str, Mapping[str, float]], reports: Mapping[str, Mapping[str, Any]]) -> str:
-    """Markdown: passes by kind, seconds by each report's parts, and how much faster than the baseline."""
-    against, base = baseline(passes[LONG], reports)
-    head = ["row", WHOLE, BETWEEN, BRANCH, *(part for name in reports for part in (f"{name}, s", "faster"))]
-    lines = [f"{against}: {base:.1f} s\n", f"| {' | '.join(head)} |", "|---" * len(head) + "|"]
-    for name, counts in passes.items():
-        cells = [name, *(f"{counts[kind]}" for kind in (WHOLE, BETWEEN, BRANCH))]
-        for report in reports.values():
-            took = seconds_of(counts, ROWS[name].get("reuse_cut", DEFAULT_CACHE_POINT), _medians(report))
-            cells += [f"{took:.1f}", f"{base / took:.2f} x"]
-        lines.append(f"| {' | '.join(cells)} |")
-    return "\n".join(lines)
-
-
-def _medians(report: Mapping[str, Any]) -> dict[str, float]:
-    return {part: timing["median"] for part, timing in report["parts"].items()}
-
-
-def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
+@dataclass(frozen=True)
+class SavingsFlags(HeldOutFlags):
     """The command line."""
-    parser = argparse.ArgumentParser(
-        prog="python -m bench.quality.savings",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+
+    only: tuple[str, ...] = flag((), "rows (default: all)", "--only", "--rows", metavar="NAME")
+    run: Path = flag(Path("runs/savings"), "of what is made", metavar="DIR")
+    parts: tuple[Path, ...] = flag((), "of bench.quality.savings_parts: seconds, no quality", metavar="FILE")
+
+
+def measure(flags: SavingsFlags) -> Iterator[Measurement]:
+    """Quality by row, or passes and seconds."""
+    names = chosen(flags.only, SAVING_ROWS, "row")
+    return _seconds(flags, names) if flags.parts else _quality(flags, names)
+
+
+def _quality(flags: SavingsFlags, names: list[str]) -> Iterator[Measurement]:
+    """The two rows that others are held against are made in any case."""
+    from cldm.pipeline import Pipeline
+
+    pipeline = Pipeline.from_files(flags.config)
+    made = {}
+    for name in dict.fromkeys([UNSAVED, LONG, *names]):
+        made[name], _ = flags.pictures("saving", lambda: pipeline, SAVING_ROWS[name])
+        if name in names:
+            others = {"unsaved": UNSAVED, "long": LONG}
+            to = {label: made[other] for label, other in others.items() if other in made and other != name}
+            yield from flags.scores(name, made[name], **to)
+
+
+def _seconds(flags: SavingsFlags, names: list[str]) -> Iterator[Measurement]:
+    from cldm.pipeline import Pipeline
+
+    reports, pipeline = (
+        {path.stem: read_rows(path) for path in flags.parts},
+        Pipeline.from_files(flags.config),
     )
-    add = parser.add_argument
-    add("--config", type=Path, default=Path("models/tiny.yaml"), help="model (default: %(default)s)")
-    add("--rows", nargs="*", default=list(ROWS), metavar="NAME", help=f"of {', '.join(ROWS)} (default: all)")
-    add("--run", type=Path, default=Path("runs/savings"), metavar="DIR", help="default: %(default)s")
-    add("--count", type=int, default=200, help="held-out scenes (default: %(default)s)")
-    add("--size", type=int, default=128, help="side in pixels (default: %(default)s)")
-    add("--seed", type=int, default=0, help="of scenes and noise (default: %(default)s)")
-    add(
-        "--parts",
-        type=Path,
-        nargs="*",
-        default=[],
-        metavar="JSON",
-        help="of bench.quality.savings_parts: seconds, no quality",
-    )
-    return parser.parse_args(argv)
+    for name in dict.fromkeys([LONG, *names]):
+        passes = passes_of(pipeline, SAVING_ROWS[name])
+        for kind in PASSES:
+            yield Measurement(name, kind, passes[kind], "passes")
+        for report, parts in reports.items():
+            cut = SAVING_ROWS[name].get("reuse_cut", DEFAULT_CACHE_POINT)
+            yield Measurement(name, f"{report}, s", seconds_of(passes, cut, parts), "s")
+        if name == LONG:
+            yield from _peer(reports)
+
+
+def _peer(reports: Mapping[str, Rows]) -> Iterator[Measurement]:
+    """Seconds of diffusers' picture where its step was measured; what it needs once is what we need."""
+    for parts in reports.values():
+        if PEER in parts:
+            steps = SAVING_ROWS[LONG]["steps"] * parts[PEER]["wall"].value
+            yield Measurement(f"diffusers, {LONG}", "seconds", steps + _once(parts), "s")
+            return
+
+
+def seconds_of(passes: Mapping[str, float], cut: str, parts: Rows) -> float:
+    """Seconds of a picture with these passes: the sum of the measured `parts`."""
+    kinds = {WHOLE: WHOLE, BRANCH: BRANCH, BETWEEN: cut}
+    return sum(passes[kind] * parts[part]["wall"].value for kind, part in kinds.items()) + _once(parts)
+
+
+def _once(parts: Rows) -> float:
+    return sum(parts[name]["wall"].value for name in ONCE)
+
+
+def passes_of(pipeline: Pipeline, fields: Mapping[str, Any]) -> Counter[str]:
+    """Passes of one picture by kind, counted while a small one is made: any model makes as many.
+
+    Control is in both passes of a step, as in published models; the tiny model's own guidance differs.
+    """
+    import torch
+
+    hint = torch.zeros(1, 3, SMALLEST, SMALLEST)
+    with passes_counted(pipeline.model) as passes:
+        pipeline.generate(["-"], hint, seed=0, guided_control=False, **fields)
+    return passes
+
+
+@contextmanager
+def passes_counted(model: ControlLDM) -> Iterator[Counter[str]]:
+    """Passes inside by kind: of the whole U-Net, of the part that steps between compute, of the branch.
+
+    Each row of a call is a pass: guidance may make both of a step in one call.
+    """
+    passes, unet = Counter(dict.fromkeys(PASSES, 0)), model.model.diffusion_model
+
+    def count(name: str, sign: int = 1) -> Any:
+        # The second argument, timesteps or their embedding, has all rows where those of the first are shared.
+        return lambda _, inputs: passes.update({name: sign * len(inputs[1])})
+
+    handles = [
+        unet.register_forward_pre_hook(count(BETWEEN)),
+        unet.middle_block.register_forward_pre_hook(count(WHOLE)),
+        unet.middle_block.register_forward_pre_hook(count(BETWEEN, -1)),
+        model.control_model.register_forward_pre_hook(count(BRANCH)),
+    ]
+    try:
+        yield passes
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def table(rows: Rows, flags: SavingsFlags) -> str:
+    """One line a row."""
+    if flags.parts:
+        return f"Passes a picture, and seconds by measured parts\n\n{seconds_table(rows)}"
+    title = f"{flags.count} held-out scenes of {flags.size} pixels, seed {flags.seed}"
+    return f"{title}\n\n{quality_table(rows, COLUMNS)}"
+
+
+def seconds_table(rows: Rows) -> str:
+    """Passes by kind, seconds by each report's parts, and how much faster than the first that is named.
+
+    That is diffusers' picture of DDIM's 50 steps if its step was measured, else ours.
+    """
+    peer = f"diffusers, {LONG}"
+    reports = [quantity for quantity in rows[LONG] if quantity not in PASSES]
+    against = peer if peer in rows else f"{reports[0].removesuffix(', s')}, {LONG}"
+    base = rows[peer]["seconds"].value if peer in rows else rows[LONG][reports[0]].value
+    cells = []
+    for name, row in rows.items():
+        if name != peer:
+            seconds = [row[report].value for report in reports]
+            times = [cell for took in seconds for cell in (f"{took:.1f}", f"{base / took:.2f} x")]
+            cells.append([name, *(row[kind].value for kind in PASSES), *times])
+    head = ["row", *PASSES, *(cell for report in reports for cell in (report, "faster"))]
+    return f"{against}: {base:.1f} s\n\n{markdown(head, cells)}"
+
+
+ABOUT = f"{__doc__}Rows: {'; '.join(SAVING_ROWS)}.\n"
+BENCH = Bench("bench.quality.savings", ABOUT, SavingsFlags, measure, table)
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Print the tables; exit codes as above."""
-    args = parse_args(argv)
-    try:
-        return _run(args)
-    except KeyboardInterrupt:
-        sys.stderr.write(f"stopped; the rows that were finished are in {args.run}\n")
-        return 130
-    except (ValueError, OSError) as error:
-        sys.stderr.write(f"{error}\n")
-        return 2
-
-
-def _run(args: argparse.Namespace) -> int:
-    if unknown := [name for name in args.rows if name not in ROWS]:
-        raise ValueError(f"unknown row {unknown[0]!r}: use some of {', '.join(ROWS)}")
-    if args.count < 1:
-        raise ValueError(f"--count {args.count}: give 1 or more")
-    reports = {path.stem: json.loads(path.read_text()) for path in args.parts}
-    names = list(dict.fromkeys([LONG, *args.rows] if reports else args.rows))
-    if reports:
-        from cldm.pipeline import Pipeline
-
-        pipeline = Pipeline.from_files(args.config)
-        passes = {name: passes_of(pipeline, ROWS[name]) for name in names}
-        print(f"Passes a picture, and seconds by measured parts\n\n{seconds_table(passes, reports)}")
-        return 0
-    args.run.mkdir(parents=True, exist_ok=True)
-    task = Task(args.config, args.run, args.count, args.seed, args.size)
-    print(f"{args.count} held-out scenes of {args.size} pixels, seed {args.seed}\n")
-    print(quality_table(measure(task, names)))
-    return 0
+    """Run the command."""
+    return run_bench(BENCH, argv)
 
 
 if __name__ == "__main__":

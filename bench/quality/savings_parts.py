@@ -11,57 +11,64 @@ after the other, so that whatever else the machine does meets all of them. Weigh
 time does not depend on them. --peer measures diffusers' step of the exact Stable Diffusion 1.5 beside them,
 in float32 and for both prompts at once, as its pipeline makes them. --picture makes whole pictures of rows
 of `bench.quality.savings` too, to hold the sum of parts against. Needs about 6 GB, 11 with --peer.
-Exit codes: 0; 2 with one sentence; 130 Ctrl-C.
 """
 
 from __future__ import annotations
 
-import argparse
-import json
-import statistics
-import sys
-import time
-from collections.abc import Callable, Mapping
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
-from bench.quality.savings_rows import BRANCH, ROWS, WHOLE
+import torch
+
+from bench.harness import ROUNDS, SD15, Bench, BenchFlags, chosen, markdown, run_bench
+from bench.inputs import LATENT_FACTOR, Inputs
+from bench.processes import Run, interleaved
+from bench.quality.savings_rows import BRANCH, PEER, SAVING_ROWS, WHOLE
+from bench.results import Measurement, Rows
+from common.flags import flag
 
 if TYPE_CHECKING:
     from cldm.cldm import ControlLDM
 
-ROOT = Path(__file__).parents[2]
-LATENT_FACTOR = 8
-TOKENS = 77
-TIMESTEP = 500
 PROMPTS = ["a red circle on a blue ground", "blurry, low quality"]
-PEER = "diffusers step"
-Run = Callable[[], Any]
+PICTURE = "whole picture: "  # before the name of a row that is made whole
 
 
-def load(config: Path, weights: list[Path], quantized: Path | None) -> ControlLDM:
+@dataclass(frozen=True)
+class PartFlags(BenchFlags):
+    """The command line."""
+
+    SHARED: ClassVar[Sequence[str]] = ("config", "quantized", "size")
+
+    config: Path = flag(SD15, "yaml of the model")
+    weights: tuple[Path, ...] = flag((), "float weights (default: random)", metavar="FILE")
+    quantized: Path | None = flag(None, "of python -m quantize, in place of --weights", metavar="FILE")
+    size: int = flag(512, "side of the picture, pixels")
+    rounds: int = flag(3, ROUNDS)
+    peer: bool = flag(False, "measure diffusers' step too")
+    picture: tuple[str, ...] = flag((), "of bench.quality.savings, made whole too", metavar="ROW")
+
+
+def load(flags: PartFlags) -> ControlLDM:
     """The model to be measured; random weights where no file is given."""
     from cldm.compressed.load import load_quantized_model
     from cldm.model import create_model, load_model
 
-    if quantized:
-        return load_quantized_model(config, quantized)
-    model = load_model(config, *weights) if weights else create_model(config)
+    if flags.quantized:
+        return load_quantized_model(flags.config, flags.quantized)
+    model = load_model(flags.config, *flags.weights) if flags.weights else create_model(flags.config)
     return model.eval().requires_grad_(False)
 
 
 def parts(model: ControlLDM, size: int) -> dict[str, Run]:
     """What computes each part, by name: the passes that steps are made of, then what a picture needs once."""
-    import torch
-
     from ldm.modules.feature_cache import CACHE_POINTS
 
-    unet, branch, side = model.model.diffusion_model, model.control_model, size // LATENT_FACTOR
-    noise = torch.Generator().manual_seed(0)
-    x = torch.randn(1, unet.config.in_channels, side, side, generator=noise)
-    text = torch.randn(1, TOKENS, unet.config.context_dim, generator=noise)
-    hint, t = torch.rand(1, 3, size, size, generator=noise), torch.tensor([TIMESTEP])
-    features = branch.encode_hint(hint)
+    unet, branch, inputs = model.model.diffusion_model, model.control_model, Inputs.random(model, size, 1)
+    x, t, text = inputs.x, inputs.t, inputs.text
+    features = branch.encode_hint(inputs.hint)
     residuals = branch(x, features, t, text, encoded=True)
 
     def between(name: str) -> Run:
@@ -73,131 +80,73 @@ def parts(model: ControlLDM, size: int) -> dict[str, Run]:
         WHOLE: lambda: unet(x, t, text, control=residuals),
         **{name: between(name) for name in CACHE_POINTS},
         BRANCH: lambda: branch(x, features, t, text, encoded=True),
-        "hint": lambda: branch.encode_hint(hint),
+        "hint": lambda: branch.encode_hint(inputs.hint),
         "text": lambda: model.get_learned_conditioning(PROMPTS),
         "decode": lambda: model.decode_first_stage(x),
     }
 
 
-def peer_step(size: int) -> Run:
+def peer_step(model: ControlLDM, size: int) -> Run:
     """A denoising step of diffusers for two prompts: U-Net and ControlNet as they come, random weights."""
     import diffusers
-    import torch
+
+    from bench.step.diffusers import Networks
 
     unet = diffusers.UNet2DConditionModel(cross_attention_dim=768, sample_size=size // LATENT_FACTOR)
-    control = diffusers.ControlNetModel.from_unet(unet)
-    x = torch.randn(2, unet.config.in_channels, size // LATENT_FACTOR, size // LATENT_FACTOR)
-    text, hint, t = torch.randn(2, TOKENS, 768), torch.rand(2, 3, size, size), torch.tensor(TIMESTEP)
-
-    def step() -> Any:
-        down, middle = control(x, t, text, controlnet_cond=hint, return_dict=False)
-        added = {"down_block_additional_residuals": down, "mid_block_additional_residual": middle}
-        return unet(x, t, text, **added, return_dict=False)
-
-    return step
+    networks, inputs = (
+        Networks(unet, diffusers.ControlNetModel.from_unet(unet)),
+        Inputs.random(model, size, 2),
+    )
+    return lambda: networks.step(inputs)
 
 
-def timed(runs: Mapping[str, Run], rounds: int) -> dict[str, dict[str, float]]:
-    """Seconds by name: median, lowest and highest of the rounds; one more round before them warms up."""
-    from tqdm import tqdm
-
-    taken: dict[str, list[float]] = {name: [] for name in runs}
-    for number in tqdm(range(rounds + 1), desc="rounds", disable=None):
-        for name, run in runs.items():
-            start = time.perf_counter()
-            run()
-            if number:
-                taken[name].append(time.perf_counter() - start)
-    return {
-        name: {"median": statistics.median(values), "low": min(values), "high": max(values)}
-        for name, values in taken.items()
-    }
-
-
-def picture(model: ControlLDM, size: int, fields: Mapping[str, Any]) -> dict[str, float]:
-    """Seconds by stage of one whole picture of `size` pixels, made as the fields of the request say."""
+def picture_seconds(model: ControlLDM, size: int, name: str) -> dict[str, float]:
+    """Seconds by stage of one whole picture of `size` pixels, made as the row `name` says."""
     import numpy as np
 
     from cldm.pipeline import Pipeline
     from cldm.request import ControlInput, Request
 
-    request = Request(
-        PROMPTS[0], PROMPTS[1], (ControlInput("none", preprocess=False),), resolution=size, **fields
-    )
+    controls = (ControlInput("none", preprocess=False),)
+    request = Request(*PROMPTS, controls, resolution=size, **SAVING_ROWS[name])
     return dict(Pipeline(model)(np.zeros((size, size, 3), np.uint8), request).seconds)
 
 
-def table(report: Mapping[str, Any]) -> str:
-    """Markdown: the parts, then the whole pictures."""
-    lines = ["| part | s | lowest | highest |", "|---|---|---|---|"]
-    for name, took in report["parts"].items():
-        lines.append(f"| {name} | {took['median']:.2f} | {took['low']:.2f} | {took['high']:.2f} |")
-    for name, stages in report["pictures"].items():
-        shares = ", ".join(f"{stage} {seconds:.1f}" for stage, seconds in stages.items())
-        lines.append(f"| whole picture: {name} | {sum(stages.values()):.1f} ({shares}) | | |")
-    return "\n".join(lines)
+def measure(flags: PartFlags) -> Iterator[Measurement]:
+    """The parts in turns, then the whole pictures."""
+    names = chosen(flags.picture, SAVING_ROWS, "row") if flags.picture else []
+    with torch.inference_mode():
+        model = load(flags)
+        runs = parts(model, flags.size)
+        if flags.peer:
+            runs[PEER] = peer_step(model, flags.size)
+        for name, taken in interleaved(runs, flags.rounds).items():
+            yield Measurement.of(name, "wall", "s", [cost.wall for cost in taken])
+        for name in names:
+            for stage, seconds in picture_seconds(model, flags.size, name).items():
+                yield Measurement(f"{PICTURE}{name}", stage, seconds, "s")
 
 
-def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
-    """The command line."""
-    parser = argparse.ArgumentParser(
-        prog="python -m bench.quality.savings_parts",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    add = parser.add_argument
-    add("--config", type=Path, default=ROOT / "models/cldm_v15.yaml", help="yaml of the model")
-    add("--weights", type=Path, nargs="*", default=[], metavar="FILE", help="float weights (default: random)")
-    add("--quantized", type=Path, metavar="FILE", help="of python -m quantize, in place of --weights")
-    add("--size", type=int, default=512, help="side of the picture, pixels (default: %(default)s)")
-    add("--rounds", type=int, default=3, help="measurements of each part (default: %(default)s)")
-    add("--peer", action="store_true", help="measure diffusers' step too")
-    add("--picture", nargs="*", default=[], metavar="ROW", help="of bench.quality.savings, made whole too")
-    add("--json", type=Path, metavar="FILE", help="write the numbers for bench.quality.savings --parts")
-    return parser.parse_args(argv)
+def table(rows: Rows, flags: PartFlags) -> str:
+    """The parts, then the whole pictures."""
+    cells: list[list[Any]] = []
+    for name, row in rows.items():
+        if "wall" in row:
+            wall = row["wall"]
+            cells.append([name, *(f"{value:.2f}" for value in (wall.value, wall.low, wall.high))])
+        else:
+            stages = ", ".join(f"{stage} {one.value:.1f}" for stage, one in row.items())
+            cells.append([name, f"{sum(one.value for one in row.values()):.1f} ({stages})", "", ""])
+    title = f"{flags.config.name}, {flags.size} pixels, {torch.get_num_threads()} threads"
+    return f"{title}, medians of {flags.rounds}\n\n{markdown(('part', 's', 'lowest', 'highest'), cells)}"
+
+
+BENCH = Bench("bench.quality.savings_parts", __doc__, PartFlags, measure, table)
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Print the table; exit codes as above."""
-    args = parse_args(argv)
-    try:
-        return _run(args)
-    except KeyboardInterrupt:
-        sys.stderr.write("stopped; nothing was written\n")
-        return 130
-    except (ValueError, OSError) as error:
-        sys.stderr.write(f"{error}\n")
-        return 2
-
-
-def _run(args: argparse.Namespace) -> int:
-    if min(args.rounds, args.size) < 1 or args.size % 64:
-        raise ValueError(f"--rounds {args.rounds} --size {args.size}: give 1 or more, pixels in steps of 64")
-    if unknown := [name for name in args.picture if name not in ROWS]:
-        raise ValueError(f"unknown row {unknown[0]!r}: use some of {', '.join(ROWS)}")
-    if args.json and not args.json.parent.is_dir():
-        raise FileNotFoundError(f"no folder {args.json.parent} for --json: create it first")
-    import torch
-
-    with torch.inference_mode():
-        model = load(args.config, args.weights, args.quantized)
-        runs = parts(model, args.size)
-        if args.peer:
-            runs[PEER] = peer_step(args.size)
-        report = {
-            "config": args.config.name,
-            "size": args.size,
-            "threads": torch.get_num_threads(),
-            "parts": timed(runs, args.rounds),
-            "pictures": {name: picture(model, args.size, ROWS[name]) for name in args.picture},
-        }
-    print(f"{report['config']}, {args.size} pixels, {report['threads']} threads, medians of {args.rounds}\n")
-    print(table(report))
-    if args.json:
-        part = args.json.with_suffix(".partial")
-        part.write_text(json.dumps(report, indent=1))
-        part.replace(args.json)
-    return 0
+    """Run the command."""
+    return run_bench(BENCH, argv)
 
 
 if __name__ == "__main__":

@@ -10,31 +10,31 @@ relative to their length, for logits that spread by 1 (flat rows) and by 5 (a fe
 
 from __future__ import annotations
 
-import argparse
-import json
 import math
-import statistics
-import sys
-import time
-from collections.abc import Callable
-from dataclasses import asdict, dataclass
-from pathlib import Path
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from bench.harness import ROUNDS, Bench, BenchFlags, chosen, markdown, run_bench
+from bench.processes import interleaved
+from bench.results import Measurement, Rows
+from common.flags import flag
 from quantize.cpu.attention import attend_bf16, attend_int8
 
 SEED = 0
-ROWS = 256  # whose error is measured
+ERROR_ROWS = 256  # whose error is measured
 SPREADS = (1.0, 5.0)
+MS = 1e3
 Attend = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 
 @dataclass(frozen=True)
-class Size:
-    """Of one call: batch, heads, queries, tokens, width of a head."""
+class AttentionSize:
+    """Batch, heads, queries, tokens, width of a head."""
 
     b: int
     heads: int
@@ -44,13 +44,11 @@ class Size:
 
 
 @dataclass(frozen=True)
-class Row:
-    """What came out for one size and one way: milliseconds of each round, errors by spread of the logits."""
+class AttentionFlags(BenchFlags):
+    """The command line."""
 
-    size: str
-    way: str
-    milliseconds: list[float]
-    errors: list[float]
+    only: tuple[str, ...] = flag((), "layers (default: all)", "--only", "--sizes", metavar="NAME")
+    rounds: int = flag(7, ROUNDS)
 
 
 def torch_fp32(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
@@ -63,7 +61,7 @@ def torch_bf16(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     return F.scaled_dot_product_attention(q.bfloat16(), k.bfloat16(), v.bfloat16()).float()
 
 
-def inputs(size: Size, spread: float) -> tuple[Tensor, Tensor, Tensor]:
+def inputs(size: AttentionSize, spread: float) -> tuple[Tensor, Tensor, Tensor]:
     """Gaussian q, k and v as a layer hands them on: views of [b, n, heads * d]."""
     noise = torch.Generator().manual_seed(SEED)
     drawn = (torch.randn(size.b, n, size.heads, size.d, generator=noise) for n in (size.n, size.m, size.m))
@@ -71,76 +69,40 @@ def inputs(size: Size, spread: float) -> tuple[Tensor, Tensor, Tensor]:
     return q * spread, k, v
 
 
-def error(attend: Attend, size: Size, spread: float) -> float:
+def error(attend: Attend, size: AttentionSize, spread: float) -> float:
     """Length of what differs from float64 over the length of the output, on some rows of the first head."""
     q, k, v = (t[:1, :1] for t in inputs(size, spread))
-    q = q[:, :, :ROWS]
+    q = q[:, :, :ERROR_ROWS]
     logits = q.double() @ k.double().transpose(-1, -2) / math.sqrt(size.d)
     expected = torch.softmax(logits, dim=-1) @ v.double()
     return ((attend(q, k, v) - expected).norm() / expected.norm()).item()
 
 
-def measure(name: str, size: Size, rounds: int) -> list[Row]:
-    """A row for each way; its first call is no round."""
-    q, k, v = inputs(size, 1.0)
-    times: dict[str, list[float]] = {way: [] for way in WAYS}
-    for attend in WAYS.values():
-        attend(q, k, v)
-    for _ in range(rounds):
+def measure(flags: AttentionFlags) -> Iterator[Measurement]:
+    """For each size and way, called `SIZE, WAY`: seconds of a call, errors by spread of the logits."""
+    for name in chosen(flags.only, SIZES, "layer"):
+        size = SIZES[name]
+        q, k, v = inputs(size, 1.0)
+        costs = interleaved({way: partial(attend, q, k, v) for way, attend in WAYS.items()}, flags.rounds)
         for way, attend in WAYS.items():
-            start = time.perf_counter()
-            attend(q, k, v)
-            times[way].append(1e3 * (time.perf_counter() - start))
-    errors = {way: [error(attend, size, spread) for spread in SPREADS] for way, attend in WAYS.items()}
-    return [Row(name, way, times[way], errors[way]) for way in WAYS]
+            yield Measurement.of(f"{name}, {way}", "wall", "s", [cost.wall for cost in costs[way]])
+            for spread in SPREADS:
+                found = error(attend, size, spread)
+                yield Measurement(f"{name}, {way}", f"error at {spread:g}", found, "of its size")
 
 
-def table(rows: list[Row]) -> str:
-    """Medians, the gain over torch's float32, and errors, as markdown."""
-    spreads = " | ".join(f"error, logits spread by {spread:g}" for spread in SPREADS)
-    lines = [
-        f"| layer | way | ms | fastest to slowest | gain | {spreads} |",
-        "|---" * (5 + len(SPREADS)) + "|",
-    ]
-    base = {row.size: statistics.median(row.milliseconds) for row in rows if row.way == next(iter(WAYS))}
-    for row in rows:
-        median = statistics.median(row.milliseconds)
-        spread = f"{min(row.milliseconds):.1f} to {max(row.milliseconds):.1f}"
-        errors = " | ".join(f"{100 * one:.2f} %" for one in row.errors)
-        lines.append(
-            f"| {row.size} | {row.way} | {median:.1f} | {spread} | {base[row.size] / median:.2f} | {errors} |"
-        )
-    return "\n".join(lines)
-
-
-def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
-    """The command line."""
-    parser = argparse.ArgumentParser(
-        prog="python -m bench.speed.attention",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument(
-        "--sizes", nargs="+", choices=SIZES, default=list(SIZES), metavar="NAME", help="of %(choices)s"
-    )
-    parser.add_argument(
-        "--rounds", type=int, default=7, help="timed calls of each way (default: %(default)s)"
-    )
-    parser.add_argument("--json", type=Path, help="write all rounds and errors there too")
-    return parser.parse_args(argv)
-
-
-def main(argv: list[str] | None = None) -> int:
-    """Print the table; 1 with a sentence for a number of rounds that times nothing."""
-    args = parse_args(argv)
-    if args.rounds < 1:
-        sys.stderr.write(f"rounds={args.rounds}: time at least 1\n")
-        return 1
-    rows = [row for name in args.sizes for row in measure(name, SIZES[name], args.rounds)]
-    print(f"{torch.get_num_threads()} threads, {args.rounds} rounds\n\n{table(rows)}")
-    if args.json:
-        args.json.write_text(json.dumps([asdict(row) for row in rows], indent=1))
-    return 0
+def table(rows: Rows, flags: AttentionFlags) -> str:
+    """Medians, the gain over torch's float32, and errors."""
+    head = ["layer", "way", "ms", "fastest to slowest", "gain"]
+    head += [f"error, logits spread by {spread:g}" for spread in SPREADS]
+    cells = []
+    for subject, row in rows.items():
+        layer, _, way = subject.partition(", ")
+        wall, base = row["wall"], rows[f"{layer}, {next(iter(WAYS))}"]["wall"].value
+        spread = f"{MS * wall.low:.1f} to {MS * wall.high:.1f}"
+        errors = [f"{100 * row[f'error at {one:g}'].value:.2f} %" for one in SPREADS]
+        cells.append([layer, way, f"{MS * wall.value:.1f}", spread, f"{base / wall.value:.2f}", *errors])
+    return f"{torch.get_num_threads()} threads, {flags.rounds} rounds\n\n{markdown(head, cells)}"
 
 
 WAYS: dict[str, Attend] = {
@@ -150,14 +112,22 @@ WAYS: dict[str, Attend] = {
     "attend_bf16": attend_bf16,
 }
 SIZES = {
-    "self-64x64": Size(2, 8, 4096, 4096, 40),
-    "self-32x32": Size(2, 8, 1024, 1024, 80),
-    "self-16x16": Size(2, 8, 256, 256, 160),
-    "self-8x8": Size(2, 8, 64, 64, 160),
-    "text-64x64": Size(2, 8, 4096, 77, 40),
-    "text-32x32": Size(2, 8, 1024, 77, 80),
-    "sd21-64x64": Size(2, 5, 4096, 4096, 64),
+    "self-64x64": AttentionSize(2, 8, 4096, 4096, 40),
+    "self-32x32": AttentionSize(2, 8, 1024, 1024, 80),
+    "self-16x16": AttentionSize(2, 8, 256, 256, 160),
+    "self-8x8": AttentionSize(2, 8, 64, 64, 160),
+    "text-64x64": AttentionSize(2, 8, 4096, 77, 40),
+    "text-32x32": AttentionSize(2, 8, 1024, 77, 80),
+    "sd21-64x64": AttentionSize(2, 5, 4096, 4096, 64),
 }
+ABOUT = f"{__doc__}Layers: {', '.join(SIZES)}.\n"
+BENCH = Bench("bench.speed.attention", ABOUT, AttentionFlags, measure, table)
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the command."""
+    return run_bench(BENCH, argv)
+
 
 if __name__ == "__main__":
     raise SystemExit(main())

@@ -9,88 +9,93 @@ table. A training step is loss, gradients and AdamW on ready latents and texts. 
 of the branch's weights, gradients and optimizer states after such a step.
 """
 
-import argparse
-import statistics
-import sys
-import time
-from collections.abc import Callable, Mapping
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, ClassVar
+
+import torch
+
+from bench.harness import MB, ROUNDS, SD15, Bench, BenchFlags, markdown, run_bench
+from bench.inputs import Inputs, denoising_step
+from bench.processes import Run, interleaved
+from bench.results import Measurement, Rows
+from common.flags import flag
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
-    from torch import Tensor, nn
+    from torch import nn
 
-    from cldm.cldm import ControlLDM
-
-ROOT = Path(__file__).parents[2]
 PLAIN, FULL, LITE, WITHIN = "U-Net alone", "full", "lite", "lite, into the encoder"
 FLOOR = "next to nothing"  # a branch of a hundredth of the width: what the U-Net alone costs in training
-MB, GIGA = 1e6, 1e9
-LATENT_FACTOR = 8
-TOKENS = 77
-TIMESTEP = 500
+GIGA = 1e9
 
 
-class Bench:
+@dataclass(frozen=True)
+class LiteFlags(BenchFlags):
+    """The command line."""
+
+    SHARED: ClassVar[Sequence[str]] = ("config", "size", "batch")
+
+    config: Path = flag(SD15, "yaml of the model")
+    size: int = flag(512, "side of the picture, pixels", "--resolution")
+    batch: int = flag(1, "pictures a step")
+    rounds: int = flag(3, ROUNDS)
+    device: str = flag("auto", "auto, cpu, cuda, cuda:N")
+
+
+class BranchExchange:
     """One U-Net whose branch is exchanged, and what it is fed with.
 
     configs: by the kind of branch; they differ in that alone.
     """
 
-    def __init__(self, configs: "Mapping[str, DictConfig]", resolution: int, batch: int, device: str) -> None:
-        import torch
-
+    def __init__(self, configs: Mapping[str, DictConfig], size: int, batch: int, device: str) -> None:
         from cldm.model import create_model
         from ldm.util import pick_device
 
-        self.device = pick_device(device)
-        self.model: ControlLDM = create_model(next(iter(configs.values())))
+        device = pick_device(device)
+        self.model = create_model(next(iter(configs.values())))
         del self.model.first_stage_model, self.model.cond_stage_model
-        self.model.to(self.device).requires_grad_(False)
+        self.model.to(device).requires_grad_(False)
         for module in self.model.modules():
             if hasattr(module, "use_checkpoint"):
                 module.use_checkpoint = False  # of both kinds: recomputing is another trade
-        self.branches = {name: _branch(config).to(self.device) for name, config in configs.items()}
+        self.branches = {name: _branch(config).to(device) for name, config in configs.items()}
         self.optimizers = {
             name: torch.optim.AdamW(one.parameters(), lr=1e-5) for name, one in self.branches.items()
         }
-        unet, side = self.model.model.diffusion_model.config, resolution // LATENT_FACTOR
-        self.x0 = torch.randn(batch, unet.in_channels, side, side, device=self.device)
-        self.text = torch.randn(batch, TOKENS, unet.context_dim, device=self.device)
-        self.hint = torch.rand(batch, 3, resolution, resolution, device=self.device)
-        self.t = torch.tensor([TIMESTEP] * batch, device=self.device)
+        self.inputs = Inputs.random(self.model, size, batch).to(device, torch.float32)
 
     def training_step(self, name: str) -> None:
         """One step of AdamW on the branch called `name`."""
         from trainer.losses import Noise, control_loss
 
         self.model.control_model = self.branches[name].requires_grad_(True)
-        cond = {"c_crossattn": [self.text], "c_concat": [self.hint]}
-        noise = Noise(self.t, self.x0.flip(2), self.x0)
-        control_loss(self.model, self.x0, cond, noise).backward()
+        x0 = self.inputs.x
+        cond = {"c_crossattn": [self.inputs.text], "c_concat": [self.inputs.hint]}
+        control_loss(self.model, x0, cond, Noise(self.inputs.t, x0.flip(2), x0)).backward()
         self.optimizers[name].step()
         self.optimizers[name].zero_grad(set_to_none=False)  # they stay, to be counted
 
-    def denoising_step(self, name: str) -> Callable[[], Any]:
-        """A step of sampling with the branch called `name`, its hint encoded beforehand, once a picture."""
-        import torch
+    def denoising(self, name: str) -> Run:
+        """A step of sampling with the branch called `name`, or without one."""
+        step = denoising_step(self.model, self.inputs) if name != PLAIN else self._plain_step
 
-        residuals: Callable[[], list[Tensor] | None] = lambda: None  # noqa: E731
-        into_encoder = False
-        if name != PLAIN:
-            branch = self.branches[name].requires_grad_(False)
-            into_encoder = getattr(branch, "into_encoder", False)
-            with torch.inference_mode():
-                features = branch.encode_hint(self.hint)
-            residuals = lambda: branch(self.x0, features, self.t, self.text, encoded=True)  # noqa: E731
+        def run() -> None:
+            if name != PLAIN:
+                self.model.control_model = self.branches[name]
+            step()
 
-        def step() -> None:
-            with torch.inference_mode():
-                unet = self.model.model.diffusion_model
-                unet(self.x0, self.t, self.text, control=residuals(), into_encoder=into_encoder)
+        return run
 
-        return step
+    @torch.inference_mode()
+    def _plain_step(self) -> None:
+        cond = {"c_crossattn": [self.inputs.text], "c_concat": None}
+        self.model.apply_model(self.inputs.x, self.inputs.t, cond)
 
     def training_bytes(self, name: str) -> int:
         """Of weights, gradients and optimizer states, after a training step."""
@@ -99,22 +104,8 @@ class Bench:
         gradients = [value.grad for value in branch.parameters()]
         return sum(tensor.nbytes for tensor in (*branch.parameters(), *gradients, *states))
 
-    def seconds(self, run: Callable[[], Any]) -> float:
-        """How long `run` takes."""
-        self._wait()
-        start = time.perf_counter()
-        run()
-        self._wait()
-        return time.perf_counter() - start
 
-    def _wait(self) -> None:
-        if self.device.type == "cuda":
-            import torch
-
-            torch.cuda.synchronize(self.device)
-
-
-def _branch(config: "DictConfig") -> "nn.Module":
+def _branch(config: DictConfig) -> nn.Module:
     from omegaconf import OmegaConf
 
     from ldm.util import instantiate_from_config
@@ -123,7 +114,7 @@ def _branch(config: "DictConfig") -> "nn.Module":
     return instantiate_from_config(OmegaConf.to_container(stage, resolve=True))
 
 
-def kinds(config: Path) -> "dict[str, DictConfig]":
+def kinds(config: Path) -> dict[str, DictConfig]:
     """The yaml's settings with each kind of branch that is compared."""
     from omegaconf import OmegaConf
 
@@ -137,92 +128,56 @@ def kinds(config: Path) -> "dict[str, DictConfig]":
     return found
 
 
-def measure(bench: Bench, rounds: int) -> dict[str, dict[str, float]]:
-    """By kind: weights, training bytes, arithmetic of a training step, median seconds of either step."""
+def measure(flags: LiteFlags) -> Iterator[Measurement]:
+    """By kind: weights, training bytes, arithmetic of a training step, seconds of either step."""
     from torch.utils.flop_counter import FlopCounterMode
-    from tqdm import tqdm
 
-    training = {name: [] for name in bench.branches}
-    denoising = {name: [] for name in (PLAIN, *bench.branches)}
-    counters = {name: FlopCounterMode(display=False) for name in training}
-    for name, counter in tqdm(counters.items(), desc="warming up", disable=None):
-        with counter:
-            bench.training_step(name)
-    for _ in tqdm(range(rounds), desc="rounds", disable=None):
-        for name, times in training.items():
-            times.append(bench.seconds(lambda name=name: bench.training_step(name)))
-        for name, times in denoising.items():
-            times.append(bench.seconds(bench.denoising_step(name)))
-    rows = {PLAIN: {"denoise": statistics.median(denoising[PLAIN])}}
-    for name, branch in bench.branches.items():
-        rows[name] = {
-            "weights": sum(value.numel() for value in branch.parameters()),
-            "bytes": bench.training_bytes(name),
-            "flops": counters[name].get_total_flops(),
-            "train": statistics.median(training[name]),
-            "denoise": statistics.median(denoising[name]),
-        }
-    return rows
+    exchange = BranchExchange(kinds(flags.config), flags.size, flags.batch, flags.device)
+    device = exchange.inputs.x.device.type
+    names = (PLAIN, *exchange.branches)
+    training = {(name, "training step"): partial(exchange.training_step, name) for name in names[1:]}
+    denoising = {(name, "denoising step"): exchange.denoising(name) for name in names}
+    costs = interleaved(training | denoising, flags.rounds, device)
+    for (name, step), taken in costs.items():
+        yield Measurement.of(name, step, "s", [cost.wall for cost in taken])
+    for name, branch in exchange.branches.items():
+        with FlopCounterMode(display=False) as counter:
+            exchange.training_step(name)
+        yield Measurement(name, "weights", sum(value.numel() for value in branch.parameters()), "numbers")
+        yield Measurement(name, "training memory", exchange.training_bytes(name), "B")
+        yield Measurement(name, "training arithmetic", counter.get_total_flops(), "FLOP")
 
 
-def table(rows: dict[str, dict[str, float]]) -> str:
+def table(rows: Rows, flags: LiteFlags) -> str:
     """The rows with their ratios to the full branch, and of denoising to the U-Net alone."""
-    full, plain = rows[FULL], rows[PLAIN]
-    lines = [
-        "| | weights | of full | training memory, MB | of full | training step, GFLOP | s | full takes "
-        "| denoising step, s | of U-Net alone |",
-        "|---" * 10 + "|",
-        f"| {PLAIN} | | | | | | | | {plain['denoise']:.3f} | 1.00 x |",
-    ]
-    for name, row in rows.items():
+    head = (
+        "", "weights", "of full", "training memory, MB", "of full", "training step, GFLOP", "s", "full takes",
+        "denoising step, s", "of U-Net alone",
+    )  # fmt: skip
+    cells, plain, full = [], rows[PLAIN]["denoising step"].value, rows[FULL]
+    for name in (PLAIN, *(name for name in rows if name != PLAIN)):
+        value = {quantity: one.value for quantity, one in rows[name].items()}
+        training = [""] * 7
         if name != PLAIN:
-            lines.append(
-                f"| {name} | {row['weights']:,} | {row['weights'] / full['weights']:.1%} "
-                f"| {row['bytes'] / MB:,.1f} | {row['bytes'] / full['bytes']:.1%} "
-                f"| {row['flops'] / GIGA:,.1f} | {row['train']:.3f} | {full['train'] / row['train']:.2f} x "
-                f"| {row['denoise']:.3f} | {row['denoise'] / plain['denoise']:.3f} x |"
-            )
-    return "\n".join(lines)
+            ratios = {quantity: value[quantity] / full[quantity].value for quantity in full}
+            training = [
+                f"{value['weights']:,}", f"{ratios['weights']:.1%}",
+                f"{value['training memory'] / MB:,.1f}", f"{ratios['training memory']:.1%}",
+                f"{value['training arithmetic'] / GIGA:,.1f}", f"{value['training step']:.3f}",
+                f"{1 / ratios['training step']:.2f} x",
+            ]  # fmt: skip
+        step = value["denoising step"]
+        cells.append([name, *training, f"{step:.3f}", f"{step / plain:.{2 if name == PLAIN else 3}f} x"])
+    title = f"{flags.config.name}, batch {flags.batch}, {flags.size} pixels, {flags.device}"
+    return f"{title}, {torch.get_num_threads()} threads, medians of {flags.rounds}\n{markdown(head, cells)}"
 
 
-def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
-    """The command line."""
-    parser = argparse.ArgumentParser(
-        prog="python -m bench.speed.lite",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    add = parser.add_argument
-    add("--config", type=Path, default=ROOT / "models/cldm_v15.yaml", help="yaml of the model")
-    add("--resolution", type=int, default=512, help="side of the picture, pixels (default: %(default)s)")
-    add("--batch", type=int, default=1, help="pictures a step (default: %(default)s)")
-    add("--rounds", type=int, default=3, help="measurements of each kind (default: %(default)s)")
-    add("--device", default="auto", help="auto, cpu, cuda, cuda:N (default: %(default)s)")
-    return parser.parse_args(argv)
+BENCH = Bench("bench.speed.lite", __doc__, LiteFlags, measure, table)
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Print the table; 2 with a sentence about what is wrong."""
-    args = parse_args(argv)
-    try:
-        if min(args.rounds, args.batch, args.resolution) < 1 or args.resolution % 64:
-            raise ValueError(
-                f"{args.rounds} rounds of {args.batch} at {args.resolution} pixels: give 1 or more, and "
-                "pixels in steps of 64"
-            )
-        bench = Bench(kinds(args.config), args.resolution, args.batch, args.device)
-        rows = measure(bench, args.rounds)
-    except (ValueError, OSError) as error:
-        sys.stderr.write(f"{error}\n")
-        return 2
-    import torch
-
-    print(
-        f"{args.config.name}, batch {args.batch}, {args.resolution} pixels, {bench.device}, "
-        f"{torch.get_num_threads()} threads, medians of {args.rounds}"
-    )
-    print(table(rows))
-    return 0
+    """Run the command."""
+    return run_bench(BENCH, argv)
 
 
 if __name__ == "__main__":

@@ -8,15 +8,15 @@ autograd; then a small ControlNet on a U-Net that stands for a trained one. It t
 
 from __future__ import annotations
 
-import argparse
-import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from bench.harness import markdown
 from cldm.cldm import ControlledUnetModel, ControlNet
+from common.shell import Parser, run_command
 from ldm.modules.layers import zero_module
 
 SEED = 0
@@ -25,16 +25,12 @@ SHAPE = {
     "in_channels": 4, "model_channels": 8, "channel_mult": [1, 2], "attention_resolutions": [1],
     "num_res_blocks": 1, "num_heads": 2, "context_dim": 8, "num_groups": 4,
 }  # fmt: skip
-ZERO, HINT_ZERO, HINT, COPY = (
-    "zero convolutions",
-    "hint block, last convolution (zero too)",
-    "hint block, the rest",
-    "copied encoder",
-)
-Row = dict[str, float]  # layer group -> largest absolute gradient
+ZERO, COPY = "zero convolutions", "copied encoder"
+HINT, HINT_ZERO = "hint block, the rest", "hint block, last convolution (zero too)"
+Gradients = dict[str, float]  # layer group -> largest absolute gradient
 
 
-def single(steps: int) -> tuple[list[Row], float]:
+def single(steps: int) -> tuple[list[Gradients], float]:
     """Gradients before each step of a zero convolution behind an ordinary one, to fit noise.
 
     Also the largest difference at step 0 between autograd and the formula dL/dW = sum_p delta_p f_p^T.
@@ -53,7 +49,7 @@ def single(steps: int) -> tuple[list[Row], float]:
     return _descend(loss, {"zero convolution": zero, "convolution in front": front}, steps), error
 
 
-def controlnet(steps: int) -> list[Row]:
+def controlnet(steps: int) -> list[Gradients]:
     """Gradients before each step of a small ControlNet that starts as a copy of its U-Net's encoder."""
     unet, branch = ControlledUnetModel(**SHAPE), ControlNet(**SHAPE)
     for parameter in unet.parameters():  # a fresh U-Net ends in zeros itself, a trained one does not
@@ -75,7 +71,7 @@ def controlnet(steps: int) -> list[Row]:
     return _descend(loss, groups, steps)
 
 
-def _descend(loss: Callable[[], Tensor], groups: Mapping[str, nn.Module], steps: int) -> list[Row]:
+def _descend(loss: Callable[[], Tensor], groups: Mapping[str, nn.Module], steps: int) -> list[Gradients]:
     parameters = [p for module in groups.values() for p in module.parameters()]
     optimizer, rows = torch.optim.SGD(parameters, lr=LEARNING_RATE), []
     for _ in range(steps):
@@ -90,37 +86,28 @@ def _largest(module: nn.Module) -> float:
     return max(parameter.grad.abs().max().item() for parameter in module.parameters())
 
 
-def _table(rows: list[Row]) -> str:
-    lines = ["| largest gradient in | " + " | ".join(f"step {i}" for i in range(len(rows))) + " |"]
-    lines.append("|---" * (len(rows) + 1) + "|")
-    for name in rows[0]:
-        cells = (f"{row[name]:.1e}" if row[name] else "0" for row in rows)
-        lines.append(f"| {name} | " + " | ".join(cells) + " |")
-    return "\n".join(lines)
-
-
-def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
-    """The command line."""
-    parser = argparse.ArgumentParser(
-        prog="python -m bench.speed.zero_convolution",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("--steps", type=int, default=3, help="of gradient descent (default: %(default)s)")
-    return parser.parse_args(argv)
+def table(rows: Sequence[Gradients]) -> str:
+    """A line a group of layers, a column a step."""
+    cells = [[name, *(f"{row[name]:.1e}" if row[name] else "0" for row in rows)] for name in rows[0]]
+    return markdown(["largest gradient in", *(f"step {index}" for index in range(len(rows)))], cells)
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Print both tables; 1 with a sentence for a number of steps that shows nothing."""
-    args = parse_args(argv)
-    if args.steps < 1:
-        sys.stderr.write(f"steps={args.steps}: show at least 1\n")
-        return 1
+    """Print both tables; nothing is timed, so there are no rows to keep."""
+    parser = Parser("python -m bench.speed.zero_convolution", __doc__)
+    parser.add_argument("--steps", type=int, default=3, help="of gradient descent (default: %(default)s)")
+    args = parser.parse_args(argv)
+    return run_command(lambda: report(args.steps))
+
+
+def report(steps: int) -> str:
+    """Both tables; ValueError for a number of steps that shows nothing."""
+    if steps < 1:
+        raise ValueError(f"steps={steps}: show at least 1")
     torch.manual_seed(SEED)
-    rows, error = single(args.steps)
-    print(f"One zero convolution; formula and autograd differ by {error:.0e} at step 0\n\n{_table(rows)}\n")
-    print(f"A small ControlNet\n\n{_table(controlnet(args.steps))}")
-    return 0
+    rows, error = single(steps)
+    first = f"One zero convolution; formula and autograd differ by {error:.0e} at step 0\n\n{table(rows)}\n"
+    return f"{first}\nA small ControlNet\n\n{table(controlnet(steps))}"
 
 
 if __name__ == "__main__":

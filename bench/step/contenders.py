@@ -1,4 +1,4 @@
-"""Who takes part in `bench.step` on the CPU: how each is prepared, loaded and made to compute."""
+"""Who takes part in `bench.step`: how each is prepared, loaded and made to compute."""
 
 from __future__ import annotations
 
@@ -7,59 +7,88 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from bench.step.files import Files, Inputs
-from bench.step.setting import Contender, Run, Setting
+import torch
+
+from bench.files import Files
+from bench.inputs import Inputs, denoising_step
+from bench.processes import Run
+from bench.step.setting import Compute, Contender, Setting
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
+    from bench.step.diffusers import Networks
     from cldm.cldm import ControlLDM
 
 # glibc hands large blocks back to the kernel at once, which then clears every page of the next one.
 KEEP_MEMORY = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(2**31 - 1)}
+MODE = "max-autotune-no-cudagraphs"  # of torch.compile: the fastest kernels, and memory that can be compared
 
 
-def diffusers_step(setting: Setting) -> Run:
-    """diffusers' U-Net and control branch, as they are."""
-    from bench.step.diffusers import load_networks
+def random_inputs(setting: Setting) -> Inputs:
+    """What every contender's step is fed with, in float32 on the CPU."""
+    from ldm.config import create_meta_model
 
-    networks, inputs = load_networks(setting.files), random_inputs(setting)
-    return lambda: (networks.step(inputs), {})
+    return Inputs.random(create_meta_model(setting.config), setting.size, setting.batch)
 
 
-def diffusers_picture(setting: Setting) -> Run:
+def diffusers(dtype: torch.dtype = torch.float32, *, int8: bool = False, compiled: bool = False) -> Contender:
+    """diffusers' U-Net and control branch. int8: by torchao. compiled: by torch, channels last."""
+
+    def step(setting: Setting) -> Compute:
+        from bench.step.diffusers import load_networks
+
+        networks = load_networks(setting.files)
+        for module in (networks.unet, networks.control):
+            module.to(setting.device, dtype)
+        if int8:
+            _quantize_by_torchao(networks)
+        if compiled:
+            for module in (networks.unet, networks.control):
+                module.to(memory_format=torch.channels_last)
+                module.compile(mode=MODE, fullgraph=True)
+        inputs = random_inputs(setting).to(setting.device, dtype)
+        return lambda: (networks.step(inputs), {})
+
+    return Contender(step, needs=("diffusers", *(["torchao"] if int8 else [])))
+
+
+def _quantize_by_torchao(networks: Networks) -> None:
+    from torchao.quantization import Int8DynamicActivationInt8WeightConfig, quantize_
+
+    for module in (networks.unet, networks.control):
+        quantize_(module, Int8DynamicActivationInt8WeightConfig())
+
+
+def diffusers_picture(setting: Setting) -> Compute:
     """diffusers' pipeline."""
     from bench.step.picture import their_picture
 
     return their_picture(setting)
 
 
-def openvino_step(setting: Setting) -> Run:
+def openvino_step(setting: Setting) -> Compute:
     """Both networks in int8, by OpenVINO."""
     from bench.step.openvino import Converted
 
-    network = Converted(setting.files, setting.size, setting.batch, setting.threads)
+    network = Converted(setting)
     inputs = random_inputs(setting)
     return lambda: (network.step(inputs), {})
 
 
 def _openvino_files(setting: Setting) -> list[Path]:
-    from bench.step.openvino import INT8, PARTS, ir_path
+    from bench.step.openvino import INT8, NETWORKS, ir_path
 
-    return [ir_path(setting.files, part, INT8, setting.size, setting.batch) for part in PARTS]
+    return [ir_path(setting, network, INT8) for network in NETWORKS]
 
 
 def _prepare_openvino(setting: Setting) -> None:
     from bench.step.openvino import convert
 
     setting.files.make_weights()
-    convert(setting.files, setting.size, setting.batch)
+    convert(setting)
 
 
 def our_model(setting: Setting, files: Files, scheme: str | None) -> ControlLDM:
     """The float model, or the one of a quantized file, as `Pipeline.from_files` loads them."""
-    import torch
-
     from cldm.compressed.load import load_quantized_model
     from cldm.model import load_model
     from ldm.util import pick_dtype
@@ -74,7 +103,7 @@ def ours(scheme: str | None = None, *, ruled: bool = False) -> Contender:
     """This project, with float weights or those of a scheme. ruled: by the setting's rules before its own."""
 
     def made(setting: Setting) -> Files:
-        return replace(setting.files, rules=setting.rules) if ruled else setting.files
+        return replace(setting.files, rules=setting.rule) if ruled else setting.files
 
     def files(setting: Setting) -> list[Path]:
         return [made(setting).quantized(scheme, setting.size) if scheme else setting.files.weights]
@@ -84,10 +113,13 @@ def ours(scheme: str | None = None, *, ruled: bool = False) -> Contender:
         if scheme:
             made(setting).make_quantized(scheme, setting.size)
 
-    def step(setting: Setting) -> Run:
-        return denoising(our_model(setting, made(setting), scheme), setting)
+    def step(setting: Setting) -> Compute:
+        model = our_model(setting, made(setting), scheme).requires_grad_(False)
+        dtype = next(model.model.parameters()).dtype
+        compute = denoising_step(model, random_inputs(setting).to(setting.device, dtype))
+        return lambda: (compute(), {})
 
-    def picture(setting: Setting) -> Run:
+    def picture(setting: Setting) -> Compute:
         from bench.step.picture import our_picture
 
         return our_picture(our_model(setting, made(setting), scheme), setting)
@@ -95,45 +127,59 @@ def ours(scheme: str | None = None, *, ruled: bool = False) -> Contender:
     return Contender(step, picture, files, prepare, ruled=ruled)
 
 
-def denoising(model: ControlLDM, setting: Setting) -> Run:
-    """The branch and the U-Net as the pipeline runs them: the hint is encoded beforehand, once a picture."""
-    from cldm.control_units import ControlUnit, combined_residuals, control_scales
+def contenders_on(device: str) -> Mapping[str, Contender]:
+    """Who takes part on `device`, by name; ValueError for one that is neither cpu nor cuda."""
+    if device not in ("cpu", "cuda"):
+        raise ValueError(f"device {device!r}: use cpu or cuda")
+    return GPU if device == "cuda" else CPU
 
-    model.requires_grad_(False)
-    branch, dtype = model.control_model, next(model.model.parameters()).dtype
-    inputs = random_inputs(setting).to(setting.device, dtype)
-    scales = control_scales(1.0, len(model.control_scales), guess_mode=False)
-    units: list[ControlUnit] = []
 
-    def run() -> tuple[Tensor, Mapping[str, float]]:
-        if not units:  # belongs to the first step, not to loading
-            units.append(ControlUnit(branch, branch.encode_hint(inputs.hint[:1]), scales))
-        control = combined_residuals(units, inputs.x, inputs.t, inputs.text)
-        cond = {"c_crossattn": [inputs.text], "c_concat": None, "control": control}
-        return model.apply_model(inputs.x, inputs.t, cond), {}
+def prepare_files(name: str, setting: Setting) -> None:
+    """Make what a contender loads; for a process of its own."""
+    contenders_on(setting.device)[name].prepare(setting)
+
+
+def load(name: str, setting: Setting, output: Path) -> Run:
+    """What a contender's process runs: it gives seconds by part.
+
+    What it computes first is written to `output`.
+    """
+    compute = contenders_on(setting.device)[name].load(setting)
+
+    @torch.inference_mode()
+    def run() -> Mapping[str, float]:
+        result, parts = compute()
+        if not output.is_file():
+            torch.save(result.float().cpu(), output)
+        return dict(parts)
 
     return run
 
 
-def random_inputs(setting: Setting) -> Inputs:
-    """What every contender's step is fed with, in float32 on the CPU."""
-    from ldm.config import create_meta_model
-
-    return Inputs.random(create_meta_model(setting.config), setting.size, setting.batch)
-
-
+FLOAT = replace(diffusers(), picture=diffusers_picture)
+OURS_INT8 = {
+    f"ours-{scheme.replace('_', '-')}{'-ruled' if ruled else ''}": ours(scheme, ruled=ruled)
+    for ruled in (False, True)
+    for scheme in ("int8_dynamic", "int8_static")
+}
 # The first of those that take part is what errors are relative to.
 CPU = {
-    "diffusers": Contender(diffusers_step, diffusers_picture, needs=("diffusers",)),
-    "diffusers+allocator": Contender(
-        diffusers_step, diffusers_picture, needs=("diffusers",), environment=KEEP_MEMORY
-    ),
+    "diffusers": FLOAT,
+    "diffusers+allocator": replace(FLOAT, environment=KEEP_MEMORY),
     "openvino-int8": Contender(
         openvino_step, None, _openvino_files, _prepare_openvino, needs=("diffusers", "openvino", "nncf")
     ),
     "ours-fp32": ours(),
-    "ours-int8-dynamic": ours("int8_dynamic"),
-    "ours-int8-static": ours("int8_static"),
-    "ours-int8-dynamic-ruled": ours("int8_dynamic", ruled=True),
-    "ours-int8-static-ruled": ours("int8_static", ruled=True),
+    **OURS_INT8,
 }
+GPU = {
+    "diffusers-fp32": diffusers(),
+    "diffusers-fp16": diffusers(torch.float16),
+    "diffusers-fp16-compiled": diffusers(torch.float16, compiled=True),
+    # Uncompiled it is far slower than what it replaces.
+    "torchao-int8-compiled": diffusers(torch.float16, int8=True, compiled=True),
+    "ours-fp16": ours(),
+    **OURS_INT8,
+}
+EQUAL = 1e-4  # relative difference between two float programs that compute the same: rounding of sums
+SAME = ("diffusers", "diffusers+allocator", "ours-fp32")  # what computes the same

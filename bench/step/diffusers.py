@@ -1,4 +1,4 @@
-"""diffusers' networks with the weights of `bench.step.files`, and what computes a step with them."""
+"""diffusers' networks with the weights of `bench.files`, and what computes a step with them."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 
 if TYPE_CHECKING:
-    from bench.step.files import Files, Inputs
+    from bench.files import Files
+    from bench.inputs import Inputs
 
 
 @dataclass

@@ -9,18 +9,18 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
-from bench.step.diffusers import load_networks
-from bench.step.files import CALIBRATION_SEED, Inputs
+from bench.files import CALIBRATION_SEED
+from bench.inputs import Inputs
+from bench.step.diffusers import Networks, load_networks
+from bench.step.setting import Setting
+from ldm.config import create_meta_model
 
-if TYPE_CHECKING:
-    from bench.step.files import Files
-
-PARTS = ("control", "unet")
+NETWORKS = ("control", "unet")
 CALIBRATION_TIMESTEPS = (250, 750)  # one random input of the measured size and batch for each
 FLOAT, INT8 = "fp32", "int8"
 
@@ -28,25 +28,25 @@ FLOAT, INT8 = "fp32", "int8"
 class Converted:
     """Both networks, compiled for the CPU with a number of threads."""
 
-    def __init__(self, files: Files, size: int, batch: int, threads: int) -> None:
+    def __init__(self, setting: Setting) -> None:
         import openvino as ov
 
-        core = ov.Core()
-        settings = {"INFERENCE_NUM_THREADS": threads, "PERFORMANCE_HINT": "LATENCY", "NUM_STREAMS": 1}
-        paths = [ir_path(files, part, INT8, size, batch) for part in PARTS]
-        self._control, self._unet = (core.compile_model(path, "CPU", settings) for path in paths)
+        options = {
+            "INFERENCE_NUM_THREADS": setting.threads, "PERFORMANCE_HINT": "LATENCY", "NUM_STREAMS": 1,
+        }  # fmt: skip
+        paths = [ir_path(setting, network, INT8) for network in NETWORKS]
+        self._control, self._unet = (ov.Core().compile_model(path, "CPU", options) for path in paths)
 
     def step(self, inputs: Inputs) -> Tensor:
         """The predicted noise [b, 4, h, w]."""
-        shared = [inputs.x.numpy(), inputs.t.numpy(), inputs.text.numpy()]
-        residuals = self._control([*shared, inputs.hint.numpy()])
-        return torch.from_numpy(self._unet([*shared, *residuals.values()])[0])
+        residuals = self._control(_arrays(inputs))
+        return torch.from_numpy(self._unet([*_arrays(inputs)[:-1], *residuals.values()])[0])
 
 
 class _Control(nn.Module):
     """Tensors in, tensors out, which is what can be traced."""
 
-    def __init__(self, networks: Any) -> None:
+    def __init__(self, networks: Networks) -> None:
         super().__init__()
         self.control, self._networks = networks.control, [networks]
 
@@ -55,7 +55,7 @@ class _Control(nn.Module):
 
 
 class _Unet(nn.Module):
-    def __init__(self, networks: Any) -> None:
+    def __init__(self, networks: Networks) -> None:
         super().__init__()
         self.unet, self._networks = networks.unet, [networks]
 
@@ -63,69 +63,65 @@ class _Unet(nn.Module):
         return self._networks[0].unet_step(x, t, text, *residuals)
 
 
-def ir_path(files: Files, part: str, kind: str, size: int, batch: int) -> Path:
-    """Where the model of `part` in the form `kind` is kept."""
-    return files.folder / f"openvino-{files.stem}-{size}x{batch}" / f"{part}-{kind}.xml"
+def ir_path(setting: Setting, network: str, kind: str) -> Path:
+    """Where the model of `network` in the form `kind` is kept."""
+    shape = f"{setting.size}x{setting.batch}"
+    return setting.folder / f"openvino-{setting.files.stem}-{shape}" / f"{network}-{kind}.xml"
 
 
-def convert(files: Files, size: int, batch: int) -> None:
+def convert(setting: Setting) -> None:
     """Make the int8 models, unless they are there; call it in a process of its own, for the memory."""
-    inputs = [_calibration(files, size, batch, index) for index in range(len(CALIBRATION_TIMESTEPS))]
-    for part in PARTS:
-        target = ir_path(files, part, INT8, size, batch)
+    model = create_meta_model(setting.config)
+    inputs = [
+        Inputs.random(model, setting.size, setting.batch, seed=CALIBRATION_SEED + index, t=t)
+        for index, t in enumerate(CALIBRATION_TIMESTEPS)
+    ]
+    for network in NETWORKS:
+        target = ir_path(setting, network, INT8)
         if not target.is_file():
-            rows = list(_rows(files, part, inputs, size, batch))
-            _quantize(_float_ir(files, part, rows[0], size, batch), target, rows)
+            examples = list(_examples(setting, network, inputs))
+            _quantize(_float_ir(setting, network, examples[0]), target, examples)
 
 
-def _calibration(files: Files, size: int, batch: int, index: int) -> Inputs:
-    from ldm.config import create_meta_model
-
-    model = create_meta_model(files.config)
-    seed, t = CALIBRATION_SEED + index, CALIBRATION_TIMESTEPS[index]
-    return Inputs.random(model, size, batch, seed=seed, t=t)
+def _arrays(inputs: Inputs) -> list[np.ndarray]:
+    return [one.numpy() for one in (inputs.x, inputs.t, inputs.text, inputs.hint)]
 
 
-def _rows(files: Files, part: str, inputs: list[Inputs], size: int, batch: int) -> Iterator[list[Any]]:
-    """The arguments of `part` for each input, as arrays; the U-Net's need the branch's answers."""
+def _examples(setting: Setting, network: str, inputs: list[Inputs]) -> Iterator[list[np.ndarray]]:
+    """The arguments of `network` for each input; the U-Net's need the branch's residuals."""
     import openvino as ov
 
-    for one in inputs:
-        shared = [one.x.numpy(), one.t.numpy(), one.text.numpy()]
-        if part == "control":
-            yield [*shared, one.hint.numpy()]
+    for one in map(_arrays, inputs):
+        if network == "control":
+            yield one
         else:
-            float_ir = ir_path(files, "control", FLOAT, size, batch)
-            answers = ov.Core().compile_model(float_ir, "CPU")([*shared, one.hint.numpy()])
-            yield [*shared, *(value.copy() for value in answers.values())]
+            control = ov.Core().compile_model(ir_path(setting, "control", FLOAT), "CPU")
+            yield [*one[:-1], *(value.copy() for value in control(one).values())]
 
 
-def _float_ir(files: Files, part: str, row: list[Any], size: int, batch: int) -> Path:
+def _float_ir(setting: Setting, network: str, example: list[np.ndarray]) -> Path:
     import openvino as ov
 
-    path = ir_path(files, part, FLOAT, size, batch)
+    path = ir_path(setting, network, FLOAT)
     if not path.is_file():
         path.parent.mkdir(parents=True, exist_ok=True)
-        module = {"control": _Control, "unet": _Unet}[part](load_networks(files))
-        example = tuple(torch.from_numpy(value) for value in row)
+        module = {"control": _Control, "unet": _Unet}[network](load_networks(setting.files))
+        traced = tuple(map(torch.from_numpy, example))
         with torch.no_grad():
-            model = ov.convert_model(module, example_input=example, input=[value.shape for value in row])
+            shapes = [value.shape for value in example]
+            model = ov.convert_model(module, example_input=traced, input=shapes)
         ov.save_model(model, path, compress_to_fp16=False)
     return path
 
 
-def _quantize(source: Path, target: Path, rows: list[Any]) -> None:
+def _quantize(source: Path, target: Path, examples: list[list[np.ndarray]]) -> None:
     import nncf
     import openvino as ov
 
-    model = ov.Core().read_model(source)
     quantized = nncf.quantize(
-        model,
-        nncf.Dataset(rows),
-        subset_size=len(rows),
-        model_type=nncf.ModelType.TRANSFORMER,
-        target_device=nncf.TargetDevice.CPU,
-    )
+        ov.Core().read_model(source), nncf.Dataset(examples), subset_size=len(examples),
+        model_type=nncf.ModelType.TRANSFORMER, target_device=nncf.TargetDevice.CPU,
+    )  # fmt: skip
     draft = target.with_name(f"draft-{target.name}")
     ov.save_model(quantized, draft)
     draft.with_suffix(".bin").replace(target.with_suffix(".bin"))

@@ -10,7 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from bench.step.setting import Run, Setting
+from bench.inputs import LATENT_FACTOR
+from bench.step.setting import Compute, Setting
 
 if TYPE_CHECKING:
     from cldm.cldm import ControlLDM
@@ -18,35 +19,30 @@ if TYPE_CHECKING:
 PROMPT, NEGATIVE = "a red circle on a blue ground", "blurry, low quality"
 SCALE = 9.0
 SEED = 0
+STAGES = ("text", "sampling", "decoding")  # of which seconds are told
 BETAS = {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012}
 
 
-def our_picture(model: ControlLDM, setting: Setting) -> Run:
+def our_picture(model: ControlLDM, setting: Setting) -> Compute:
     """Our pipeline on a ready-made map. Gives uint8 [H W 3], and seconds by stage."""
     from cldm.pipeline import Pipeline
     from cldm.request import ControlInput, Request
 
     pipeline = Pipeline(model)
-    request = Request(
-        PROMPT,
-        NEGATIVE,
-        controls=(ControlInput(preprocess=False),),
-        seed=SEED,
-        steps=setting.steps,
-        scale=SCALE,
-        resolution=setting.size,
-    )
+    controls = (ControlInput(preprocess=False),)
+    options = {"steps": setting.steps, "scale": SCALE, "resolution": setting.size}
+    request = Request(PROMPT, NEGATIVE, controls, seed=SEED, **options)
 
     def run() -> tuple[Tensor, Mapping[str, float]]:
         result = pipeline(control_map(setting.size), request)
         seconds = result.seconds
-        parts = {"text": seconds["encode"], "sampling": seconds["sample"], "decoding": seconds["decode"]}
+        parts = dict(zip(STAGES, (seconds[stage] for stage in ("encode", "sample", "decode")), strict=True))
         return torch.from_numpy(result.images[0]), parts
 
     return run
 
 
-def their_picture(setting: Setting) -> Run:
+def their_picture(setting: Setting) -> Compute:
     """diffusers' pipeline with the same weights, noise and schedule."""
     import diffusers
 
@@ -62,14 +58,13 @@ def their_picture(setting: Setting) -> Run:
     )  # fmt: skip
     pipeline.set_progress_bar_config(disable=True)
     hint = torch.from_numpy(control_map(setting.size)).permute(2, 0, 1)[None] / 255
+    side = setting.size // LATENT_FACTOR
 
     def run() -> tuple[Tensor, Mapping[str, float]]:
         clock = [time.perf_counter()]
         embeddings = text.encode([PROMPT, NEGATIVE])
         clock.append(time.perf_counter())
-        latent = torch.randn(
-            1, 4, setting.size // 8, setting.size // 8, generator=torch.Generator().manual_seed(SEED)
-        )
+        latent = torch.randn(1, 4, side, side, generator=torch.Generator().manual_seed(SEED))
         latent = pipeline(
             prompt_embeds=embeddings[:1], negative_prompt_embeds=embeddings[1:], image=hint, latents=latent,
             num_inference_steps=setting.steps, guidance_scale=SCALE, output_type="latent",
@@ -78,7 +73,7 @@ def their_picture(setting: Setting) -> Run:
         pixels = pipeline.vae.decode(latent / pipeline.vae.config.scaling_factor, return_dict=False)[0]
         picture = ((pixels[0] / 2 + 0.5).clamp(0, 1) * 255).round().byte().permute(1, 2, 0)
         clock.append(time.perf_counter())
-        parts = dict(zip(("text", "sampling", "decoding"), np.diff(clock).tolist(), strict=True))
+        parts = dict(zip(STAGES, np.diff(clock).tolist(), strict=True))
         return picture, parts
 
     return run

@@ -2,40 +2,54 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
-from bench.step.files import Files
+from bench.files import Files
+from bench.harness import FOLDER, ROUNDS, SD15, BenchFlags
+from bench.random_weights import WEIGHTS
+from common.flags import flag
+from quantize.selection import parse_rules
 
 if TYPE_CHECKING:
     from torch import Tensor
 
+RULE = "for layers of the contenders `...-ruled`"
 INSTALL = 'pip install -e ".[bench]"'
 # One denoising step, or one picture: what it computed, and seconds by part of it.
-Run = Callable[[], tuple["Tensor", Mapping[str, float]]]
+Compute = Callable[[], tuple["Tensor", Mapping[str, float]]]
 
 
 @dataclass(frozen=True)
-class Setting:
-    """What is measured. size: pixels of a side; batch: latents a step, 2 is one picture with guidance.
+class Setting(BenchFlags):
+    """The flags of `bench.step`, and what a contender is told."""
 
-    picture: whether whole pictures of `steps` steps are made, one at a time, in place of single steps.
-    weights: of `bench.step.weights.WEIGHTS`. rules: of the contenders that have some.
-    """
+    LOWEST: ClassVar[Mapping[str, int]] = {"settle": 0}
+    SHARED: ClassVar[Sequence[str]] = (
+        "config", "size", "batch", "threads", "device", "picture", "steps", "weights", "rule",
+    )  # fmt: skip
 
-    config: Path
-    folder: Path
-    size: int = 512
-    batch: int = 2
-    threads: int = 2
-    device: str = "cpu"
-    picture: bool = False
-    steps: int = 20
-    weights: str = "gaussian"
-    rules: tuple[str, ...] = ()
+    only: tuple[str, ...] = flag((), "contenders (default: all of the device)", metavar="NAME")
+    config: Path = flag(SD15, "yaml of the model")
+    folder: Path = flag(FOLDER, "of the files")
+    weights: str = flag("gaussian", "how they are drawn", choices=tuple(WEIGHTS))
+    rule: tuple[str, ...] = flag((), RULE, action="append", metavar="PATTERN=SCHEME")
+    size: int = flag(512, "side of the picture, pixels")
+    batch: int = flag(2, "latents a step, 2 for guidance")
+    threads: int = flag(2, "of each contender")
+    rounds: int = flag(3, ROUNDS)
+    settle: int = flag(1, "untimed runs before each timed one")
+    picture: bool = flag(False, "whole pictures: text, steps with guidance, decoding")
+    steps: int = flag(20, "of DDIM, with --picture")
+    peer_python: Path | None = flag(None, "Python that has the peers' packages, if not this", metavar="PATH")
+    device: str = flag("cpu", "cpu or cuda")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        parse_rules(self.rule)
 
     @property
     def files(self) -> Files:
@@ -51,20 +65,25 @@ class Contender:
     environment: of its process. ruled: whether the setting's rules are what it is about.
     """
 
-    step: Callable[[Setting], Run]
-    picture: Callable[[Setting], Run] | None = None
+    step: Callable[[Setting], Compute]
+    picture: Callable[[Setting], Compute] | None = None
     files: Callable[[Setting], list[Path]] = lambda setting: [setting.files.weights]
     prepare: Callable[[Setting], object] = lambda setting: setting.files.make_weights()
     needs: tuple[str, ...] = ()
     environment: Mapping[str, str] = field(default_factory=dict)
     ruled: bool = False
 
-    def load(self, setting: Setting) -> Run:
+    def load(self, setting: Setting) -> Compute:
         """What `setting` asks for, ready to run."""
         return (self.picture if setting.picture else self.step)(setting)
 
-
-def missing(contender: Contender) -> str | None:
-    """One sentence about packages that are not installed here, None where all are."""
-    absent = [name for name in contender.needs if find_spec(name) is None]
-    return f"{', '.join(absent)} not installed: {INSTALL}" if absent else None
+    def absent(self, setting: Setting) -> str | None:
+        """Why it cannot take part, in a sentence; None where it can."""
+        missing = [] if setting.peer_python else [name for name in self.needs if find_spec(name) is None]
+        if missing:
+            return f"{', '.join(missing)} not installed: {INSTALL}"
+        if self.ruled and not setting.rule:
+            return "there is no --rule"
+        if setting.picture and self.picture is None:
+            return "it has no whole pipeline here"
+        return None

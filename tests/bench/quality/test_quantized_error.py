@@ -1,79 +1,62 @@
-"""bench.quality.quantized_error: every scheme is near the float model, int8 nearer than int4, and rows are
-kept.
-"""
+"""bench.quality.quantized_error: every scheme is near the float model, int8 nearer than int4."""
 
-import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
 from bench.quality import quantized_error
-from bench.quality.quantized_error import FLOAT, SCHEMES, load, outputs, table
-from bench.step.files import Files
-from tests.small_models import relative_error
+from bench.quality.quantized_error import FLOAT, SCHEMES, ErrorFlags, main, measure, table
+from bench.results import by_subject
 
 TINY = Path(__file__).parents[3] / "models" / "tiny.yaml"
-SIZE, STEPS = 64, 2
 
 
 @pytest.fixture(scope="module")
-def files(tmp_path_factory):
-    return Files(TINY, tmp_path_factory.mktemp("error"))
+def flags(tmp_path_factory):
+    return ErrorFlags(config=TINY, folder=tmp_path_factory.mktemp("error"), size=64, steps=2)
 
 
 @pytest.fixture(scope="module")
-def errors(files):
-    expected = outputs(load(files, FLOAT, SIZE), SIZE, STEPS)
-    found = {}
-    for scheme in SCHEMES:
-        got = outputs(load(files, scheme, SIZE), SIZE, STEPS)
-        found[scheme] = relative_error(torch.cat(got["single"]), torch.cat(expected["single"]))
-    return found
+def rows(flags):
+    with pytest.MonkeyPatch.context() as patch:  # processes of their own would only import everything again
+        patch.setattr(quantized_error, "apart", lambda function, *arguments: function(*arguments))
+        return by_subject(measure(flags))
 
 
-def test_errors_follow_the_bits(errors):
+def test_errors_follow_the_bits(rows):
+    errors = {scheme: row["a step"].value for scheme, row in rows.items()}
+    assert list(errors) == list(SCHEMES)
     assert all(0 < error < 0.5 for error in errors.values())
     assert errors["int8_weight"] < errors["int8_dynamic"] < errors["int4_group"]
     assert errors["int8_weight"] < errors["fp8_weight"] < errors["fp8_dynamic"]
 
 
-def test_rows_that_are_kept_are_not_measured_again(tmp_path, monkeypatch, capsys):
-    path = tmp_path / "rows.json"
-    about = {"size": 64, "steps": 2, "weights": "gaussian", "config": "tiny.yaml"}
-    rows = {"int8_weight": {"mib": 1.5, "step": 0.01, "walk": 0.02}}
-    path.write_text(json.dumps({"about": about, "rows": rows}))
-    monkeypatch.setattr(quantized_error, "apart", lambda *_: pytest.fail("measured again"))
-    options = ["--config", str(TINY), "--size", "64", "--steps", "2", "--json", str(path)]
-    assert quantized_error.main([*options, "--schemes", "int8_weight"]) == 0
-    assert capsys.readouterr().out.splitlines()[-1] == "| int8_weight | 1.5 | 1.00 | 2.00 |"
-    for other in (["--steps", "3"], ["--weights", "default"]):
-        assert quantized_error.main([*options, *other, "--schemes", "int8_weight"]) == 2
-        assert "name another file" in capsys.readouterr().err
+def test_the_table_has_a_row_a_scheme(flags, rows):
+    row = rows["int8_weight"]
+    errors = [f"{100 * row[what].value:.2f}" for what in ("a step", "sampling")]
+    expected = f"| int8_weight | {row['file'].value / 2**20:.1f} | {' | '.join(errors)} |"
+    assert table(rows, flags).splitlines()[3] == expected
 
 
-def test_rules_and_pictures_have_rows_and_files_of_their_own(tmp_path, monkeypatch, capsys):
+def test_rules_and_pictures_have_rows_and_files_of_their_own(flags, tmp_path, monkeypatch):
     asked = []
 
-    def apart(args, scheme, path):
+    def apart(function, flags, scheme, path):
         asked.append(scheme)
-        torch.save({"single": [torch.ones(2)] * 4, "walk": [torch.ones(2)]}, path)
-        made = quantized_error.files_of(args).quantized(scheme, args.size)
-        made.touch()
+        torch.save({"a step": [torch.ones(2)] * 4, "sampling": [torch.ones(2)]}, path)
+        flags.files.quantized(scheme, flags.size).touch()
 
     monkeypatch.setattr(quantized_error, "apart", apart)
-    options = ["--config", str(TINY), "--folder", str(tmp_path), "--json", str(tmp_path / "rows.json")]
-    options += ["--schemes", "int8_static"]
-    for more in ([], ["--rule", "*.proj_in=float"], ["--pictures", "2"]):
-        assert quantized_error.main([*options, *more]) == 0
+    one = replace(flags, folder=tmp_path, only=("int8_static",))
+    others = [one, replace(one, rule=("*.proj_in=float",)), replace(one, pictures=2)]
+    labels = [list(by_subject(measure(other))) for other in others]
+    assert labels == [["int8_static"], ["int8_static, *.proj_in=float"], ["int8_static, 2 pictures"]]
     assert asked == [FLOAT, "int8_static"] * 3
-    rows = json.loads((tmp_path / "rows.json").read_text())["rows"]
-    assert list(rows) == ["int8_static", "int8_static, *.proj_in=float", "int8_static, 2 pictures"]
     assert len(list(tmp_path.glob("*-int8_static-*"))) == 3
-    assert quantized_error.main([*options, "--rule", "float"]) == 2
+
+
+def test_a_rule_without_a_scheme_is_refused(capsys):
+    assert main(["--rule", "float"]) == 2
     assert "give PATTERN=SCHEME" in capsys.readouterr().err
-
-
-def test_the_table_is_whole():
-    lines = table({"a": {"mib": 1, "step": 0.5, "walk": 1}}, 20).splitlines()
-    assert {line.count("|") for line in lines} == {5}

@@ -2,6 +2,8 @@
 
 import pytest
 
+from bench.processes import interleaved
+from bench.results import Measurement, by_subject
 from bench.speed import kernels as bench
 from quantize import native
 
@@ -36,14 +38,16 @@ def test_only_some_kernels_are_measured_when_asked(capsys):
 
 def test_each_round_runs_plain_torch_and_then_the_kernel():
     ways = []
-    case = bench.Case("any", (1,), lambda: ways.append(native.library() is None), 1)
-    bench.measure(case, rounds=2)
+    run = lambda: ways.append(native.library() is None)  # noqa: E731
+    interleaved({"plain": bench.plain(run), "ours": run}, 2)
     assert ways == [True, native.library() is None] * 3
 
 
 def test_a_line_says_times_ratio_and_speed():
-    case = bench.Case("gate", (2, 3), lambda: None, moved=4_000_000)
-    assert bench.line(case, plain=0.010, ours=0.002) == "| gate | 2 x 3 | 10.00 | 2.00 | 5.0 x | 2.0 |"
+    values = {"plain torch": 0.010, "ours": 0.002, "moved": 4_000_000}
+    rows = by_subject(Measurement("gate | 2 x 3", name, value, "") for name, value in values.items())
+    last = bench.table(rows, bench.KernelFlags()).splitlines()[-1]
+    assert last == "| gate | 2 x 3 | 10.00 | 2.00 | 5.0 x | 2.0 |"
 
 
 def test_bytes_that_must_move_are_counted_once_a_walk():
@@ -57,7 +61,7 @@ def test_bytes_that_must_move_are_counted_once_a_walk():
 @pytest.mark.parametrize("flags", [["--rounds", "0"], ["--threads", "0"]])
 def test_a_wrong_command_line_is_refused(flags, capsys):
     assert bench.main(flags) == 2
-    assert "1 or more" in capsys.readouterr().err
+    assert "give 1 or more" in capsys.readouterr().err
 
 
 def test_a_machine_without_kernels_is_told_so(monkeypatch, capsys):
