@@ -1,7 +1,8 @@
 """Weights files written tensor by tensor: a model need never be in memory as a whole.
 
-Lazy tensors are read as their turn comes. A file appears under its name only when it is complete; until then
-it grows under a hidden name beside it. The same tensors give the same bytes.
+Lazy tensors are read as their turn comes, which neither torch's nor safetensors' own writer can do: both want
+all of them at once. A file appears under its name only when it is complete; until then it grows under a
+hidden name beside it. The same tensors give the same bytes.
 """
 
 from __future__ import annotations

@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Iterable
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 from checkpoints.names.diffusers import detect_component, to_original
 from checkpoints.names.foreign import is_lora, refuse_foreign
@@ -43,19 +43,10 @@ DROPPED = {
 UNUSED_TEXT = "halves of CLIP that a text encoder never runs"
 
 
-class NormalizedTensors(NamedTuple):
-    """Tensors under the names of a whole model.
-
-    dropped: reason -> how many were left out for it; averaged: how many of `state` are moving averages.
-    """
-
-    state: dict[str, Tensor]
-    dropped: Counter[str]
-    averaged: int
-
-
-def normalize_names(tensors: dict[str, Tensor], *, use_ema: bool = False) -> NormalizedTensors:
-    """`tensors` of any naming under the names of a whole model.
+def normalize_names(
+    tensors: dict[str, Tensor], *, use_ema: bool = False
+) -> tuple[dict[str, Tensor], Counter[str], int]:
+    """`tensors` of any naming under those of a whole model, reasons for what was left out, how many averages.
 
     use_ema: moving averages take the place of the weights they belong to. Raises ValueError for a file of a
     foreign format, such as a LoRA.
@@ -79,7 +70,7 @@ def normalize_names(tensors: dict[str, Tensor], *, use_ema: bool = False) -> Nor
             kept[full] = tensor
         elif name not in averages:
             dropped[reason] += 1
-    return NormalizedTensors(_adapt_text(kept, dropped) | averaged, dropped, len(averaged))
+    return _adapt_text(kept, dropped) | averaged, dropped, len(averaged)
 
 
 def ema_names(names: Iterable[str]) -> dict[str, str]:

@@ -7,6 +7,7 @@ from pathlib import Path
 import torch
 from omegaconf import DictConfig
 
+from checkpoints.checkpoint import open_checkpoint
 from cldm.cldm import ControlLDM
 from cldm.compressed.fuse_cpu import fuse_cpu
 from cldm.compressed.fuse_cuda import fuse_cuda
@@ -35,7 +36,7 @@ def load_quantized_model(
         keep_freed_memory()
     model = create_meta_model(config)
     if read_content(path).plan.fingerprint != fingerprint(model):
-        shrink_to_quantized(model, path)
+        shrink_to_quantized(model, open_checkpoint(path))
     load_quantized(model, path, device=device, dtype=dtype)
     model.eval()
     if kind == "cpu":

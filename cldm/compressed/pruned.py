@@ -4,16 +4,13 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable, Iterator
-from pathlib import Path
 
-from safetensors import safe_open
 from torch import nn
 
 from checkpoints.checkpoint import Checkpoint
 from cldm.lite import Block
 from ldm.modules.attention import CrossAttention, FeedForward
 from ldm.modules.layers import ResBlock
-from quantize.files.read import read_content
 from quantize.prune.sparse import use_sparse_kernels
 from quantize.prune.units import Cut, Group, Shapes, counts_in, shrink_
 
@@ -46,15 +43,10 @@ def shrink(model: nn.Module, shapes: Shapes) -> None:
     shrink_(model, groups, {name: range(count) for name, count in counts.items()})
 
 
-def shrink_to_quantized(model: nn.Module, path: str | Path) -> None:
-    """Take the units from `model`, built without memory, that the quantized file `path` no longer has.
-
-    Raises as `quantize.files.read.read_content` for what is no quantized file.
-    """
-    read_content(path)
+def shrink_to_quantized(model: nn.Module, checkpoint: Checkpoint) -> None:
+    """Take the units from `model`, built without memory, that a quantized file no longer has."""
     full = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
-    with safe_open(path, framework="numpy") as file:
-        stored = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
+    stored = {name: one.shape for name, one in checkpoint.header.tensors.items()}
     shapes = {name: shape for name, shape in stored.items() if name in full}
     readers = {cut.tensor for group in prunable(model) for cut in group.cuts if cut.axis}
     for name in full.keys() - stored.keys():

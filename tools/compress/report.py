@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from checkpoints.checkpoint import open_checkpoint
 from cldm.compressed.pruned import shrink_to_quantized
 from ldm.config import create_meta_model
 from quantize.arithmetic import sqnr_db
@@ -49,7 +50,7 @@ def rows_of(pipeline: Pipeline, config: Path, path: Path, seen: Seen | None) -> 
     errors: dict[str, float] = {}
     if seen:
         quantized = create_meta_model(config).eval()
-        shrink_to_quantized(quantized, path)
+        shrink_to_quantized(quantized, open_checkpoint(path))
         load_quantized(quantized, path, backend=_backend(path, device), device=device)
         for part, network in NETWORKS.items():
             errors[part] = error_db(quantized.get_submodule(network), seen.calls[network])

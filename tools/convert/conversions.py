@@ -138,7 +138,7 @@ def _open(source: Path, target: Target, config: Path | None, *, use_ema: bool) -
         raise ValueError(
             f"{source} is quantized: leave out --use-ema and --dtype, from_pretrained has torch_dtype= for it"
         )
-    return open_quantized(source, config)
+    return open_quantized(checkpoint, config)
 
 
 def _fill(folder: Path, states: Mapping[str, State], params: Mapping[str, Any], write: Write) -> None:

@@ -13,6 +13,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from checkpoints.checkpoint import Checkpoint
 from checkpoints.diffusers.check import MODELS
 from checkpoints.diffusers.folder import CONFIG as CONFIG_FILE
 from checkpoints.files.lazy import LazyTensor, Values, lazy
@@ -35,14 +36,15 @@ class Coded(LazyTensor):
         self.values, self.scale = values, scale
 
 
-def open_quantized(path: Path, config: Path | None = None) -> Source:
+def open_quantized(checkpoint: Checkpoint, config: Path | None = None) -> Source:
     """A quantized file as float tensors under the original names, to be decoded as they are read.
 
     config: the yaml of the model, None for the published one that the file fits. Raises ValueError in one
     sentence where none fits, and as `quantize.files.read.load_quantized`.
     """
+    path = checkpoint.path
     model = create_meta_model(config or _fitting(path))
-    shrink_to_quantized(model, path)
+    shrink_to_quantized(model, checkpoint)
     plan = load_quantized(model, path, backend="reference").plan
     state: dict[str, LazyTensor] = {}
     for name, tensor in model.state_dict().items():
