@@ -1,3 +1,3 @@
-"""Switch for small cards, read by `share` and by published scripts: `import config`."""
+"""Switch for small GPUs, read by `share` and by published scripts: `import config`."""
 
 save_memory = False

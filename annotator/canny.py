@@ -1,7 +1,7 @@
 """Canny edges: one-pixel white lines on black.
 
-Canny 1986, "A Computational Approach to Edge Detection", as OpenCV implements it: on a colour picture each
-pixel takes the channel with the strongest gradient. The picture is resized first, as in the published demo,
+Canny 1986, "A Computational Approach to Edge Detection", as OpenCV implements it: on a colour image each
+pixel takes the channel with the strongest gradient. The image is resized first, as in the published demo,
 so that the thresholds mean the same for every camera.
 """
 
@@ -22,7 +22,7 @@ class CannyDetector:
 
 
 def annotate(image: np.ndarray, *, resolution: int, low: float = LOW, high: float = HIGH) -> np.ndarray:
-    """Edges of the resized picture as uint8 [H' W' 3], 0 or 255.
+    """Edges of the resized image as uint8 [H' W' 3], 0 or 255.
 
     An edge starts where the gradient passes `high` and goes on while it passes `low`.
     ValueError unless 0 <= low < high.

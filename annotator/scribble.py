@@ -38,7 +38,7 @@ def annotate(image: np.ndarray, *, resolution: int, invert: bool | None = None) 
     """A drawing, uint8 [H W], [H W 3] or [H W 4], as white lines on black: uint8 [H' W' 3], 0 or 255.
 
     invert: True says dark lines on light paper, False says light lines on dark paper, None looks. Lines of
-    one pixel survive any shrinking and keep their connections. A picture without lines gives a black map and
+    one pixel survive any shrinking and keep their connections. An image without lines gives a black map and
     a warning.
     """
     image = check_image(image)
@@ -81,7 +81,7 @@ def _lay_on_paper(image: np.ndarray, invert: bool | None) -> np.ndarray:
 
 
 def _has_dark_lines(drawing: np.ndarray) -> bool:
-    """Whether the thin parts of the picture are darker than what surrounds them."""
+    """Whether the thin parts of the image are darker than what surrounds them."""
     grey = _overview(drawing).mean(axis=2).astype(np.uint8)
     surroundings = cv2.medianBlur(grey, _odd(min(grey.shape) // PAPER_WINDOW))
     difference = grey.astype(float) - surroundings
@@ -117,7 +117,7 @@ def _find_ink(drawing: np.ndarray, size: tuple[int, int]) -> np.ndarray:
 def shrink_lines(lines: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     """The brightest pixel of each cell: uint8 [H W] or [H W c] shrunk to `size` (height, width).
 
-    The cells cut the picture without overlap, so no line and no connection is lost and none grows by more
+    The cells cut the image without overlap, so no line and no connection is lost and none grows by more
     than a cell.
     """
     for axis, (old, new) in enumerate(zip(lines.shape[:2], size, strict=True)):

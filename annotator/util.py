@@ -1,4 +1,4 @@
-"""Picture shapes that every annotator shares: three channels, sides that are multiples of 64.
+"""Image shapes that every annotator shares: three channels, sides that are multiples of 64.
 
 `HWC3` and `resize_image` keep the published names and results, byte for byte. The sizes come from the U-Net:
 the VAE divides a side by 8 and the U-Net halves the latent three times more, so a side must be a multiple of
@@ -12,13 +12,13 @@ import numpy as np
 
 SIDE_STEP = 64  # 8 (VAE) x 2**3 (three downsamplings of the U-Net)
 MAX_RESOLUTION = 4096  # the VAE alone needs tens of gigabytes beyond it
-MAX_SIDE = 8192  # of a resized picture: a strip of 8 x 20000 at 512 would become 1.3 million pixels long
+MAX_SIDE = 8192  # of a resized image: a strip of 8 x 20000 at 512 would become 1.3 million pixels long
 
 
 def check_image(image: np.ndarray, channels: tuple[int, ...] = (1, 3, 4)) -> np.ndarray:
     """`image` as [H W c] with c one of `channels`; a plain [H W] counts as one channel.
 
-    TypeError unless uint8; ValueError for any other shape and for a picture without pixels.
+    TypeError unless uint8; ValueError for any other shape and for an image without pixels.
     """
     if not isinstance(image, np.ndarray) or image.dtype != np.uint8:
         got = image.dtype if isinstance(image, np.ndarray) else type(image).__name__
@@ -55,7 +55,7 @@ def blend_over(rgba: np.ndarray, ground: int) -> np.ndarray:
 def target_size(height: int, width: int, resolution: int) -> tuple[int, int]:
     """Height and width after scaling the short side to `resolution`, each rounded to a multiple of 64.
 
-    ValueError for a resolution outside 64..4096 or a picture so long that the result would pass 8192 pixels.
+    ValueError for a resolution outside 64..4096 or an image so long that the result would pass 8192 pixels.
     """
     try:
         resolution = operator.index(resolution)
@@ -78,7 +78,7 @@ def target_size(height: int, width: int, resolution: int) -> tuple[int, int]:
 
 
 def resize_image(input_image: np.ndarray, resolution: int) -> np.ndarray:
-    """The picture with its short side near `resolution` and both sides multiples of 64: uint8 [H' W' c].
+    """The image with its short side near `resolution` and both sides multiples of 64: uint8 [H' W' c].
 
     Lanczos when enlarging, area average when shrinking, as published.
     """

@@ -2,7 +2,7 @@
 
 Arrays are uint8 in RGB order, [H W 3], or [H W 4] where something is transparent. Whatever a file holds
 (grey, 16-bit, CMYK, palette, a camera's rotation flag) becomes that. PNG files carry their request as text,
-so that the picture can be made again from the file alone.
+so that the image can be made again from the file alone.
 """
 
 import json
@@ -37,13 +37,13 @@ def image_to_hint(control_map: np.ndarray, n: int) -> Tensor:
 
 
 def image_to_model(image: np.ndarray) -> Tensor:
-    """A picture, uint8 [H W 3], as the autoencoder's input: float [1 3 H W] in [-1, 1]."""
+    """An image, uint8 [H W 3], as the autoencoder's input: float [1 3 H W] in [-1, 1]."""
     pixels = torch.from_numpy(np.ascontiguousarray(image)).float() / 127.5 - 1.0
     return rearrange(pixels, "H W c -> 1 c H W").contiguous()
 
 
 def model_to_images(pixels: Tensor) -> list[np.ndarray]:
-    """The autoencoder's output, float [n 3 H W] around [-1, 1], as n pictures uint8 [H W 3].
+    """The autoencoder's output, float [n 3 H W] around [-1, 1], as n images uint8 [H W 3].
 
     Rounds to the nearest level (the published scripts round down). ValueError for NaN, which would turn
     black.
@@ -56,17 +56,17 @@ def model_to_images(pixels: Tensor) -> list[np.ndarray]:
 
 
 def read_image(path: str | Path) -> np.ndarray:
-    """The picture in a file, upright: uint8 [H W 3], or [H W 4] where something is transparent.
+    """The image in a file, upright: uint8 [H W 3], or [H W 4] where something is transparent.
 
     Of an animation the first frame. FileNotFoundError or ValueError in one sentence for whatever else lies
     at `path`; the size is checked before any pixel is decoded.
     """
-    picture = _load(Path(path))
-    if picture.mode.startswith("I") or picture.mode == "F":
-        levels = _to_eight_bits(np.asarray(picture))
+    image = _load(Path(path))
+    if image.mode.startswith("I") or image.mode == "F":
+        levels = _to_eight_bits(np.asarray(image))
         return np.repeat(levels[:, :, None], 3, axis=2)
-    see_through = picture.has_transparency_data
-    pixels = np.array(picture.convert("RGBA" if see_through else "RGB"))
+    see_through = image.has_transparency_data
+    pixels = np.array(image.convert("RGBA" if see_through else "RGB"))
     return pixels[:, :, :3] if see_through and pixels[:, :, 3].min() == 255 else pixels
 
 
@@ -91,20 +91,20 @@ def write_png(path: str | Path, image: np.ndarray, text: dict[str, object] | Non
 
 def read_png_text(path: str | Path) -> dict[str, str]:
     """The text that `write_png` stored, empty where there is none. ValueError unless the file is a PNG."""
-    picture = _load(Path(path))
-    if not isinstance(picture, PngImagePlugin.PngImageFile):
+    image = _load(Path(path))
+    if not isinstance(image, PngImagePlugin.PngImageFile):
         raise ValueError(f"{path} is no PNG: only PNG pictures carry their request")
-    return {key: str(value) for key, value in picture.text.items()}
+    return {key: str(value) for key, value in image.text.items()}
 
 
 def labelled_grid(
     rows: Sequence[Sequence[np.ndarray]], row_labels: Sequence[str], column_labels: Sequence[str],
     cell: int = 256,
 ) -> np.ndarray:  # fmt: skip
-    """A table of pictures, labelled at the left and on top: uint8 [H W 3].
+    """A table of images, labelled at the left and on top: uint8 [H W 3].
 
-    Each picture is fitted, whole, into a square of `cell` pixels on white. ValueError when labels and
-    pictures do not match in number. Pillow's own font is used: Latin letters only.
+    Each image is fitted, whole, into a square of `cell` pixels on white. ValueError when labels and
+    images do not match in number. Pillow's own font is used: Latin letters only.
     """
     if len(rows) != len(row_labels) or {len(row) for row in rows} != {len(column_labels)}:
         got = f"{len(row_labels)} row and {len(column_labels)} column labels"
@@ -117,8 +117,8 @@ def labelled_grid(
         _write_label(page, label, (left + column * step, 0, cell, top), cell)
     for row, label in enumerate(row_labels):
         _write_label(page, label, (0, top + row * step, left, cell), cell)
-        for column, picture in enumerate(rows[row]):
-            fitted = ImageOps.pad(Image.fromarray(picture).convert("RGB"), (cell, cell), color="white")
+        for column, image in enumerate(rows[row]):
+            fitted = ImageOps.pad(Image.fromarray(image).convert("RGB"), (cell, cell), color="white")
             x, y = left + column * step, top + row * step
             ImageDraw.Draw(page).rectangle((x - 1, y - 1, x + cell, y + cell), outline="lightgrey")
             page.paste(fitted, (x, y))
@@ -126,7 +126,7 @@ def labelled_grid(
 
 
 def _load(path: Path) -> Image.Image:
-    """The decoded, upright picture, still in its own mode."""
+    """The decoded, upright image, still in its own mode."""
     if path.is_dir():
         raise ValueError(f"{path} is a folder, not a picture: name a file in it")
     if not path.exists():
@@ -134,21 +134,21 @@ def _load(path: Path) -> Image.Image:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # our own limits are below
-            picture = Image.open(path)
+            image = Image.open(path)
     except Image.DecompressionBombError as error:
         raise ValueError(f"{path} has over {MAX_PIXELS:,} pixels in all: shrink it first") from error
     except PermissionError as error:
         raise ValueError(f"{path} may not be read: {error.strerror}") from error
     except DAMAGE as error:
         raise ValueError(f"{path} is no picture that can be read: give a PNG, JPEG or WebP file") from error
-    with picture:
-        _check_size(path, *picture.size)
+    with image:
+        _check_size(path, *image.size)
         try:
-            picture.load()
-            ImageOps.exif_transpose(picture, in_place=True)
+            image.load()
+            ImageOps.exif_transpose(image, in_place=True)
         except DAMAGE as error:
             raise ValueError(f"{path} is damaged or cut short: {error}") from error
-    return picture
+    return image
 
 
 def _check_size(path: Path, width: int, height: int) -> None:

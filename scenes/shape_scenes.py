@@ -1,7 +1,7 @@
 """One sample of Fill50k's task: a filled shape on a plain background, and the outline it is to be drawn from.
 
 Zhang et al. 2023 train ControlNet on circles: source = white outline on black, target = the filled circle,
-prompt = its colours. A `Scene` describes one sample, whatever the picture's size; `render` draws it. One in
+prompt = its colours. A `Scene` describes one sample, whatever the image's size; `render` draws it. One in
 twenty combinations of colour, shape and background is held out by a fixed rule, so that tests use prompts
 that no training run has seen.
 """
@@ -32,7 +32,7 @@ SUBPIXEL_BITS = 4  # fixed-point bits that OpenCV gets below the supersampled pi
 
 @dataclass(frozen=True)
 class Scene:
-    """What is drawn, in units of the side, so that every size shows the same picture.
+    """What is drawn, in units of the side, so that every size shows the same image.
 
     centre: (x, y) in [0, 1], y downwards. radius: of the circle around the shape. angle: radians, clockwise.
     wobble: 0 exact to 1 a shaky hand; the fill follows the wobbled outline. width: of the line, pixels at
@@ -53,12 +53,12 @@ class Scene:
 
     @property
     def prompt(self) -> str:
-        """The sentence that belongs to the picture: "cyan circle with brown background"."""
+        """The sentence that belongs to the image: "cyan circle with brown background"."""
         return f"{self.fill} {self.shape} with {self.background} background"
 
     @property
     def reach(self) -> float:
-        """How near to the picture's border the centre may come, in units of the side."""
+        """How near to the image's border the centre may come, in units of the side."""
         return self.radius * (1 + WOBBLE_REACH * self.wobble) + EDGE
 
 
@@ -71,11 +71,11 @@ def random_scene(
     rng: np.random.Generator, shapes: tuple[str, ...] = SHAPES, *, held_out: bool | None = False,
     hand_drawn: float = 0.0, widths: tuple[float, ...] = WIDTH_RANGE,
 ) -> Scene:  # fmt: skip
-    """Draw a scene that lies wholly inside the picture.
+    """Draw a scene that lies wholly inside the image.
 
     held_out: only combinations for training (False), only for tests (True), or any (None). hand_drawn:
     probability of a wobbled outline with gaps. widths: lowest and highest line width, pixels at 512. Fill and
-    background are at least `colours.MIN_CONTRAST` apart: closer ones make a picture whose fill cannot be told
+    background are at least `colours.MIN_CONTRAST` apart: closer ones make an image whose fill cannot be told
     from its background.
     """
     fill, shape, background = _combination(rng, shapes, held_out)

@@ -1,8 +1,8 @@
-"""The variational autoencoder between pictures and latents.
+"""The variational autoencoder between images and latents.
 
 Kingma & Welling 2014; Rombach et al. 2022, section 3.1. Only what generation and control training need: its
 own adversarial training is not part of this project. Half precision can overflow in it, which would show as a
-black picture: the first time that happens it goes over to float32 for good.
+black image: the first time that happens it goes over to float32 for good.
 """
 
 from __future__ import annotations
@@ -47,9 +47,9 @@ class DiagonalGaussianDistribution:
 
 
 class AutoencoderKL(nn.Module):
-    """Pictures [b, 3, H, W] in [-1, 1] to latents [b, embed_dim, H/8, W/8] and back.
+    """Images [b, 3, H, W] in [-1, 1] to latents [b, embed_dim, H/8, W/8] and back.
 
-    tile: side in latent pixels of the tiles that `decode` works in, None for the whole picture at once.
+    tile: side in latent pixels of the tiles that `decode` works in, None for the whole image at once.
     """
 
     def __init__(self, ddconfig: Mapping[str, Any], embed_dim: int, lossconfig: object = None,
@@ -68,7 +68,7 @@ class AutoencoderKL(nn.Module):
         return DiagonalGaussianDistribution(self._finite(self._moments, x))
 
     def decode(self, z: Tensor) -> Tensor:
-        """Latents [b, embed_dim, h, w] -> pictures [b, 3, H, W], about [-1, 1]."""
+        """Latents [b, embed_dim, h, w] -> images [b, 3, H, W], about [-1, 1]."""
         if self.tile is None or max(z.shape[-2:]) <= self.tile:
             return self._finite(self._pixels, z)
         return self._finite(partial(decode_tiled, self._pixels, tile=self.tile), z)

@@ -1,6 +1,6 @@
-"""Decode a large latent in overlapping tiles, so that memory follows the tile and not the picture.
+"""Decode a large latent in overlapping tiles, so that memory follows the tile and not the image.
 
-Tiles see less context than the whole picture, so results differ a little near seams; the overlap is blended
+Tiles see less context than the whole image, so results differ a little near seams; the overlap is blended
 linearly.
 """
 

@@ -45,7 +45,7 @@ def shared_batch(context: Tensor | None, *inputs: Tensor) -> int:
     """How many rows of all `inputs` [b, ...] to compute until the text `context` [b, n, d] comes in.
 
     Half of them where guidance gives the same rows twice, each time with another text; all b otherwise. All
-    too where gradients are wanted, which belong to every row, and on a card, which would be waited for.
+    too where gradients are wanted, which belong to every row, and on a GPU, which would be waited for.
     """
     rows = len(inputs[0])
     half, odd = divmod(rows, 2)

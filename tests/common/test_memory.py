@@ -8,7 +8,6 @@ from common.memory import memory_sentence, peak_memory
 def test_the_peak_is_at_least_what_was_held():
     held = np.ones(20 * 2**20, np.uint8)
     assert peak_memory()["ram"] >= held.nbytes
-    assert peak_memory()["ram"] >= peak_memory()["ram"] - 1
 
 
 def test_the_sentence_names_what_was_used():

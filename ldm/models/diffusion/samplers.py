@@ -64,7 +64,7 @@ class Sampler:
     def timesteps(self, steps: int, alphas_cumprod: Tensor, start: float = 1.0) -> list[float]:
         """The ascending timesteps of `steps` steps, or of the last `start` part of them (img2img strength).
 
-        start in (0, 1]: 1 begins at pure noise, less keeps more of a picture; at least one step is left.
+        start in (0, 1]: 1 begins at pure noise, less keeps more of an image; at least one step is left.
         """
         if not 0 < start <= 1:
             raise ValueError(f"start={start}: allowed is more than 0 (keep the picture) up to 1 (pure noise)")

@@ -67,7 +67,7 @@ Generators = torch.Generator | Sequence[torch.Generator] | None
 def noise_sampler(like: Tensor, generator: Generators) -> Callable[[], Tensor]:
     """A function that draws standard noise for `like` [b c h w] from `generator`, or from torch's global one.
 
-    One generator for the batch, or one for each of its b pictures: then a picture does not depend on those
+    One generator for the batch, or one for each of its b images: then an image does not depend on those
     beside it. Drawn in float32 on the generator's own device and then moved, so a seed means the same noise
     for every precision and, with a CPU generator, on every machine.
     """

@@ -59,7 +59,7 @@ def ddim_timesteps(steps: int, total: int = 1000) -> list[int]:
     """Ascending timesteps 1, 1+c, 1+2c, ... with the published stride c = total // steps.
 
     Where `steps` does not divide `total` the count drifts upwards (15 -> 16, 30 -> 31); this is kept, since
-    seeds of published pictures depend on it, and logged. Where the last stride would land on `total` itself,
+    seeds of published images depend on it, and logged. Where the last stride would land on `total` itself,
     a timestep that no model was trained on (3, 9, 27, 36, 37, 101-111, 251-333 of 1000), it is left out:
     3 asked are 3 run.
     Raises ValueError below 1 and above total // 2, where no stride is left.
@@ -79,7 +79,7 @@ def even_timesteps(steps: int, alphas_cumprod: Tensor) -> list[float]:
 
 
 def whole_timesteps(steps: int, alphas_cumprod: Tensor) -> list[float]:
-    """Ascending whole timesteps at even distance, without 0: the clean picture is the end of the walk."""
+    """Ascending whole timesteps at even distance, without 0: the clean image is the end of the walk."""
     last = len(alphas_cumprod) - 1
     check_steps(steps, len(alphas_cumprod) // 2)
     return [float(round(last * k / steps)) for k in range(1, steps + 1)]

@@ -20,7 +20,7 @@ from ldm.modules.encoders.modules import AbstractEncoder
 log = logging.getLogger(__name__)
 
 BRACKET_WEIGHT = 1.1  # the web UIs' step of emphasis
-MAX_WEIGHT = 100.0  # pictures fall apart from about 2 on; this only keeps half precision from overflowing
+MAX_WEIGHT = 100.0  # images fall apart from about 2 on; this only keeps half precision from overflowing
 MAX_CHUNKS = 3  # 225 tokens, as ControlNet 1.1's demo of anime line art takes
 # a mean below this share of the values' size is the rest of a sum that cancels: dividing by it adds noise
 MEAN_FLOOR = 1e-2

@@ -22,7 +22,7 @@ def published_clip_keys(state: Mapping[str, Tensor], prefix: str = "") -> State:
     """`state` with CLIP's text encoder below `prefix` named `transformer.text_model.*`; nothing else changes.
 
     Known: published Stable Diffusion files; transformers >= 5.6 (no `text_model.`); text encoder files of
-    diffusers and whole CLIP files (no `transformer.`), whose projections and picture half are left out.
+    diffusers and whole CLIP files (no `transformer.`), whose projections and image half are left out.
     `position_ids` are rebuilt: newer files lack them, merged ones hold floats that may round to wrong places.
     """
     adapted = {}
@@ -44,7 +44,7 @@ def published_clip_keys(state: Mapping[str, Tensor], prefix: str = "") -> State:
 def published_open_clip_keys(state: Mapping[str, Tensor], prefix: str = "") -> State:
     """`state` with open_clip's text half below `prefix` named `model.*`; keys elsewhere stay as they are.
 
-    Known: published Stable Diffusion 2.x files; open_clip's own (no `model.`), less their picture half.
+    Known: published Stable Diffusion 2.x files; open_clip's own (no `model.`), less their image half.
     A missing `logit_scale`, which conditioning never reads, gets its published start value.
     """
     adapted = {}
