@@ -139,7 +139,7 @@ def test_a_whole_module_or_a_dictionary_without_tensors_is_refused(tmp_path):
         ),
     ],
 )
-def test_neighbours_that_keep_dictionaries_in_dictionaries_are_named(tmp_path, saved, message):
+def test_foreign_formats_that_keep_dictionaries_in_dictionaries_are_named(tmp_path, saved, message):
     torch.save(saved, tmp_path / "w.pth")
     with pytest.raises(ValueError, match=message):
         stored_tensors(tmp_path / "w.pth")

@@ -236,6 +236,12 @@ def test_alpha_is_read_in_every_type(tmp_path, dtype):
     assert "alpha 16" in inspect(write_lora(tmp_path / "a", state)).notes[0]
 
 
+@pytest.mark.parametrize("zipped", [True, False], ids=["zip", "legacy"])
+def test_alpha_is_read_from_files_of_torch(tmp_path, zipped):
+    torch.save(lora_state("kohya", alpha=2.0), tmp_path / "a", _use_new_zipfile_serialization=zipped)
+    assert "alpha 2" in inspect(tmp_path / "a").notes[0]
+
+
 def test_alpha_from_diffusers_metadata(tmp_path):
     settings = {"lora_adapter_metadata": json.dumps({"unet.lora_alpha": 32, "text_encoder.lora_alpha": 8})}
     found = inspect(write_lora(tmp_path / "a", lora_state("peft in diffusers"), settings))
@@ -257,7 +263,7 @@ def test_the_text_tells_whose_lora_it_is(tmp_path, width, family):
         ("sdxl.safetensors", "conditioner.embedders.0.transformer.text_model.x", "an SDXL file", None),
     ],
 )
-def test_neighbours_are_inspected_too_and_it_is_said_that_they_do_not_load(
+def test_foreign_formats_are_inspected_too_and_it_is_said_that_they_do_not_load(
     tmp_path, name, tensor, what, control
 ):
     found = inspect(write_safetensors(tmp_path / name, {tensor: entry()}, b"1234"))
