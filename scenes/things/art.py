@@ -1,0 +1,126 @@
+"""The art: every icon of every word, rendered once, with the lines that a pen would draw of it."""
+
+from __future__ import annotations
+
+import json
+from collections import defaultdict
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import cv2
+import numpy as np
+
+from common.atomic import atomic_write
+from scenes.colours import RGB
+from scenes.things.fetch import icons_file
+from scenes.things.strokes import body_luma, rim_colour, strokes_of
+from scenes.things.words import STYLES, held_out_styles, words
+
+SIDE = 128  # pixels of a sprite
+ART_FILE = "art.npz"
+SVG = (
+    '<svg xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink" '
+    'viewBox="{} {} {} {}">{}</svg>'
+)
+FOLDER = Path("training/things")
+# What a style never had, so that a package without it is no surprise.
+NOT_IN = {"fluent-emoji-flat": {"harp", "mermaid", "shovel", "trombone", "red-triangle-pointed-up"}}
+
+
+@dataclass(frozen=True)
+class Sprite:
+    """One icon. pixels: uint8 [SIDE SIDE 4]; strokes: polylines in [0, 1]; body, rim: see `strokes`."""
+
+    word: str
+    style: str
+    icon: str
+    pixels: np.ndarray
+    strokes: tuple[np.ndarray, ...]
+    body: float
+    rim: RGB
+
+
+class Art:
+    """Sprites by word. held_out: those of the styles kept for tests, else those for training, None: all."""
+
+    def __init__(self, sprites: list[Sprite], held_out: bool | None = False) -> None:
+        kept = held_out_styles()
+        self.by_word: dict[str, list[Sprite]] = defaultdict(list)
+        for sprite in sprites:
+            if held_out in (None, kept.get(sprite.word) == sprite.style):
+                self.by_word[sprite.word].append(sprite)
+        self.words = tuple(self.by_word)
+
+
+def build_art(folder: Path) -> list[Sprite]:
+    """Render every icon of the table from the packages in `folder`; ValueError names icons that are gone."""
+    sprites, gone = [], []
+    for style in STYLES:
+        package = json.loads(icons_file(folder, style).read_text(encoding="utf-8"))
+        for word in words().values():
+            for icon in word.icons:
+                if icon in package["icons"]:
+                    sprites.append(_sprite(word.name, style, icon, render_icon(package, icon)))
+                elif icon not in NOT_IN.get(style, ()):
+                    gone.append(f"{style}: {icon} ({word.name})")
+    if gone:
+        raise ValueError(f"icons that the packages in {folder} do not have: {', '.join(gone)}")
+    return sprites
+
+
+def render_icon(package: dict, icon: str, side: int = SIDE) -> np.ndarray:
+    """An icon of an Iconify package as uint8 [side side 4], red first, transparent around it."""
+    from resvg_py import svg_to_bytes
+
+    entry = package["icons"][icon]
+    left, top, width, height = (
+        entry.get(key, package.get(key, 0)) for key in ("left", "top", "width", "height")
+    )
+    largest = max(width, height)  # a few icons are wider than high
+    corner = left - (largest - width) / 2, top - (largest - height) / 2
+    svg = SVG.format(*corner, largest, largest, entry["body"])
+    encoded = svg_to_bytes(svg_string=svg, width=side, height=side)
+    pixels = cv2.imdecode(np.frombuffer(encoded, np.uint8), cv2.IMREAD_UNCHANGED)
+    return cv2.cvtColor(pixels, cv2.COLOR_BGRA2RGBA)
+
+
+def _sprite(word: str, style: str, icon: str, pixels: np.ndarray) -> Sprite:
+    return Sprite(word, style, icon, pixels, tuple(strokes_of(pixels)), body_luma(pixels), rim_colour(pixels))
+
+
+def save_art(sprites: list[Sprite], folder: Path) -> Path:
+    """Write sprites into one file of arrays."""
+    lines = [stroke for sprite in sprites for stroke in sprite.strokes]
+    with atomic_write(folder / ART_FILE) as partial, partial.open("wb") as file:
+        np.savez_compressed(
+            file,
+            names=np.array([(one.word, one.style, one.icon) for one in sprites]),
+            pixels=np.stack([one.pixels for one in sprites]),
+            body=np.array([one.body for one in sprites]),
+            rim=np.array([one.rim for one in sprites]),
+            points=np.concatenate(lines),
+            line_lengths=np.array([len(line) for line in lines]),
+            line_counts=np.array([len(one.strokes) for one in sprites]),
+        )
+    return folder / ART_FILE
+
+
+def load_art(folder: Path = FOLDER) -> list[Sprite]:
+    """What `save_art` wrote; FileNotFoundError says how to make it."""
+    file = folder / ART_FILE
+    if not file.exists():
+        raise FileNotFoundError(f"there is no {file}: make it by `python -m scenes.things --out {folder}`")
+    with np.load(file) as stored:
+        data = {name: stored[name] for name in stored.files}
+    lines = _split(data["points"], data["line_lengths"])
+    names, counts = data["names"].tolist(), data["line_counts"].tolist()
+    return [
+        Sprite(*names[i], data["pixels"][i], tuple(next(lines) for _ in range(counts[i])),
+               float(data["body"][i]), tuple(data["rim"][i].tolist()))
+        for i in range(len(names))
+    ]  # fmt: skip
+
+
+def _split(points: np.ndarray, lengths: np.ndarray) -> Iterator[np.ndarray]:
+    return iter(np.split(points, np.cumsum(lengths)[:-1]))
