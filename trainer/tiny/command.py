@@ -14,30 +14,33 @@ from __future__ import annotations
 
 import argparse
 import json
-import logging
 import math
-import os
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
 from cldm.cldm import ControlLDM
 from cldm.model import create_model, load_model
+from common.atomic import atomic_write
+from common.flags import add_flags, read_flags
+from common.shell import Parser, run_command
 from ldm.config import read_config
 from ldm.util import pick_device
+from scenes.things.art import FOLDER
 from trainer.model import load_for_training
 from trainer.tiny.data import TinyScenes
 from trainer.tiny.export import export, keep_branch
+from trainer.tiny.latents import cached_latents
 from trainer.tiny.optimizers import set_rate
+from trainer.tiny.settings import TinySettings
 from trainer.tiny.stages import STAGES, Stage
-
-log = logging.getLogger(__name__)
+from trainer.tiny.worlds import world_of
 
 CONFIG = Path(__file__).parents[2] / "models" / "tiny.yaml"
 WARMUP_STEPS = 100
@@ -73,11 +76,10 @@ class Run:
         self.ema, self.step = state["ema"], state["step"]
 
     def save(self) -> None:
-        """Write beside the checkpoint, then rename: a full disk or a second Ctrl-C leaves the old one."""
-        partial = self.file.with_suffix(".partial")
+        """Write the checkpoint, whole or not at all."""
         state = {"weights": self.parts.state_dict(), "optimizer": self.optimizer.state_dict()}
-        torch.save({**state, "ema": self.ema, "step": self.step}, partial)
-        os.replace(partial, self.file)
+        with atomic_write(self.file) as partial:
+            torch.save({**state, "ema": self.ema, "step": self.step}, partial)
 
     def update(self, loss: Tensor, steps: int, peak: float | None = None) -> None:
         """One optimizer step on `loss`; peak: the highest learning rate, None for the stage's.
@@ -104,35 +106,36 @@ class Run:
         self.parts.load_state_dict({**self.parts.state_dict(), **self.ema})  # buffers have no average
 
 
-def train(stage: Stage, model: nn.Module, args: argparse.Namespace, steps: int) -> None:
+def train(stage: Stage, model: ControlLDM, settings: TinySettings, steps: int) -> None:
     """Run one stage up to `steps`, leaving its averaged weights in `model`."""
-    run = Run(stage, model, args.out / f"{stage.name}.pt")
+    run = Run(stage, model, settings.out / f"{stage.name}.pt")
     if run.step < steps:
-        stage.prepare(model, args)
-        data = TinyScenes(stage.name, args.seed, stage.posed)
-        order = range(run.step * stage.batch, steps * stage.batch)
-        loader = DataLoader(data, batch_size=stage.batch, sampler=order, num_workers=args.workers)
-        _loop(run, stage, model, loader, (args, steps))
+        stage.prepare(model, settings)
+        latents = cached_latents(model, settings, stage.posed) if stage.on_latents else None
+        data = TinyScenes(settings.world, stage.name, settings.seed, stage.posed, latents)
+        fit(run, model, data, settings, steps)
     run.use_average()
-    stage.finish(model, args)
+    stage.finish(model, settings)
 
 
-def _loop(run: Run, stage: Stage, model: nn.Module, loader: DataLoader, limits: tuple[Any, int]) -> None:
-    args, steps = limits
+def fit(run: Run, model: nn.Module, data: Dataset, settings: TinySettings, steps: int) -> None:
+    """Go on with `run` up to `steps` from its next samples; saved every few minutes and at the end."""
+    order = range(run.step * run.stage.batch, steps * run.stage.batch)
+    loader = DataLoader(data, batch_size=run.stage.batch, sampler=order, num_workers=settings.workers)
+    record = (settings.out / f"{run.stage.name}.jsonl").open("a")
+    bar = tqdm(loader, desc=run.stage.name, total=steps, initial=run.step, mininterval=20, file=sys.stderr)
     saved = time.monotonic()
-    record = (args.out / f"{stage.name}.jsonl").open("a")
-    bar = tqdm(loader, desc=stage.name, total=steps, initial=run.step, mininterval=20, file=sys.stderr)
     try:
         for batch in bar:
-            noise = torch.Generator().manual_seed(args.seed * 1_000_003 + run.step)
-            loss = stage.loss(model, batch, noise)
-            run.update(loss, steps, args.learning_rate)
+            noise = torch.Generator().manual_seed(settings.seed * 1_000_003 + run.step)
+            loss = run.stage.loss(model, batch, noise)
+            run.update(loss, steps, settings.learning_rate)
             if run.step % 20 == 0:
                 record.write(json.dumps({"step": run.step, "loss": round(loss.item(), 5)}) + "\n")
                 record.flush()
                 bar.set_postfix(loss=f"{loss.item():.4f}")
-            if run.step in args.keep:
-                keep_branch(run.ema, args.out, run.step)
+            if run.step in settings.keep:
+                keep_branch(run.ema, settings.out, run.step)
             if time.monotonic() - saved > SAVE_EVERY_S:
                 run.save()
                 saved = time.monotonic()
@@ -141,92 +144,71 @@ def _loop(run: Run, stage: Stage, model: nn.Module, loader: DataLoader, limits: 
         record.close()
 
 
-def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
-    """The command line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+def _parser() -> Parser:
+    parser = Parser("-m trainer.tiny", __doc__)
     parser.add_argument("--config", type=Path, default=CONFIG, help="yaml of the model")
-    parser.add_argument("--out", type=Path, default=Path("runs/tiny"), help="checkpoints, logs, weights")
+    parser.add_argument("--art", type=Path, default=FOLDER, help="drawings of things (default: %(default)s)")
     parser.add_argument(
-        "--stages", nargs="+", default=list(STAGES), choices=list(STAGES), help="what to train"
+        "--stages", nargs="+", choices=list(STAGES), help="what to train (default: all of the yaml's world)"
     )
     for name, stage in STAGES.items():
         help_text = f"optimizer steps of batch {stage.batch} (default {stage.steps})"
         parser.add_argument(f"--{name}-steps", type=int, default=stage.steps, help=help_text)
     parser.add_argument(
-        "--from-shipped", action="store_true", help="begin with the weights the yaml names, not at random"
-    )
-    parser.add_argument(
         "--new-branch",
         action="store_true",
         help="with --from-shipped: take the base model only, and begin its control branch anew",
     )
-    parser.add_argument(
-        "--learning-rate",
-        type=float,
-        metavar="X",
-        help="the highest of every stage asked for (default: its own)",
-    )
-    parser.add_argument(
-        "--keep",
-        type=int,
-        nargs="*",
-        default=[],
-        metavar="STEP",
-        help="of the control branch: also keep the average of these steps, in control-STEP.safetensors",
-    )
-    parser.add_argument("--cache", type=int, default=8_000, help="scenes whose latents are computed once")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--workers", type=int, default=1, help="processes that draw pictures")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:N, mps")
-    return parser.parse_args(argv)
+    add_flags(parser, TinySettings)
+    return parser
 
 
 def main(argv: list[str] | None = None) -> int:
     """Train what was asked for; stages that are not asked for are taken from their checkpoints."""
-    args = parse_args(argv)
-    args.device = pick_device(args.device)
-    args.out.mkdir(parents=True, exist_ok=True)
-    torch.manual_seed(args.seed)
-    model = _start(args)
-    try:
-        trained = [name for name, stage in STAGES.items() if _run_stage(stage, model, args)]
-    except KeyboardInterrupt:
-        print(f"stopped; the same command goes on from {args.out}", file=sys.stderr)
-        return 130
-    except (FloatingPointError, FileNotFoundError) as error:
-        print(error, file=sys.stderr)
-        return 1
-    for path in export(model, args.out, trained, read_config(args.config).weights):
-        print(path)
-    return 0
+    args = _parser().parse_args(argv)
+    stopped = f"stopped; the same command goes on from {args.out}"
+    return run_command(lambda: _train_all(args), stopped=stopped)
 
 
-def _start(args: argparse.Namespace) -> ControlLDM:
-    base, branch = (args.config.parent / name for name in read_config(args.config).weights)
-    if not args.from_shipped:
-        model = create_model(args.config)
-    elif args.new_branch:
-        model, _ = load_for_training(args.config, [base], seed=args.seed)
-    else:
-        model = load_model(args.config, base, branch)
+def _train_all(args: argparse.Namespace) -> str:
+    config = read_config(args.config)
+    settings = read_flags(TinySettings, args, world=world_of(config, args.art))
+    wanted = args.stages or settings.world.stages
+    for name in wanted:
+        _check_foundations(STAGES[name], wanted, settings)
+    settings.out.mkdir(parents=True, exist_ok=True)
+    torch.manual_seed(settings.seed)
+    model = _start(args.config, settings, new_branch=args.new_branch)
     # Convolutions on a CPU are up to a quarter faster with the channels last.
-    return model.to(args.device, memory_format=torch.channels_last)
+    model.to(pick_device(args.device), memory_format=torch.channels_last)
+    trained = []
+    for name, stage in STAGES.items():
+        if name in wanted:
+            train(stage, model, settings, getattr(args, f"{name}_steps"))
+        elif (file := settings.out / f"{name}.pt").exists():
+            Run(stage, model, file).use_average()
+            stage.finish(model, settings)
+        if settings.from_shipped or (settings.out / f"{name}.pt").exists():
+            trained.append(name)
+    return "\n".join(map(str, export(model, settings.out, trained, config.weights)))
 
 
-def _run_stage(stage: Stage, model: nn.Module, args: argparse.Namespace) -> bool:
-    """Train a stage that was asked for or take its checkpoint; False where its weights are still random."""
-    file = args.out / f"{stage.name}.pt"
-    if stage.name in args.stages:
-        for needed in stage.needs:
-            if not (args.from_shipped or (args.out / f"{needed}.pt").exists()):
-                raise FileNotFoundError(f"{stage.name} builds on {needed}, but {args.out} has no {needed}.pt")
-        train(stage, model, args, getattr(args, f"{stage.name}_steps"))
-    elif file.exists():
-        Run(stage, model, file).use_average()
-        stage.finish(model, args)
-    return args.from_shipped or file.exists()
+def _check_foundations(stage: Stage, wanted: Sequence[str], settings: TinySettings) -> None:
+    """FileNotFoundError for a stage whose weights would stay random."""
+    for needed in stage.needs:
+        there = settings.from_shipped or needed in wanted or (settings.out / f"{needed}.pt").exists()
+        if not there:
+            raise FileNotFoundError(f"{stage.name} builds on {needed}, but {settings.out} has no {needed}.pt")
+
+
+def _start(config: Path, settings: TinySettings, *, new_branch: bool) -> ControlLDM:
+    base, branch = (config.parent / name for name in read_config(config).weights)
+    if not settings.from_shipped:
+        return create_model(config)
+    if new_branch:
+        return load_for_training(config, [base], seed=settings.seed)[0]
+    return load_model(config, base, branch)
 
 
 if __name__ == "__main__":

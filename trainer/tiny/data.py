@@ -1,18 +1,16 @@
-"""Training samples of the tiny model, drawn on the fly: sample `i` of a stream is the same everywhere."""
+"""Training samples of a tiny model, drawn on the fly: sample `i` of a stream is the same everywhere."""
 
 from __future__ import annotations
 
-from dataclasses import replace
+from collections.abc import Callable
+from typing import Any
 
-import cv2
 import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from scenes.colours import COLOURS
-from scenes.shape_scenes import Scene, random_scene, render
-from scenes.shapes import SHAPES
+from trainer.tiny.worlds import World
 
 SIDE = 128
 VAE_BATCH = 8  # scenes of one kind each: whole, or patches
@@ -20,66 +18,55 @@ WHOLE_EVERY = 8
 PATCH, PATCHES = 32, 4
 STREAMS = {"vae": 1, "decoder": 5, "text": 6}
 SCENES, HINTS, PATCHES_AT = 2, 3, 4  # further streams: of base and control, of pens, of corners
-HAND_DRAWN = 0.5  # half of the scenes are wobbled: people's outlines are
-BINARY_HINTS = 0.5  # annotators give black and white, renderings have soft edges: the branch sees both
-BINARY_THRESHOLD = 64
-POSE_SHIFT, POSE_RADIUS = 0.06, (0.28, 0.38)  # of the side
-POSE_TILT = np.pi / 36
-WIDTHS = (1.0, 24.0)  # of lines, pixels at 512
+WITH_HINTS = ("control", "joint")
+
+
+Posed = Callable[[int], float]  # a scene's number -> how likely its thing stands upright in the middle
+
+
+def never(index: int) -> float:
+    """No scene is posed."""
+    return 0.0
 
 
 class TinyScenes(Dataset):
     """Scenes as tensors: target [3 H W] in [-1, 1]; with latents, hint [3 H W] in [0, 1] and prompt too.
 
-    posed: share of scenes whose shape stands exact and upright in the middle.
+    latents: [n c h w] of the first n scenes of stream "base", which come round again and again.
     """
 
-    latents: np.ndarray | None = None  # [n c h w] of the first n scenes of stream "base"
-
-    def __init__(self, stage: str, seed: int, posed: float = 0.0) -> None:
-        self.stage, self.seed, self.posed = stage, seed, posed
+    def __init__(self, world: World, stage: str, seed: int, posed: Posed = never,
+                 latents: np.ndarray | None = None) -> None:  # fmt: skip
+        self.world, self.stage, self.seed, self.posed = world, stage, seed, posed
+        self.latents = latents
         self.stream = STREAMS.get(stage, SCENES)
 
     def __getitem__(self, index: int) -> dict[str, Tensor | str]:
         if self.stage in ("vae", "decoder"):
-            return {"target": _views(to_tensor(render(self._scene(index), SIDE)[1]) * 2 - 1, index)}
+            return {"target": _views(self.target(index), index)}
         if self.stage == "whole":
-            return {"target": to_tensor(render(self._scene(index), SIDE)[1]) * 2 - 1}
+            return {"target": self.target(index)}
         if self.stage == "text":
-            scene = self._scene(index)
-            return {"prompt": scene.prompt, "facts": facts(scene)}
-        scene = self._scene(index % len(self.latents))
-        latent = torch.from_numpy(self.latents[index % len(self.latents)].astype(np.float32))
+            scene = self.scene(index)
+            return {"prompt": scene.prompt, "facts": torch.from_numpy(self.world.facts(scene))}
+        assert self.latents is not None, f"{self.stage} is trained on latents"
+        row = index % len(self.latents)
+        scene = self.scene(row)
+        latent = torch.from_numpy(self.latents[row].astype(np.float32))
         sample = {"latent": latent, "prompt": scene.prompt}
-        return {**sample, "hint": self._hint(scene, index)} if self.stage == "control" else sample
-
-    def _scene(self, index: int) -> Scene:
-        rng = np.random.default_rng([self.seed, self.stream, index])
-        scene = random_scene(rng, hand_drawn=HAND_DRAWN, widths=WIDTHS)
-        return _posed(scene, rng) if rng.random() < self.posed else scene
-
-    def _hint(self, scene: Scene, index: int) -> Tensor:
-        """The outline, with another pen each time the scene comes round."""
+        if self.stage not in WITH_HINTS:
+            return sample
         rng = np.random.default_rng([self.seed, HINTS, index])
-        width = float(np.exp(rng.uniform(*np.log(WIDTHS))))
-        source = render(replace(scene, width=width), SIDE)[0]
-        if rng.random() < BINARY_HINTS:
-            source = cv2.threshold(source, BINARY_THRESHOLD, 255, cv2.THRESH_BINARY)[1]
-        return to_tensor(source)
+        sample["hint"] = to_tensor(self.world.hint(scene, rng, SIDE))
+        return {**sample, "posed": scene.posed} if self.stage == "joint" else sample
 
+    def scene(self, index: int) -> Any:
+        """Scene `index` of this stream."""
+        return self.world.scene(np.random.default_rng([self.seed, self.stream, index]), self.posed(index))
 
-def _posed(scene: Scene, rng: np.random.Generator) -> Scene:
-    """The same shape and colours, drawn exactly, upright, large and near the middle."""
-    centre = tuple((0.5 + rng.uniform(-POSE_SHIFT, POSE_SHIFT, size=2)).tolist())
-    tilt = rng.uniform(-POSE_TILT, POSE_TILT)
-    return replace(scene, centre=centre, radius=rng.uniform(*POSE_RADIUS), angle=tilt, wobble=0.0, gaps=())
-
-
-def facts(scene: Scene) -> Tensor:
-    """What the prompt says, as numbers [15]: fill and background in [-1, 1], then 1 for the shape named."""
-    colours = np.array([COLOURS[scene.fill], COLOURS[scene.background]], np.float32).ravel() / 127.5 - 1
-    shapes = np.array([name == scene.shape for name in SHAPES], np.float32)
-    return torch.from_numpy(np.concatenate([colours, shapes]))
+    def target(self, index: int) -> Tensor:
+        """Its picture, [3 H W] in [-1, 1]."""
+        return to_tensor(self.world.target(self.scene(index), SIDE)) * 2 - 1
 
 
 def _views(picture: Tensor, index: int) -> Tensor:

@@ -12,10 +12,10 @@ from torch import Tensor
 from cldm.cldm import ControlLDM
 
 CONTROL_PART = "control_model."
-# Prefixes of what a file holds, and the stages that train it: the base file, then the branch's.
+# Prefixes of what a file holds, and the sets of stages that train it: the base file, then the branch's.
 PARTS = (
-    (("model.", "first_stage_model.", "cond_stage_model."), {"vae", "base"}),
-    ((CONTROL_PART,), {"control"}),
+    (("model.", "first_stage_model.", "cond_stage_model."), ({"vae", "base"}, {"vae", "text", "joint"})),
+    ((CONTROL_PART,), ({"control"}, {"joint"})),
 )
 
 
@@ -25,8 +25,8 @@ def export(model: ControlLDM, folder: Path, trained: Iterable[str], names: Seque
     A file is written once all that it holds is `trained`: half of it at random would look like a model.
     """
     stages, state, written = set(trained), model.state_dict(), []
-    for name, (prefixes, needed) in zip(names, PARTS, strict=True):
-        if needed <= stages:
+    for name, (prefixes, ways) in zip(names, PARTS, strict=True):
+        if any(needed <= stages for needed in ways):
             part = {key: value for key, value in state.items() if key.startswith(prefixes)}
             written.append(_write(folder / name, part))
     return written

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from typing import Any
 
@@ -11,7 +12,7 @@ from torch import Tensor, nn
 ADAMW = {"betas": (0.9, 0.99), "weight_decay": 1e-4, "fused": True}  # fused: a third of the time
 MATRIX_SHARE = 8.0  # of the learning rate: tried 20, which unlearned much before it got better
 MATRIX_DECAY = 0.01
-ENDS = ("time_embed.", "input_blocks.0.", "out.")  # of a U-Net
+ENDS = re.compile(r"(^|\.)(time_embed|input_blocks\.0|out)\.")  # of a U-Net, whatever holds it
 
 
 def adamw(parts: nn.Module, lr: float) -> torch.optim.Optimizer:
@@ -76,7 +77,7 @@ def _group(parameters: list[nn.Parameter], share: float = 1.0) -> dict[str, Any]
 def _inner_weights(parts: nn.Module) -> Iterator[nn.Parameter]:
     """Matrices and kernels, but for the time embedding and the first and last convolution."""
     for name, weight in parts.named_parameters():
-        if weight.ndim > 1 and not name.startswith(ENDS):
+        if weight.ndim > 1 and not ENDS.search(name):
             yield weight
 
 

@@ -6,7 +6,6 @@ encoder stay as they are. Zeros of magnitude and 2:4 pruning stay zeros.
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -18,6 +17,7 @@ from cldm.cldm import ControlLDM
 from ldm.util import pick_device
 from quantize.prune.masks import keep_zeros
 from trainer.tiny.command import train
+from trainer.tiny.settings import TinySettings
 from trainer.tiny.stages import STAGES, base_loss, control_loss
 
 WITHOUT_CONTROL = 0.25  # share of steps without the branch: guidance calls the U-Net alone as well
@@ -69,14 +69,11 @@ def recover(model: ControlLDM, masked: Iterable[str], source: str, settings: Rec
         steps=settings.steps, lr=settings.learning_rate, trained=learning, loss=_loss,
         prepare=STAGES["base"].prepare, needs=(),
     )  # fmt: skip
-    args = argparse.Namespace(
-        out=settings.folder, seed=settings.seed, cache=settings.cache, workers=settings.workers, keep=[],
-        learning_rate=None,
-    )  # fmt: skip
+    run = TinySettings(settings.folder, seed=settings.seed, cache=settings.cache, workers=settings.workers)
     model.to(pick_device(settings.device), memory_format=torch.channels_last)
     model.model.diffusion_model.encoder_learns = True
     try:
-        train(stage, model, args, settings.steps)
+        train(stage, model, run, settings.steps)
     finally:
         model.model.diffusion_model.encoder_learns = False
 

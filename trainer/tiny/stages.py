@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -14,22 +13,39 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from cldm.cldm import ControlLDM
 from ldm.modules.unet import UNetModel
-from trainer.tiny.latents import cache_latents, whiten
+from trainer.tiny.data import Posed, never
+from trainer.tiny.first_stage import (
+    DecoderParts,
+    decoder_loss,
+    learn_autoencoder,
+    start_autoencoder,
+    vae_loss,
+)
+from trainer.tiny.latents import whiten
 from trainer.tiny.optimizers import MatrixSteps, adamw
+from trainer.tiny.settings import TinySettings
 
-KL_WEIGHT = 1e-4  # per latent number against the mean absolute error: latents stay near unit scale and smooth
-LATENT_ERROR = 0.1  # of a latent's standard deviation: about what a diffusion model leaves
 DROP_PROMPT = 0.1  # share of empty prompts: guidance needs a model that knows them (Ho & Salimans 2022)
-POSED = 0.8  # share of upright shapes in the middle, from which the U-Net learns what a shape's name means
-START_LOGVAR = -6.0  # little noise at first: latents must carry something before they can be made robust
+ALONE_EVERY = 3  # of the joint stage's scenes one is shown without its map, upright and in the middle
+
+
+def mostly(index: int) -> float:
+    """Four scenes in five are posed: from them the U-Net learns what a shape's name means."""
+    return 0.8
+
+
+def alone(index: int) -> float:
+    """Scenes that the joint stage shows without a map, so many in every batch."""
+    return float(index % ALONE_EVERY == 0)
 
 
 @dataclass(frozen=True)
 class Stage:
     """One part of the training. `prepare` runs before its first step, `finish` on its averaged weights.
 
-    needs: the stages whose weights this one builds on. posed: share of scenes in the middle.
-    optimizer: makes it for the trained parts and a learning rate.
+    needs: the stages whose weights this one builds on. posed: which scenes are.
+    on_latents: learns from cached latents instead of pictures. optimizer: makes it for the trained parts and
+    a learning rate.
     """
 
     name: str
@@ -38,70 +54,16 @@ class Stage:
     lr: float
     trained: Callable[[ControlLDM], nn.Module]
     loss: Callable[[ControlLDM, dict, torch.Generator], Tensor]
-    prepare: Callable[[ControlLDM, argparse.Namespace], None]
-    finish: Callable[[ControlLDM, argparse.Namespace], None]
+    prepare: Callable[[ControlLDM, TinySettings], None]
+    finish: Callable[[ControlLDM, TinySettings], None]
     needs: tuple[str, ...] = ()
-    posed: float = 0.0
+    posed: Posed = never
+    on_latents: bool = True
     optimizer: Callable[[nn.Module, float], torch.optim.Optimizer | MatrixSteps] = adamw
 
 
-def _nothing(model: ControlLDM, args: argparse.Namespace) -> None:
+def _nothing(model: ControlLDM, settings: TinySettings) -> None:
     """For stages without a preparation or an end."""
-
-
-def _vae(model: ControlLDM) -> nn.Module:
-    return model.first_stage_model.requires_grad_(True)
-
-
-def _start_vae(model: ControlLDM, args: argparse.Namespace) -> None:
-    """Keep every convolution's variance: by estimate, torch's default lets a colour fade 1000-fold."""
-    if args.from_shipped or (args.out / "vae.pt").exists():
-        return
-    vae = model.first_stage_model
-    for name, layer in vae.named_modules():
-        if isinstance(layer, nn.Conv2d):
-            nn.init.kaiming_normal_(layer.weight, nonlinearity="linear")
-            nn.init.zeros_(layer.bias)
-            if name.endswith(("conv2", "proj_out")):
-                layer.weight.data *= 0.1  # residual branches start small
-    half = len(vae.quant_conv.bias) // 2
-    vae.quant_conv.bias.data[half:] = START_LOGVAR
-
-
-def _latent_error(latent: Tensor, noise: torch.Generator) -> Tensor:
-    return LATENT_ERROR * latent.std().detach() * torch.randn(latent.shape, generator=noise).to(latent)
-
-
-def vae_loss(model: ControlLDM, batch: dict, noise: torch.Generator) -> Tensor:
-    """Mean absolute error of the reconstruction, and a little divergence from N(0, 1).
-
-    Latents are decoded as slightly wrong as a diffusion model makes them.
-    """
-    target = batch["target"].to(model.device).flatten(0, 1)
-    vae = model.first_stage_model
-    posterior = vae.encode(target)
-    error = _latent_error(posterior.mean, noise)
-    pixels = vae.decode(posterior.sample(noise) + error)
-    return F.l1_loss(pixels, target) + KL_WEIGHT * posterior.kl().mean() / posterior.mean[0].numel()
-
-
-class DecoderParts(nn.Module):
-    """The half of the autoencoder that may go on learning once latents are fixed."""
-
-    def __init__(self, model: ControlLDM) -> None:
-        super().__init__()
-        vae = model.first_stage_model.requires_grad_(False)
-        self.post_quant_conv = vae.post_quant_conv.requires_grad_(True)
-        self.decoder = vae.decoder.requires_grad_(True)
-
-
-def decoder_loss(model: ControlLDM, batch: dict, noise: torch.Generator) -> Tensor:
-    """Mean absolute error of the reconstruction; the encoder, and so every cached latent, stays as it is."""
-    target = batch["target"].to(model.device).flatten(0, 1)
-    with torch.no_grad():
-        latent = model.first_stage_model.encode(target).mode()
-        latent = latent + _latent_error(latent, noise)
-    return F.l1_loss(model.first_stage_model.decode(latent), target)
 
 
 def _text_encoder(model: ControlLDM) -> nn.Module:
@@ -185,18 +147,16 @@ def unet_loss(model: ControlLDM, batch: dict, noise: torch.Generator) -> Tensor:
     return F.mse_loss(answer, v)
 
 
-def _start_unet(model: ControlLDM, args: argparse.Namespace) -> None:
+def _start_unet(model: ControlLDM, settings: TinySettings) -> None:
     """Fix the text encoder: it has learned the prompts, and takes a quarter of a step to train."""
-    cache_latents(model, args, "posed-latents", POSED)
     model.cond_stage_model.requires_grad_(False)
 
 
-def _start_branch(model: ControlLDM, args: argparse.Namespace) -> None:
+def _start_branch(model: ControlLDM, settings: TinySettings) -> None:
     """Copy the U-Net's encoder into the branch, and freeze what the branch steers."""
-    cache_latents(model, args)
     model.requires_grad_(False)
     model.control_model.requires_grad_(True)
-    if not (args.from_shipped or (args.out / "control.pt").exists()):
+    if not (settings.from_shipped or (settings.out / "control.pt").exists()):
         source = model.model.diffusion_model.state_dict()
         branch = model.control_model.state_dict()
         model.control_model.load_state_dict({**branch, **{k: v for k, v in source.items() if k in branch}})
@@ -217,15 +177,54 @@ def control_loss(model: ControlLDM, batch: dict, noise: torch.Generator) -> Tens
     return F.mse_loss(answer, v)
 
 
+class JointParts(nn.Module):
+    """U-Net and branch, trained together."""
+
+    def __init__(self, model: ControlLDM) -> None:
+        super().__init__()
+        model.requires_grad_(False)
+        self.unet = model.model.diffusion_model.requires_grad_(True)
+        self.branch = model.control_model.requires_grad_(True)
+        self.unet.encoder_learns = True
+
+
+def joint_loss(model: ControlLDM, batch: dict, noise: torch.Generator) -> Tensor:
+    """Mean squared error of the velocity: posed scenes by their prompt alone, the others with their map.
+
+    So one run makes both files. A branch that only a finished base could teach would begin too late.
+    """
+    order = batch["posed"].long().argsort(stable=True)
+    steered = int((~batch["posed"]).sum())
+    prompts = [batch["prompt"][i] for i in order]
+    x, t, v = _noised(model, {"latent": batch["latent"][order]}, noise)
+    with torch.no_grad():
+        text = _text(model, {"prompt": prompts}, noise)
+    hint = batch["hint"][order][:steered].to(model.device)
+    with _bfloat16(model):
+        residuals = model.control_model(x[:steered], hint, t[:steered], text[:steered])
+        control = [F.pad(one, (0, 0, 0, 0, 0, 0, 0, len(x) - steered)) for one in residuals]
+        answer = model.model.diffusion_model(x, t, text, control=control)
+    return F.mse_loss(answer, v)
+
+
 STAGES = {
-    "vae": Stage("vae", 7000, 8, 2e-3, _vae, vae_loss, _start_vae, whiten),
-    "decoder": Stage("decoder", 2500, 8, 1e-3, DecoderParts, decoder_loss, _nothing, _nothing, ("vae",)),
-    "text": Stage("text", 2000, 64, 2e-3, _text_encoder, text_loss, _nothing, _nothing),
-    "base": Stage("base", 10_200, 16, 1e-3, BaseParts, base_loss, cache_latents, _nothing, ("vae", "text")),
+    "vae": Stage(
+        "vae", 7000, 8, 2e-3, learn_autoencoder, vae_loss, start_autoencoder, whiten, on_latents=False
+    ),
+    "decoder": Stage(
+        "decoder", 2500, 8, 1e-3, DecoderParts, decoder_loss, _nothing, _nothing, ("vae",), on_latents=False
+    ),
+    "text": Stage("text", 2000, 64, 2e-3, _text_encoder, text_loss, _nothing, _nothing, on_latents=False),
+    "base": Stage("base", 10_200, 16, 1e-3, BaseParts, base_loss, _nothing, _nothing, ("vae", "text")),
     "unet": Stage(
-        "unet", 3800, 32, 1e-3, _unet, unet_loss, _start_unet, _nothing, ("vae", "base"), POSED, MatrixSteps
+        "unet", 3800, 32, 1e-3, _unet, unet_loss, _start_unet, _nothing, ("vae", "base"), mostly,
+        optimizer=MatrixSteps,
     ),
     "control": Stage(
         "control", 3000, 16, 1e-3, _branch, control_loss, _start_branch, _nothing, ("vae", "base")
     ),
-}
+    "joint": Stage(
+        "joint", 3000, 32, 1e-3, JointParts, joint_loss, _nothing, _nothing, ("vae", "text"), alone,
+        optimizer=MatrixSteps,
+    ),
+}  # fmt: skip

@@ -8,8 +8,11 @@ from cldm.model import create_model, load_model
 from trainer.tiny import command as train_tiny
 from trainer.tiny.data import PATCH, PATCHES, SIDE, VAE_BATCH, TinyScenes
 from trainer.tiny.export import export, keep_branch
-from trainer.tiny.stages import STAGES
+from trainer.tiny.settings import TinySettings
+from trainer.tiny.stages import STAGES, mostly
+from trainer.tiny.worlds import ShapesWorld
 
+SHAPES = ShapesWorld()
 FILES = ["tiny.safetensors", "tiny_control.safetensors"]
 
 
@@ -34,7 +37,7 @@ def test_two_steps_equal_one_and_one_more_to_the_bit(tmp_path):
 
 
 def test_a_stage_without_its_foundation_is_refused_in_a_sentence(tmp_path, capsys):
-    assert train_tiny.main(["--out", str(tmp_path), "--stages", "control", "--device", "cpu"]) == 1
+    assert train_tiny.main(["--out", str(tmp_path), "--stages", "control", "--device", "cpu"]) == 2
     assert capsys.readouterr().err == f"control builds on vae, but {tmp_path} has no vae.pt\n"
     assert not list(tmp_path.iterdir())
 
@@ -83,13 +86,13 @@ def test_training_the_shipped_model_on_begins_with_its_weights(tmp_path):
 
 @pytest.mark.parametrize("stage", ["vae", "decoder", "whole"])
 def test_sample_i_is_always_the_same(stage):
-    first, again = TinyScenes(stage, 3)[17], TinyScenes(stage, 3)[17]
+    first, again = TinyScenes(SHAPES, stage, 3)[17], TinyScenes(SHAPES, stage, 3)[17]
     assert torch.equal(first["target"], again["target"])
-    assert not torch.equal(first["target"], TinyScenes(stage, 4)[17]["target"])
+    assert not torch.equal(first["target"], TinyScenes(SHAPES, stage, 4)[17]["target"])
 
 
 def test_patches_are_cut_from_seven_pictures_in_eight():
-    data = TinyScenes("vae", 0)
+    data = TinyScenes(SHAPES, "vae", 0)
     shapes = {data[index * VAE_BATCH]["target"].shape for index in range(8)}
     assert shapes == {(1, 3, SIDE, SIDE), (PATCHES, 3, PATCH, PATCH)}
 
@@ -106,15 +109,13 @@ def test_the_learning_rate_rises_then_falls():
 def test_no_training_scene_is_held_out(monkeypatch):
     from scenes.shape_scenes import is_held_out
 
-    data = TinyScenes("control", 0)
+    data = TinyScenes(SHAPES, "control", 0)
     for index in range(300):
-        scene = data._scene(index)
+        scene = data.scene(index)
         assert not is_held_out(scene.fill, scene.shape, scene.background)
 
 
 def test_whitening_leaves_decoded_pictures_as_they_are(monkeypatch):
-    from argparse import Namespace
-
     from trainer.tiny import latents as tiny_latents
 
     torch.manual_seed(0)
@@ -123,17 +124,17 @@ def test_whitening_leaves_decoded_pictures_as_they_are(monkeypatch):
     pixels = torch.rand(1, 3, SIDE, SIDE) * 2 - 1
     vae = model.first_stage_model
     before = vae.decode(vae.encode(pixels).mode())
-    tiny_latents.whiten(model, Namespace(seed=0))
+    tiny_latents.whiten(model, TinySettings())
     torch.testing.assert_close(vae.decode(vae.encode(pixels).mode()), before, rtol=1e-4, atol=1e-4)
-    latents = tiny_latents.encode_scenes(model, 0, 8)
+    latents = tiny_latents.encode_scenes(model, SHAPES, 0, 8)
     torch.testing.assert_close(latents.mean(dim=(0, 2, 3)), torch.zeros(4), rtol=0, atol=1e-3)
     torch.testing.assert_close(latents.std(dim=(0, 2, 3)), torch.ones(4), rtol=1e-3, atol=0)
 
 
 def test_posed_scenes_stand_exact_and_upright_in_the_middle():
-    posed, free = TinyScenes("unet", 0, 1.0), TinyScenes("unet", 0, 0.0)
+    posed, free = TinyScenes(SHAPES, "unet", 0, lambda index: 1.0), TinyScenes(SHAPES, "unet", 0)
     for index in range(40):
-        scene, other = posed._scene(index), free._scene(index)
+        scene, other = posed.scene(index), free.scene(index)
         assert (scene.shape, scene.fill, scene.background) == (other.shape, other.fill, other.background)
         assert scene.wobble == 0
         assert abs(scene.angle) < 0.1
@@ -141,8 +142,8 @@ def test_posed_scenes_stand_exact_and_upright_in_the_middle():
 
 
 def test_the_share_of_posed_scenes_is_the_one_asked_for():
-    data, free = TinyScenes("unet", 0, 0.8), TinyScenes("unet", 0)
-    moved = sum(data._scene(index) != free._scene(index) for index in range(300))
+    data, free = TinyScenes(SHAPES, "unet", 0, mostly), TinyScenes(SHAPES, "unet", 0)
+    moved = sum(data.scene(index) != free.scene(index) for index in range(300))
     assert 0.7 < moved / 300 < 0.9
 
 

@@ -1,0 +1,28 @@
+"""What a training run of a tiny model is told, beside how many steps each stage makes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from common.flags import flag
+from trainer.tiny.worlds import ShapesWorld, World
+
+
+@dataclass(frozen=True)
+class TinySettings:
+    """out: folder of checkpoints, from which the same command goes on. world: what is drawn."""
+
+    out: Path = flag(Path("runs/tiny"), "checkpoints, logs, weights")
+    from_shipped: bool = flag(False, "begin with the weights the yaml names, not at random")
+    vae_from: Path | None = flag(
+        None, "weights whose autoencoder, of fewer latent channels, the new one begins with", metavar="FILE"
+    )
+    learning_rate: float | None = flag(None, "the highest of every stage asked for (default: its own)",
+                                       metavar="X")  # fmt: skip
+    keep: tuple[int, ...] = flag((), "of the control branch: also keep the average of these steps, in "
+                                 "control-STEP.safetensors", nargs="*", metavar="STEP")  # fmt: skip
+    cache: int = flag(8_000, "scenes whose latents are computed once")
+    seed: int = flag(0, "of everything random")
+    workers: int = flag(1, "processes that draw pictures")
+    world: World = ShapesWorld()
