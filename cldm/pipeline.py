@@ -38,6 +38,7 @@ from ldm.image import model_to_images
 from ldm.models.diffusion.sampling_run import Step
 from ldm.modules.attention import slice_attention
 from ldm.util import pick_device, pick_dtype
+from scenes.things.vocabulary import READERS
 
 FACTOR = 8  # picture pixels a latent pixel, each way
 VAE_TILE = 64  # latent pixels: a picture of 512 a side is still decoded whole
@@ -57,8 +58,7 @@ class Result:
 class Pipeline:
     """A loaded model; call it with a picture and a `Request`.
 
-    branches: further control branches by name. save_memory: tiled decoding, sliced attention, and on a GPU
-    only the parts that the current stage needs.
+    branches: further ones by name. save_memory: tiled decoding, sliced attention, on a GPU one stage's parts.
     """
 
     def __init__(
@@ -197,7 +197,8 @@ class Pipeline:
 
     def _encode_texts(self, prompts: list[str], request: Request) -> tuple[Tensor, Tensor]:
         self._shift(is_diffusing=False)
-        return encode_texts(self.model.cond_stage_model, prompts, request)
+        read = READERS[self.defaults.get("vocabulary")]
+        return encode_texts(self.model.cond_stage_model, [read(one) for one in prompts], request)
 
     def _units(self, request: Request, hints: Sequence[Tensor]) -> list[ControlUnit]:
         """The branches of a complete `request` with their hints, [1 or n, 3, H, W], one a control."""
