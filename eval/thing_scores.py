@@ -1,0 +1,97 @@
+"""Scores of pictures of things: shares with intervals, lines followed, colours as named; grids to look at."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import cv2
+import numpy as np
+
+from scenes.colours import contrast
+from scenes.things.palette import PALETTE
+from scenes.things.scene import ThingScene, render
+
+COLOUR_BAR = 40.0  # of 255, mean over channels
+NEAR = 3  # pixels at 128: a line this near counts as followed
+Z = 1.96  # 95 % intervals
+GRID_COLUMNS = 8
+
+
+@dataclass(frozen=True)
+class Share:
+    """A row: `hits` of `n`, the floor and the aim as shares; None where there is none."""
+
+    name: str
+    hits: float
+    n: int
+    floor: float | None = None
+    aim: float | None = None
+
+    @property
+    def share(self) -> float:
+        """hits / n."""
+        return self.hits / max(1, self.n)
+
+    def interval(self) -> tuple[float, float]:
+        """Wilson 1927: where the true share lies, 95 times of 100."""
+        p, n = self.share, max(1, self.n)
+        middle = (p + Z**2 / (2 * n)) / (1 + Z**2 / n)
+        half = Z / (1 + Z**2 / n) * math.sqrt(p * (1 - p) / n + Z**2 / (4 * n**2))
+        return middle - half, middle + half
+
+    def __str__(self) -> str:
+        low, high = self.interval()
+        bars = f"floor {self.floor:.0%} aim {self.aim:.0%}" if self.floor is not None else ""
+        verdict = "" if self.floor is None else "passed" if self.share >= self.floor else "MISSED"
+        return f"{self.name:<52}{self.share:>7.1%}  [{low:.1%}, {high:.1%}]  n={self.n:<5}{bars:<22}{verdict}"
+
+
+def lines_followed(images: Sequence[np.ndarray], drawings: Sequence[np.ndarray]) -> np.ndarray:
+    """F1 of an image's edges and the drawing's lines, each within `NEAR` pixels of the other, float [n]."""
+    scores = []
+    for image, drawing in zip(images, drawings, strict=True):
+        edges, ink = cv2.Canny(image, 60, 120) > 0, drawing.max(axis=2) > 127
+        precision, recall = _near(edges, ink), _near(ink, edges)
+        scores.append(2 * precision * recall / max(precision + recall, 1e-9))
+    return np.array(scores)
+
+
+def _near(points: np.ndarray, others: np.ndarray) -> float:
+    """Share of points that lie within `NEAR` of one of the others."""
+    if not points.any() or not others.any():
+        return 0.0
+    distance = cv2.distanceTransform((~others).astype(np.uint8), cv2.DIST_L2, 5)
+    return float((distance[points] <= NEAR).mean())
+
+
+def colours_named(
+    images: Sequence[np.ndarray], scenes: Sequence[ThingScene]
+) -> tuple[np.ndarray, np.ndarray]:
+    """Whether thing and background have the colours that were said, bool [n] each; unsaid ones are right."""
+    things, backgrounds = [], []
+    for image, scene in zip(images, scenes, strict=True):
+        cover = render(scene, len(image))[1]
+        inside = cv2.erode(cover, np.ones((5, 5), np.uint8)) > 200
+        outside = cv2.dilate(cover, np.ones((7, 7), np.uint8)) < 50
+        colour = scene.things[0].colour
+        things.append(colour is None or _is(image[inside], colour))
+        backgrounds.append(not scene.said_background or _is(image[outside], scene.background))
+    return np.array(things), np.array(backgrounds)
+
+
+def _is(pixels: np.ndarray, name: str) -> bool:
+    if not len(pixels):
+        return True
+    return contrast(tuple(np.median(pixels, axis=0).tolist()), PALETTE[name]) <= COLOUR_BAR
+
+
+def save_grid(path: Path, tiles: Sequence[np.ndarray], columns: int = GRID_COLUMNS) -> None:
+    """Tiles uint8 [H W 3] of one size, row by row, as one PNG."""
+    blank = np.full_like(tiles[0], 255)
+    tiles = [*tiles, *[blank] * (-len(tiles) % columns)]
+    rows = [np.concatenate(tiles[i : i + columns], axis=1) for i in range(0, len(tiles), columns)]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    cv2.imwrite(str(path), cv2.cvtColor(np.concatenate(rows), cv2.COLOR_RGB2BGR))
