@@ -50,18 +50,9 @@ def files(tmp_path_factory):
 
 
 def flags(files, out, *more, steps=2):
-    common = (
-        "--config",
-        files / "small.yaml",
-        "--data",
-        files / "data",
-        "--output-dir",
-        out,
-        "--device",
-        "cpu",
-    )
-    quick = ("--batch-size", 2, "--image-log-steps", 0, "--max-train-steps", steps, "--report-to", "none")
-    return [str(word) for word in (*common, *quick, *more)]
+    where = ("--config", files / "small.yaml", "--data", files / "data", "--output-dir", out)
+    quick = ("--device", "cpu", "--batch-size", 2, "--image-log-steps", 0, "--report-to", "none")
+    return [str(word) for word in (*where, *quick, "--max-train-steps", steps, *more)]
 
 
 def train(files, out, *more, steps=2):

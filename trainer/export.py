@@ -47,7 +47,7 @@ def export_branch(
 def write_card(out: Path, about: Mapping[str, Any], images: Sequence[Path]) -> Path:
     """Write the model card with the last of `images` into `out`; returns its path.
 
-    about: lines of the card's table; `base` and `prompts` are used apart.
+    about: lines of the card's table; `base` is named above it too.
     """
     shown = []
     for path in list(images)[-SHOWN:]:

@@ -23,7 +23,7 @@ ALL_DEVICES = -1
 BESIDE_THE_DATA = Path()  # --cache-latents without a folder
 
 
-def count(text: str) -> int:
+def positive(text: str) -> int:
     """A whole number above 0, as argparse wants its types."""
     if not text.isdigit() or int(text) < 1:
         raise ArgumentTypeError(f"{text}: give 1 or more")
@@ -56,8 +56,8 @@ class DataSettings:
         GENERATED_DATA, "folder or list of pairs; the default one is generated if it is missing",
         "--data", "--train-data-dir", metavar="PATH",
     )  # fmt: skip
-    train_samples: int = flag(2000, "how many pairs to generate then", metavar="N", type=count)
-    max_train_samples: int | None = flag(None, "use only the first N pairs", metavar="N")
+    train_samples: int = flag(2000, "how many pairs to generate then", metavar="N", type=positive)
+    max_train_samples: int | None = flag(None, "use only the first N pairs", metavar="N", type=positive)
     workers: int = flag(0, "processes that read images", "--dataloader-num-workers", metavar="N")
     validate_data: bool = flag(False, "check every pair, name the first bad ones, and stop")
 
@@ -67,12 +67,12 @@ class LengthSettings:
     """How long a run is, and where it stops by the way."""
 
     batch: int = flag(
-        4, "pairs a step and device", "--train-batch-size", "--batch-size", metavar="N", type=count
+        4, "pairs a step and device", "--train-batch-size", "--batch-size", metavar="N", type=positive
     )
-    accumulate: int = flag(1, "batches a step", "--gradient-accumulation-steps", metavar="N", type=count)
-    epochs: int = flag(1, "turns through the data", "--num-train-epochs", metavar="N", type=count)
-    max_train_steps: int | None = flag(None, "optimizer steps, instead of turns", metavar="N", type=count)
-    checkpointing_steps: int = flag(500, "steps between checkpoints", metavar="N", type=count)
+    accumulate: int = flag(1, "batches a step", "--gradient-accumulation-steps", metavar="N", type=positive)
+    epochs: int = flag(1, "turns through the data", "--num-train-epochs", metavar="N", type=positive)
+    max_train_steps: int | None = flag(None, "optimizer steps, instead of turns", metavar="N", type=positive)
+    checkpointing_steps: int = flag(500, "steps between checkpoints", metavar="N", type=positive)
     checkpoints_total_limit: int | None = flag(None, "keep only the last N checkpoints", metavar="N")
     resume_from: str | None = flag(
         None, "go on from a checkpoint: a path, or latest",
@@ -106,7 +106,7 @@ class MachineSettings:
 
     device: str = flag("auto", "auto, cpu, cuda or mps", metavar="NAME")
     devices: int = flag(1, "processes on each node, one a GPU", metavar="N")
-    num_nodes: int = flag(1, "", metavar="M", type=count)
+    num_nodes: int = flag(1, "", metavar="M", type=positive)
     strategy: str = flag(
         "auto", "ddp, fsdp, deepspeed_stage_2[_offload] and others of Lightning's", metavar="NAME"
     )
@@ -129,9 +129,11 @@ class ReportSettings:
     image_log_steps: int = flag(300, "steps between grids in image_log/train, 0 for none", metavar="N")
     validation_prompt: tuple[str, ...] = flag((), "as many as images, or one for all", metavar="TEXT")
     validation_image: tuple[Path, ...] = flag((), "control images", metavar="FILE")
-    num_validation_images: int = flag(4, "samples of each", metavar="N", type=count)
-    validation_steps: int = flag(100, "steps between grids in image_log/validation", metavar="N", type=count)
-    sample_steps: int = flag(20, "of the sampler, in both", metavar="N", type=count)
+    num_validation_images: int = flag(4, "samples of each", metavar="N", type=positive)
+    validation_steps: int = flag(
+        100, "steps between grids in image_log/validation", metavar="N", type=positive
+    )
+    sample_steps: int = flag(20, "of the sampler, in both", metavar="N", type=positive)
     guidance_scale: float | None = flag(None, "in both (default: the model's, else 9)", metavar="X")
     report_to: tuple[Report, ...] = flag(
         ("tensorboard",), "where numbers go (default: tensorboard)", type=str, choices=get_args(Report)
