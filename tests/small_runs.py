@@ -3,9 +3,11 @@
 import pytest
 import torch
 
+from scenes.dataset import make_dataset
+from scenes.fill50k import Recipe
 from tests.small_models import build
-from trainer.data.dataset import SampleStream, StreamLoader
-from trainer.settings import LearningRate, Loss, Optimization, TrainingSettings
+from trainer.data.dataset import ControlDataset, SampleStream, StreamLoader
+from trainer.settings import LearningRate, Loss, Optimization, TrainingSettings, Transform
 
 pl = pytest.importorskip("pytorch_lightning")
 checkpointing = pytest.importorskip("trainer.checkpointing")
@@ -15,6 +17,12 @@ SIDE = 64
 SETTINGS = TrainingSettings(
     LearningRate(1e-3, "cosine", warmup=2, total=10), Loss(snr_gamma=5.0), Optimization(ema_decay=0.9)
 )
+
+
+def small_data(folder, count, **transform):
+    """So many generated pairs."""
+    make_dataset(folder, count, Recipe(size=SIDE))
+    return ControlDataset(folder, Transform(SIDE, **transform))
 
 
 class Run:

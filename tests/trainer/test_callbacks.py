@@ -9,22 +9,16 @@ from pytorch_lightning.loggers import CSVLogger, TensorBoardLogger
 from cldm.log_images import SampleSettings
 from cldm.logger import GAP, ImageLogger
 from ldm.image import read_image, write_png
-from scenes.dataset import make_dataset
-from scenes.fill50k import Recipe
-from tests.small_runs import SIDE, Run
+from tests.small_runs import SIDE, Run, small_data
 from tests.trainer.test_module import assert_equal_to_the_bit
 from trainer.callbacks import ThroughputLogger, ValidationImages, read_validation
-from trainer.data.dataset import ControlDataset
-from trainer.settings import Transform
 
 QUICK = {"ddim_steps": 1, "unconditional_guidance_scale": 2.0}
 
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("fill50k")
-    make_dataset(folder, 4, Recipe(size=SIDE))
-    return ControlDataset(folder, Transform(SIDE))
+    return small_data(tmp_path_factory.mktemp("fill50k"), 4)
 
 
 def test_images_and_numbers_come_and_change_no_weight(data, tmp_path):

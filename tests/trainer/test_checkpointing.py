@@ -4,20 +4,14 @@ from contextlib import suppress
 
 import pytest
 
-from scenes.dataset import make_dataset
-from scenes.fill50k import Recipe
-from tests.small_runs import SIDE, Run
+from tests.small_runs import Run, small_data
 from trainer import checkpointing
 from trainer.checkpointing import STATE, CheckpointFolder
-from trainer.data.dataset import ControlDataset
-from trainer.settings import Transform
 
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("fill50k")
-    make_dataset(folder, 4, Recipe(size=SIDE))
-    return ControlDataset(folder, Transform(SIDE))
+    return small_data(tmp_path_factory.mktemp("fill50k"), 4)
 
 
 def test_checkpoints_come_every_so_many_steps_and_the_oldest_go(data, tmp_path):

@@ -9,21 +9,16 @@ import torch
 from torch.utils.data import DataLoader
 
 from common.shell import Stopped
-from scenes.dataset import make_dataset
-from scenes.fill50k import Recipe
 from tests.small_models import build
-from tests.small_runs import SETTINGS, SIDE, At, Run
+from tests.small_runs import SETTINGS, At, Run, small_data
 from tests.stored_tensors import stored_tensors
 from trainer.checkpointing import STATE
-from trainer.data.dataset import ControlDataset
-from trainer.settings import LearningRate, Optimization, TrainingSettings, Transform
+from trainer.settings import LearningRate, Optimization, TrainingSettings
 
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("fill50k")
-    make_dataset(folder, 6, Recipe(size=SIDE))
-    return ControlDataset(folder, Transform(SIDE, flip=True, empty_prompts=0.2))
+    return small_data(tmp_path_factory.mktemp("fill50k"), 6, flip=True, empty_prompts=0.2)
 
 
 def tensors(tree, path=""):
