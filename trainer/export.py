@@ -22,6 +22,24 @@ METADATA = {"made_by": "tutorial_train.py"}
 BRANCH = "control_model."
 LAYOUT_PART = "controlnet"
 CARD, CARD_IMAGES = "README.md", "images"
+CARD_TEXT = """---
+library_name: diffusers
+pipeline_tag: image-to-image
+tags: [controlnet, stable-diffusion, diffusers, image-to-image]
+---
+
+# {name}
+
+A ControlNet branch for `{base}`.
+
+| setting | value |
+|---|---|
+{rows}
+
+Load the folder with `ControlNetModel.from_pretrained`; `control.safetensors` has the original names.
+
+{images}
+"""
 SHOWN = 4  # images on the card
 NOT_UPLOADED = ["checkpoint-*", "*.partial", "logs/*", "image_log/*", "*.lock"]
 
@@ -53,20 +71,15 @@ def write_card(out: Path, about: Mapping[str, Any], images: Sequence[Path]) -> P
     for path in list(images)[-SHOWN:]:
         (out / CARD_IMAGES).mkdir(exist_ok=True)
         shown.append(shutil.copyfile(path, out / CARD_IMAGES / path.name).relative_to(out))
-    tags = ["controlnet", "stable-diffusion", "diffusers", "image-to-image"]
     rows = [f"| {name.replace('_', ' ')} | {value} |" for name, value in about.items()]
-    lines = [
-        "---", "library_name: diffusers", "pipeline_tag: image-to-image", "tags:",
-        *(f"- {tag}" for tag in tags), "---", "",
-        f"# {out.resolve().name}", "",
-        f"A ControlNet branch for `{about.get('base', 'Stable Diffusion')}`.", "",
-        "| setting | value |", "|---|---|", *rows, "",
-        "Load the folder with `ControlNetModel.from_pretrained`;",
-        "`control.safetensors` has the original names.", "",
-        *(f"![{path.stem}]({path.as_posix()})" for path in shown), "",
-    ]  # fmt: skip
     card = out / CARD
-    card.write_text("\n".join(lines), encoding="utf-8")
+    text = CARD_TEXT.format(
+        name=out.resolve().name,
+        base=about.get("base", "Stable Diffusion"),
+        rows="\n".join(rows),
+        images="\n".join(f"![{path.stem}]({path.as_posix()})" for path in shown),
+    )
+    card.write_text(text, encoding="utf-8")
     return card
 
 

@@ -10,7 +10,7 @@ import torch
 from omegaconf import DictConfig
 from torch import Tensor, nn
 
-from checkpoints.checkpoint import Checkpoint, open_checkpoint
+from checkpoints.checkpoint import open_checkpoint
 from checkpoints.load import assign_weights, read_state_dict
 from checkpoints.surgery import add_control, extract_control
 from cldm.cldm import ControlLDM
@@ -30,27 +30,18 @@ def load_for_training(
     """
     model = create_meta_model(config)
     opened = [open_checkpoint(path) for path in weights]
-    is_new = not any(CONTROL_PREFIX in one.parts for one in opened)
-    extra = [new_branch(config, opened, seed, use_ema=use_ema)] if is_new else []
-    assign_parts(model, *opened, *extra, use_ema=use_ema)
-    return model, is_new
-
-
-def new_branch(
-    config: Path | DictConfig, weights: Sequence[Path | Checkpoint], seed: int, *, use_ema: bool = False
-) -> dict[str, Tensor]:
-    """Weights of an untrained branch beside `weights`, under the names of a whole model.
-
-    use_ema: it copies their moving averages.
-    """
-    opened = [open_checkpoint(one) for one in weights]
+    if any(CONTROL_PREFIX in one.parts for one in opened):
+        assign_parts(model, *opened, use_ema=use_ema)
+        return model, False
     base: dict[str, Tensor] = {}
     for one in opened:
         base |= read_state_dict(one, use_ema=use_ema)
     try:
-        return extract_control(add_control(base, fresh_branch(config, seed)).state)
+        branch = extract_control(add_control(base, fresh_branch(config, seed)).state)
     except ValueError as error:
         raise ValueError(f"{' + '.join(one.label for one in opened)}: {error}") from None
+    assign_parts(model, *opened, branch, use_ema=use_ema)
+    return model, True
 
 
 def prepare(model: ControlLDM, *, frozen: torch.dtype, checkpointing: bool | None = None) -> None:

@@ -12,6 +12,7 @@ from tempfile import TemporaryFile
 import torch
 from filelock import FileLock
 
+from checkpoints.files.headers import read_header
 from cldm.cldm import ControlNet
 from common.shell import USER_ERROR, Stopped, say
 from ldm.config import model_settings
@@ -130,14 +131,13 @@ def _module(plan: RunPlan, data: ControlDataset, device: torch.device) -> Contro
     model.sd_locked, model.only_mid_control = not chosen.unlock_sd, chosen.only_mid_control
     frozen = FROZEN[memory.mixed_precision]
     prepare(model, frozen=frozen, checkpointing=memory.gradient_checkpointing)
-    stream = SampleStream(data, seed)
-    loader = StreamLoader(stream, settings.length.batch, settings.data.workers)
+    loader = StreamLoader(SampleStream(data, seed), settings.length.batch, settings.data.workers)
     if memory.cache_latents is None:
         return ControlTraining(model, settings, loader)
     model.to(device)
     cache = build_cache(model, data, _cache_folder(plan), frozen, plan.weights)
     model.cpu()
-    cached = replace(loader, stream=CachedStream(stream, cache))
+    cached = replace(loader, stream=CachedStream(SampleStream(data, seed, with_image=False), cache))
     return ControlTraining(model, settings, cached, OffloadedModules(model, plan.weights).loaded)
 
 
@@ -161,8 +161,6 @@ def _check_branch(checkpoint: Path, module: ControlTraining) -> None:
     """ValueError unless a checkpoint holds what this run trains."""
     if (checkpoint / STATE).is_dir():  # DeepSpeed's own form, which checks itself
         return
-    from checkpoints.files.headers import read_header
-
     stored = {name: one.shape for name, one in read_header(checkpoint / STATE).tensors.items()}
     wanted = {name: tuple(value.shape) for name, value in module.learning().items()}
     odd = [name for name in wanted if stored.get(name) != wanted[name]]

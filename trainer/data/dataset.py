@@ -67,12 +67,8 @@ class ControlDataset(Dataset):
         if not with_image:
             hint = to_square(read_image(row.hint)[:, :, :3], self.side)
             return {"txt": text, "hint": hint.astype(np.float32) / 255.0}
-        image, hint = self.images_of(row, rng)
-        return {
-            "jpg": image.astype(np.float32) / 127.5 - 1.0,
-            "txt": text,
-            "hint": hint.astype(np.float32) / 255.0,
-        }
+        image, hint = (one.astype(np.float32) for one in self.images_of(row, rng))
+        return {"jpg": image / 127.5 - 1.0, "txt": text, "hint": hint / 255.0}
 
     def images_of(self, row: TrainingPair, rng: np.random.Generator | None) -> tuple[np.ndarray, np.ndarray]:
         """Image and control image, uint8 [H W 3], cut and turned alike.
@@ -96,30 +92,26 @@ class ControlDataset(Dataset):
         return np.ascontiguousarray(image), np.ascontiguousarray(hint)
 
 
+@dataclass(frozen=True)
 class SampleStream(Dataset):
     """The samples of a run without end: number k is {..., "number": k}, the same whenever it is asked for.
 
-    Every row comes once before any comes again, each time in another order.
+    Every row comes once before any comes again, each time in another order. with_image: False where a cache
+    has the image.
     """
 
-    def __init__(self, data: ControlDataset, seed: int) -> None:
-        self.data, self.seed = data, seed
+    data: ControlDataset
+    seed: int
+    with_image: bool = True
 
     def __getitem__(self, number: int) -> Sample:
-        return self._sample(number, with_image=True)
-
-    def hint_sample(self, number: int) -> Sample:
-        """The same without its image, where a cache has that: control image, text and number."""
-        return self._sample(number, with_image=False)
+        rng = np.random.default_rng([self.seed, number])
+        return self.data.sample(self.row(number), rng, with_image=self.with_image) | {"number": number}
 
     def row(self, number: int) -> int:
         """Which row sample `number` shows."""
         turn, place = divmod(number, len(self.data))
         return int(_order(self.seed, turn, len(self.data))[place])
-
-    def _sample(self, number: int, *, with_image: bool) -> Sample:
-        rng = np.random.default_rng([self.seed, number])
-        return self.data.sample(self.row(number), rng, with_image=with_image) | {"number": number}
 
 
 class ShardedSampler(Sampler):

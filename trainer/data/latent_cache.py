@@ -11,6 +11,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -34,11 +35,12 @@ SETTINGS_FILE = "cache.json"
 OPEN_SHARDS = 8
 
 
+@dataclass(frozen=True)
 class LatentCache:
-    """The cache of one data set, seen by one model, in `folder`."""
+    """The cache of one data set of `count` rows, seen by one model, in `folder`."""
 
-    def __init__(self, folder: Path, count: int) -> None:
-        self.folder, self.count = Path(folder), count
+    folder: Path
+    count: int
 
     def shard(self, row: int) -> Path:
         """The file that row `row` is in."""
@@ -60,14 +62,15 @@ class LatentCache:
         return _opened(self.folder / EMPTY).get_tensor("text")
 
 
+@dataclass(frozen=True)
 class CachedStream(Dataset):
-    """A `SampleStream` with latents from a cache in place of images; control images are read as ever."""
+    """A `SampleStream` without images, with latents and texts from a cache in their place."""
 
-    def __init__(self, stream: SampleStream, cache: LatentCache) -> None:
-        self.stream, self.cache = stream, cache
+    stream: SampleStream
+    cache: LatentCache
 
     def __getitem__(self, number: int) -> dict[str, Any]:
-        sample = self.stream.hint_sample(number)
+        sample = self.stream[number]
         cached = self.cache.read(self.stream.row(number))
         if sample["txt"] == "":
             cached["text"] = self.cache.empty_text()
