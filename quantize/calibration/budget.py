@@ -32,6 +32,11 @@ class Candidates:
     better_bytes: int
 
     @property
+    def schemes(self) -> tuple[str, str]:
+        """Both, the cheap one first."""
+        return self.cheap, self.better
+
+    @property
     def cost(self) -> int:
         """Bytes that going up takes."""
         return self.better_bytes - self.cheap_bytes + HEADER_MARGIN
@@ -47,7 +52,7 @@ class Choice:
 
 
 def candidates_of(model: nn.Module, layers: Mapping[str, str]) -> dict[str, Candidates]:
-    """A candidates for each layer of a plan, which is its cheap rung."""
+    """The candidates of each layer of a plan, whose scheme is the cheap one."""
     return {name: _candidates(model.get_submodule(name), scheme) for name, scheme in layers.items()}
 
 

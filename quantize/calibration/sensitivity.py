@@ -8,16 +8,15 @@ from __future__ import annotations
 
 import json
 import math
-import os
-import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
+from common.atomic import atomic_write
 from quantize.layers import quantize_layer
 from quantize.model import bind
 from quantize.spec import Ranges
@@ -51,27 +50,18 @@ UNREACHED = Sensitivity("", {})
 
 @dataclass
 class Measurements:
-    """Effects by layer, those measured so far; about: what they depend on, such as the sources' hashes."""
+    """The layers measured so far, by name; about: what that depends on, such as the sources' hashes."""
 
     fingerprint: str
     about: Mapping[str, object]
-    effects: dict[str, Sensitivity] = field(default_factory=dict)
+    layers: dict[str, Sensitivity] = field(default_factory=dict)
 
     def save(self, path: Path) -> None:
         """Write everything, or leave the file as it was."""
-        effects = {name: {"probe": one.probe, "noise": dict(one.noise)} for name, one in self.effects.items()}
-        content = {
-            "version": VERSION,
-            "fingerprint": self.fingerprint,
-            "about": self.about,
-            "effects": effects,
-        }
-        part = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.partial")
-        try:
-            part.write_text(json.dumps(content | {"effects": effects}, indent=1), encoding="utf-8")
-            os.replace(part, path)
-        finally:
-            part.unlink(missing_ok=True)
+        content = {"version": VERSION, "fingerprint": self.fingerprint, "about": self.about}
+        content["effects"] = {name: asdict(one) for name, one in self.layers.items()}
+        with atomic_write(path) as partial:
+            partial.write_text(json.dumps(content, indent=1), encoding="utf-8")
 
     def resume(self, path: Path) -> None:
         """Take over what `path` holds; nothing where there is no such file.
@@ -83,9 +73,8 @@ class Measurements:
         try:
             found = json.loads(path.read_text(encoding="utf-8"))
             version, known = found["version"], (found["fingerprint"], found["about"])
-            effects = {
-                name: Sensitivity(one["probe"], dict(one["noise"])) for name, one in found["effects"].items()
-            }
+            effects = found["effects"].items()
+            layers = {name: Sensitivity(one["probe"], dict(one["noise"])) for name, one in effects}
         except (ValueError, KeyError, TypeError, AttributeError):
             raise ValueError(f"{path} is no measurement of --sensitivity: name another file") from None
         if version != VERSION or known != (self.fingerprint, json.loads(json.dumps(self.about))):
@@ -93,7 +82,7 @@ class Measurements:
                 f"{path} was measured on another model, other weights or other settings: name another file, "
                 "or remove it to measure again"
             )
-        self.effects |= effects
+        self.layers |= layers
 
 
 def measure(
@@ -103,7 +92,7 @@ def measure(
     ranges: Mapping[str, Ranges],
     known: Mapping[str, Sensitivity],
 ) -> Iterator[tuple[str, Sensitivity]]:
-    """The effect of each layer of `wanted` (its schemes by its name) that is not `known`, one after another.
+    """The sensitivity of each layer of `wanted` (schemes by name) that is not `known`, one after another.
 
     `model` is float, and is so again after each. ranges: of the static layers' inputs. Raises ValueError for
     weights that hold NaN.

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from quantize.calibration.report import Call
+from quantize.calibration.calls import RecordedCall
 from quantize.prune.units import Group
 
 PROJECTIONS = 2  # random directions of the answer a call: their mean is what counts, and calls add more
@@ -45,7 +45,7 @@ def magnitude(model: nn.Module, groups: Iterable[Group]) -> dict[str, Tensor]:
 def taylor(
     network: Callable[..., Any],
     model: nn.Module,
-    calls: Sequence[Call],
+    calls: Sequence[RecordedCall],
     groups: Sequence[Group],
     generator: torch.Generator,
     on_call: Callable[[], object] = lambda: None,

@@ -10,23 +10,22 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from itertools import cycle, islice
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import torch
 from tqdm import tqdm
 
 from app.batch import images_in, prompt_beside
 from cldm.controls import control_of_file, get_control
+from cldm.pipeline import Pipeline
 from cldm.request import ControlInput, Request
 from ldm.config import read_config
 from ldm.image import image_to_model, read_image
 from quantize.calibration.ranges import watch_inputs
 from quantize.calibration.smoothquant import AbsMaxObserver, smooth_
+from quantize.files.read import refuse_quantized_file
+from quantize.selection import Plan
 from quantize.timesteps import TimestepGroups, argument, follow_timesteps
 from tools.compress.smoothing import smoothing_pairs
-
-if TYPE_CHECKING:
-    from cldm.pipeline import Pipeline
 
 # Networks that take a timestep -> the name of that argument.
 TIMED = {"control_model": "timesteps", "model.diffusion_model": "timesteps"}
@@ -42,9 +41,9 @@ DEFAULT_CONTROL = "scribble"
 
 @dataclass(frozen=True)
 class Example:
-    """A picture and the prompt to run the model with."""
+    """An image and the prompt to run the model with."""
 
-    picture: Path
+    image: Path
     prompt: str
 
 
@@ -68,9 +67,20 @@ class Runs:
         model = pipeline.model
         for seed, example in enumerate(tqdm(self.examples, unit="picture", disable=None)):
             request = Request(example.prompt, controls=(steering,), seed=seed, steps=self.steps)
-            made = pipeline(read_image(example.picture), request)
+            made = pipeline(read_image(example.image), request)
             with torch.inference_mode():  # the encoder: no request without an initial picture needs it
                 model.encode_first_stage(image_to_model(made.images[0]).to(model.device))
+
+
+@dataclass(frozen=True)
+class FloatModel:
+    """What is quantized. weights: its files; groups: of timesteps; runs: of calibration, None for none."""
+
+    pipeline: Pipeline
+    weights: list[Path]
+    plan: Plan
+    groups: TimestepGroups
+    runs: Runs | None
 
 
 def examples_in(folder: Path, config: Path) -> list[Example]:
@@ -93,15 +103,26 @@ def examples_in(folder: Path, config: Path) -> list[Example]:
     return told + [Example(path, prompt) for path, prompt in pairs]
 
 
-def balance(pipeline: Pipeline, runs: Runs) -> int:
+def smooth(source: FloatModel) -> int:
     """Move outliers of inputs into weights wherever our networks have a place for it; how many places.
 
     The float model changes, what it computes does not: calibrate after this.
     """
-    pairs, peaks = smoothing_pairs(pipeline.model), AbsMaxObserver(pipeline.model)
-    with watch_inputs(pipeline.model, [pair.layers[0] for pair in pairs], peaks.see):
-        runs.play(pipeline)
-    return smooth_(pipeline.model, pairs, peaks.by_name)
+    model = source.pipeline.model
+    pairs, peaks = smoothing_pairs(model), AbsMaxObserver(model)
+    with watch_inputs(model, [pair.layers[0] for pair in pairs], peaks.see):
+        source.runs.play(source.pipeline)
+    return smooth_(model, pairs, peaks.by_name)
+
+
+def source_files(config: Path, given: tuple[Path, ...], out: Path | None) -> list[Path]:
+    """The weights that go in, the yaml's where none are given; ValueError for quantized ones and `out`."""
+    weights = list(given) or [config.parent / name for name in read_config(config).get("weights", [])]
+    for path in weights:
+        refuse_quantized_file(path)
+        if out and path.resolve() == out.resolve():
+            raise ValueError(f"--out {out} is the file that goes in: choose another name")
+    return weights
 
 
 def control_of(weights: Sequence[Path]) -> str:
@@ -110,7 +131,7 @@ def control_of(weights: Sequence[Path]) -> str:
 
 
 @contextmanager
-def followed(model: torch.nn.Module, groups: TimestepGroups) -> Iterator[None]:
+def follow_model(model: torch.nn.Module, groups: TimestepGroups) -> Iterator[None]:
     """Let calls of the networks that take a timestep run inside its group."""
     with ExitStack() as stack:
         for name, of in TIMED.items():

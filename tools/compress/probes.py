@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from cldm.cldm import ControlLDM, scale_residuals
-from quantize.calibration.report import Call, record, tensors_of
+from quantize.calibration.calls import RecordedCall, record, tensors_of
 from quantize.calibration.sensitivity import EvalProbe
 from quantize.timesteps import current_group
 
@@ -26,17 +26,17 @@ AUTOENCODER = {DECODER: "first_stage_model.decoder", ENCODER: "first_stage_model
 
 
 @dataclass
-class RecordedCalls:
+class ModelCalls:
     """Recorded calls: of branch and U-Net with their hint, a pair for each group of timesteps; of others."""
 
-    pairs: dict[int | None, tuple[Tensor, Call, Call]] = field(default_factory=dict)
-    others: dict[str, list[Call]] = field(default_factory=dict)
+    pairs: dict[int | None, tuple[Tensor, RecordedCall, RecordedCall]] = field(default_factory=dict)
+    others: dict[str, list[RecordedCall]] = field(default_factory=dict)
 
 
 @contextmanager
-def record_calls(model: ControlLDM) -> Iterator[RecordedCalls]:
+def record_calls(model: ControlLDM) -> Iterator[ModelCalls]:
     """Record what `model` is asked while the caller runs it, one picture and one control of strength 1."""
-    found, last = RecordedCalls(), {}
+    found, last = ModelCalls(), {}
     branch, unet = model.control_model, model.model.diffusion_model
     encode_hint = branch.encode_hint
 
@@ -45,11 +45,11 @@ def record_calls(model: ControlLDM) -> Iterator[RecordedCalls]:
         return encode_hint(hint)
 
     def steer(_: Any, args: tuple, kwargs: dict, answer: Any) -> None:
-        last["control"] = Call(args, kwargs, answer)
+        last["control"] = RecordedCall(args, kwargs, answer)
 
     def predict(_: Any, args: tuple, kwargs: dict, answer: Any) -> None:
         if kwargs.get("control") is not None:
-            found.pairs[current_group()] = (last["hint"], last["control"], Call(args, kwargs, answer))
+            found.pairs[current_group()] = (last["hint"], last["control"], RecordedCall(args, kwargs, answer))
 
     hooks = ((branch, steer), (unet, predict))
     handles = [module.register_forward_hook(hook, with_kwargs=True) for module, hook in hooks]
@@ -64,9 +64,7 @@ def record_calls(model: ControlLDM) -> Iterator[RecordedCalls]:
         found.others |= calls
 
 
-def probes_of(
-    model: ControlLDM, found: RecordedCalls, prompts: Sequence[str], *, pool: bool
-) -> list[EvalProbe]:
+def probes_of(model: ControlLDM, found: ModelCalls, prompts: Sequence[str], *, pool: bool) -> list[EvalProbe]:
     """The questions to `model`; pool: whether residuals were averaged over positions."""
 
     def controlled() -> Tensor:
@@ -76,16 +74,19 @@ def probes_of(
         module, calls = model.get_submodule(name), found.others[name][:1]  # they differ by their picture only
         return lambda: _flat([module(*call.args, **call.kwargs) for call in calls])
 
+    def text() -> Tensor:
+        return _flat([model.get_learned_conditioning(list(prompts))])
+
     return [
         EvalProbe(CONTROLLED, ("control_model.", "model."), controlled),
         *(EvalProbe(label, (f"{name}.",), network(name)) for label, name in AUTOENCODER.items()),
-        EvalProbe(
-            TEXT, ("cond_stage_model.",), lambda: _flat([model.get_learned_conditioning(list(prompts))])
-        ),
+        EvalProbe(TEXT, ("cond_stage_model.",), text),
     ]
 
 
-def _steered(model: ControlLDM, hint: Tensor, control: Call, unet: Call, *, pool: bool) -> Tensor:
+def _steered(
+    model: ControlLDM, hint: Tensor, control: RecordedCall, unet: RecordedCall, *, pool: bool
+) -> Tensor:
     x, _, *rest = control.args
     branch = model.control_model
     residuals = branch(x, branch.encode_hint(hint), *rest, **control.kwargs)

@@ -10,19 +10,12 @@ from torch import nn
 from checkpoints.checkpoint import open_checkpoint
 from checkpoints.files.lazy import Values, by_rows
 from checkpoints.files.write import write_weights
-from common.atomic import MIB
 from quantize.files.write import hash_files
 from quantize.prune.masks import two_of_four, without_small
 from quantize.prune.record import METADATA_KEY, SUFFIX, Record
 from quantize.prune.units import Group, Kept, take
 
 State = Mapping[str, Values]
-LABELS = {
-    "control_model": "control branch",
-    "model": "U-Net",
-    "first_stage_model": "autoencoder",
-    "cond_stage_model": "text encoder",
-}
 
 
 def merged(model: nn.Module, weights: Iterable[Path]) -> dict[str, Values]:
@@ -74,21 +67,3 @@ def write_pruned(path: Path, state: State, record: Record) -> Path:
     if path.suffix != SUFFIX:
         raise ValueError(f"{path}: pruned models are {SUFFIX} files, name it {path.stem}{SUFFIX}")
     return write_weights(path, state, metadata={METADATA_KEY: record.to_json()})
-
-
-def sizes(before: State, after: State) -> str:
-    """Numbers and MiB of each part before and after, in lines."""
-    parts = list(dict.fromkeys(name.split(".")[0] for name in before))
-    rows = [(LABELS[part], part + ".") for part in parts if part in LABELS]
-    lines = [_row(label, before, after, prefix) for label, prefix in [*rows, ("total", "")]]
-    head = ("part", "numbers", "left", "MiB", "left")
-    return "\n".join("{:<16}{:>15}{:>15}{:>10}{:>10}".format(*line) for line in (head, *lines))
-
-
-def _row(label: str, before: State, after: State, prefix: str) -> tuple[str, ...]:
-    states = [
-        [value for name, value in state.items() if name.startswith(prefix)] for state in (before, after)
-    ]
-    numbers = (f"{sum(value.shape.numel() for value in state):,}" for state in states)
-    mib = (f"{sum(value.nbytes for value in state) / MIB:.2f}" for state in states)
-    return (label, *numbers, *mib)

@@ -13,201 +13,118 @@ Ctrl-C: nothing is written then, but --sensitivity keeps what was measured.
 
 from __future__ import annotations
 
-import argparse
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
+import math
+from dataclasses import MISSING, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Literal
 
-from common.shell import run_command
-from tools.compress.quantize_flags import parse_args
-
-if TYPE_CHECKING:
-    from torch import Tensor
-
-    from cldm.pipeline import Pipeline
-    from quantize.selection import Plan
-    from quantize.spec import Ranges
-    from quantize.timesteps import TimestepGroups
-    from tools.compress.calibration import Runs
-    from tools.compress.report import Seen
+from common.flags import add_flags, flag, read_flags
+from common.shell import Parser, run_command
 
 
 @dataclass(frozen=True)
-class Job:
-    """What is to be done with which model. weights: its files; runs: of calibration, None for none."""
+class Files:
+    """The model that goes in, and what comes out."""
 
-    args: argparse.Namespace
-    pipeline: Pipeline
-    plan: Plan
-    groups: TimestepGroups
-    weights: list[Path]
-    runs: Runs | None
+    config: Path = flag(MISSING, "the model, such as models/tiny.yaml", "config", metavar="YAML")
+    weights: tuple[Path, ...] = flag((), "float weights (default: those of the yaml)", metavar="FILE")
+    out: Path | None = flag(None, "a .safetensors file, replaced if it is there", metavar="FILE")
+
+
+@dataclass(frozen=True)
+class Schemes:
+    """Which layers become what, and how their weights are rounded."""
+
+    scheme: str = flag("int8_static", "of most layers", metavar="NAME")
+    rule: tuple[str, ...] = flag(
+        (), "for layers of these names; `float` for none", action="append", metavar="PATTERN=SCHEME"
+    )
+    decoder: bool = flag(False, "the autoencoder's decoder too")
+    compact: bool = flag(False, "int8 weights for what would stay float, the rest by half")
+    plan: Path | None = flag(None, "schemes layer by layer, in place of the rules", metavar="JSON")
+    plan_out: Path | None = flag(None, "write the plan that was used", metavar="JSON")
+    clip: Literal["mse", "max"] = flag("mse", "scales of weights: least squared error, or nothing cut off")
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """Runs of the float model on pictures, which measure ranges and errors."""
+
+    calibrate: Path | None = flag(None, "pictures to run the float model on", metavar="DIR")
+    steps: int = flag(20, "of each such run", metavar="N")
+    groups: int = flag(4, "of timesteps, ranges each", metavar="N")
+    balance: bool = flag(False, "move outliers of inputs into weights (SmoothQuant)")
+
+
+@dataclass(frozen=True)
+class Budget:
+    """Each layer measured by itself, and what a plan may cost.
+
+    budget_mib: of the whole file; budget_db: signal over noise of every network. At most one is given.
+    """
+
+    sensitivity: Path | None = flag(None, "what was measured; goes on where it is there", metavar="JSON")
+    budget_mib: float | None = flag(None, "of the file: plan the least noise (with --plan-out)", metavar="X")
+    budget_db: float | None = flag(None, "signal/noise: plan the smallest (with --plan-out)", metavar="X")
+
+    def __post_init__(self) -> None:
+        given = {"--budget-mib": self.budget_mib, "--budget-db": self.budget_db}
+        given = {name: value for name, value in given.items() if value is not None}
+        if len(given) > 1:
+            raise ValueError("--budget-mib and --budget-db are two budgets: give one")
+        for name, value in given.items():
+            if not 0 < value < math.inf:
+                raise ValueError(f"{name} {value:g}: give a number above 0")
+
+
+GROUPS = {
+    "files": (Files, ""),
+    "which layers become what": (Schemes, ""),
+    "calibration": (Calibration, "runs of the float model on pictures, which measure ranges and errors"),
+    "sensitivity": (Budget, "measure each layer by itself and plan by it; --out is not needed"),
+}
+
+
+@dataclass(frozen=True)
+class QuantizeJob:
+    """All that the command was asked for."""
+
+    files: Files
+    schemes: Schemes
+    calibration: Calibration
+    budget: Budget
+
+    def __post_init__(self) -> None:
+        files, schemes, budget = self.files, self.schemes, self.budget
+        if not (files.out or budget.sensitivity):
+            raise ValueError("nothing to write: give --out FILE.safetensors, or --sensitivity JSON")
+        for name, path in (("--plan-out", schemes.plan_out), ("--sensitivity", budget.sensitivity)):
+            if path and not path.parent.is_dir():
+                raise FileNotFoundError(f"no folder {path.parent} for {name}: create it first")
+        for name, asked in (("--balance", self.calibration.balance), ("--sensitivity", budget.sensitivity)):
+            if asked and not self.calibration.calibrate:
+                raise ValueError(f"{name} looks at the model at work: give pictures by --calibrate DIR")
+        if (budget.budget_mib or budget.budget_db) and budget.sensitivity and not schemes.plan_out:
+            raise ValueError("a budget makes a plan: say where it goes by --plan-out JSON")
 
 
 def main(argv: list[str] | None = None) -> int:
     """Run the command and return its exit code."""
-    args = parse_args(argv, __doc__)
+    parser = Parser("python -m quantize", __doc__)
+    for title, (settings, about) in GROUPS.items():
+        add_flags(parser, settings, title, about)
+    args = parser.parse_args(argv)
+    stopped = "stopped; nothing was written"
     if args.sensitivity:
         stopped = f"stopped; what was measured is in {args.sensitivity}: the same command goes on"
-        return run_command(lambda: _plan_budget(_prepare(args)), stopped=stopped)
-    return run_command(lambda: _run(_prepare(args)))
 
+    def act() -> str:
+        job = QuantizeJob(*(read_flags(settings, args) for settings, _ in GROUPS.values()))
+        from tools.compress import quantizing  # torch and the models, which --help does without
 
-def _prepare(args: argparse.Namespace) -> Job:
-    """The model, and everything that is wrong with the command line before anything is computed."""
-    from cldm.pipeline import Pipeline
-    from ldm.config import read_config
-    from quantize.selection import check_weights
-    from quantize.timesteps import TimestepGroups
-    from tools.compress.calibration import Runs, control_of, examples_in
+        return quantizing.plan(job) if job.budget.sensitivity else quantizing.quantize(job)
 
-    listed = [args.config.parent / name for name in read_config(args.config).get("weights", [])]
-    weights = args.weights or listed
-    _check_files(args, weights)
-    _check_switches(args)
-    runs = None
-    if args.calibrate:
-        runs = Runs(examples_in(args.calibrate, args.config), control_of(weights), args.steps)
-    pipeline = Pipeline.from_files(args.config, *weights, dtype="fp32")
-    groups = TimestepGroups.even(pipeline.model.num_timesteps, args.groups)
-    plan = _plan(args, pipeline)
-    if runs:
-        check_weights(pipeline.model, plan)  # or the pictures would be NaN, which says less
-    return Job(args, pipeline, plan, groups, weights, runs)
-
-
-def _check_files(args: argparse.Namespace, weights: list[Path]) -> None:
-    from quantize.files.read import refuse_quantized_file
-
-    if not (args.out or args.sensitivity):
-        raise ValueError("nothing to write: give --out FILE.safetensors, or --sensitivity JSON")
-    for path in weights:
-        refuse_quantized_file(path)
-        if args.out and path.resolve() == args.out.resolve():
-            raise ValueError(f"--out {args.out} is the file that goes in: choose another name")
-    for flag, path in (("--plan-out", args.plan_out), ("--sensitivity", args.sensitivity)):
-        if path and not path.parent.is_dir():
-            raise FileNotFoundError(f"no folder {path.parent} for {flag}: create it first")
-
-
-def _check_switches(args: argparse.Namespace) -> None:
-    from quantize.arithmetic import CLIPS
-    from quantize.calibration.ranges import RANGES
-
-    if args.clip not in CLIPS:
-        raise ValueError(f"--clip {args.clip}: use one of {', '.join(CLIPS)}")
-    if args.ranges not in RANGES:
-        raise ValueError(f"--ranges {args.ranges}: use one of {', '.join(RANGES)}")
-    for name in ("balance", "bias_correction", "sensitivity"):
-        if getattr(args, name) and not args.calibrate:
-            flag = f"--{name.replace('_', '-')}"
-            raise ValueError(f"{flag} looks at the model at work: give pictures by --calibrate DIR")
-
-
-def _plan(args: argparse.Namespace, pipeline: Pipeline) -> Plan:
-    from quantize.calibration.ranges import static_layers
-    from quantize.schemes import get_scheme
-    from quantize.selection import default_selection, make_plan, parse_rules, read_plan
-
-    get_scheme(args.scheme)
-    if args.plan:
-        plan = read_plan(args.plan, pipeline.model)
-    else:
-        extra = parse_rules(args.rule or ())
-        selection = default_selection(args.scheme, decoder=args.decoder, compact=args.compact, extra=extra)
-        plan = make_plan(pipeline.model, selection)
-    if static_layers(plan) and not args.calibrate:
-        raise ValueError("static inputs need pictures: give --calibrate DIR, or use --scheme int8_dynamic")
-    return plan
-
-
-def _run(job: Job) -> str:
-    """Write the file; the table."""
-    from quantize.calibration.bias_correction import corrected_biases
-    from quantize.calibration.report import table
-    from quantize.files.write import Content, Schedule, hash_files
-    from tools.compress.calibration import TIMED, balance
-    from tools.compress.report import rows_of
-
-    args, model = job.args, job.pipeline.model
-    about = dict(job.plan.about)
-    if args.balance:
-        about["balanced folds"] = str(balance(job.pipeline, job.runs))
-    seen = _watch(job) if job.runs else None
-    state = model.state_dict()
-    if args.bias_correction:
-        biases = corrected_biases(model, job.plan, seen.means, args.clip)
-        about["corrected biases"] = str(len(biases))
-        state |= biases
-    schedule = Schedule(job.groups, TIMED) if seen and seen.ranges else None
-    content = Content(replace(job.plan, about=about), schedule, hash_files(job.weights), args.clip)
-    _write(job, state, content, seen.ranges if seen else {})
-    rows = rows_of(job.pipeline, args.config, args.out, seen)
-    if args.plan_out:
-        args.plan_out.write_text(job.plan.to_json() + "\n", encoding="utf-8")
-    note = "" if seen else "\nerrors are measured on the pictures of --calibrate DIR"
-    return f"{table(rows)}{note}\n{args.out}"
-
-
-def _watch(job: Job) -> Seen:
-    """Run the float model on the calibration pictures."""
-    from quantize.calibration.bias_correction import Means, correctable
-    from quantize.calibration.ranges import watch, watch_inputs
-    from quantize.calibration.report import record
-    from tools.compress.calibration import NETWORKS, followed
-    from tools.compress.report import Seen
-
-    model, means = job.pipeline.model, Means(job.pipeline.model)
-    names = correctable(model, job.plan) if job.args.bias_correction else []
-    with (
-        record(model, list(NETWORKS.values())) as calls,
-        followed(model, job.groups),
-        watch(model, job.plan, job.groups.count) as calibration,
-        watch_inputs(model, names, means.see),
-    ):
-        job.runs.play(job.pipeline)
-    texts = model.get_learned_conditioning(job.runs.prompts)
-    return Seen(calibration.all_ranges(job.plan, job.args.ranges), calls, job.runs.prompts, texts, means)
-
-
-def _plan_budget(job: Job) -> str:
-    """Measure each layer; the plan that the budget buys, if there is one."""
-    from quantize.calibration.sensitivity import Measurements
-    from quantize.files.write import hash_files
-    from tools.compress.calibration import balance
-    from tools.compress.sensitivity import Budget, Setting, measure_effects, plan_within
-
-    args = job.args
-    budget = Budget(args.budget_mib, args.budget_db)
-    if (args.budget_mib is not None or args.budget_db is not None) and not args.plan_out:
-        raise ValueError("a budget makes a plan: say where it goes by --plan-out JSON")
-    if args.balance:
-        balance(job.pipeline, job.runs)
-    setting = Setting(job.pipeline, job.plan, job.groups, job.runs, args.ranges)
-    about = {
-        "sources": hash_files(job.weights), "steps": args.steps, "groups": args.groups, "ranges": args.ranges,
-        "examples": [[one.picture.name, one.prompt] for one in job.runs.examples],
-        "layers": dict(job.plan.layers), "balance": args.balance,
-    }  # fmt: skip
-    measured = Measurements(job.plan.fingerprint, about)
-    measured.resume(args.sensitivity)
-    measure_effects(setting, measured, args.sensitivity)
-    plan, summary = plan_within(setting, measured, budget)
-    if args.plan_out:
-        args.plan_out.write_text(plan.to_json() + "\n", encoding="utf-8")
-        summary += f"\n{args.plan_out}"
-    return summary
-
-
-def _write(job: Job, state: Mapping[str, Tensor], content: Any, ranges: Mapping[str, Ranges]) -> None:
-    from tqdm import tqdm
-
-    from quantize.files.write import write_quantized
-
-    with tqdm(unit="B", unit_scale=True, disable=None, leave=False, delay=1) as bar:
-        model = job.pipeline.model
-        write_quantized(job.args.out, model, state.items(), content, ranges, on_bytes=bar.update)
+    return run_command(act, stopped=stopped)
 
 
 if __name__ == "__main__":

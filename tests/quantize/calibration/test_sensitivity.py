@@ -92,14 +92,14 @@ def test_a_measurement_goes_on_where_it_was_stopped(model, tmp_path):
     path, about = tmp_path / "noise.json", {"steps": 2, "examples": (("a.png", "a"),)}
     first = Measurements(fingerprint(model), about)
     for name, effect in measure(model, wanted("int4_group"), [probe(model)], {}, {}):
-        first.effects[name] = effect
+        first.layers[name] = effect
         first.save(path)
         if name == LAYERS[1]:
             break
     second = Measurements(fingerprint(model), about)
     second.resume(path)
-    assert second.effects == first.effects
-    rest = dict(measure(model, wanted("int4_group"), [probe(model)], {}, second.effects))
+    assert second.layers == first.layers
+    rest = dict(measure(model, wanted("int4_group"), [probe(model)], {}, second.layers))
     assert list(rest) == list(LAYERS[2:])
     assert not list(tmp_path.glob(".*"))
 
@@ -107,7 +107,7 @@ def test_a_measurement_goes_on_where_it_was_stopped(model, tmp_path):
 def test_nothing_there_is_a_beginning(tmp_path):
     one = Measurements("abc", {})
     one.resume(tmp_path / "none.json")
-    assert one.effects == {}
+    assert one.layers == {}
 
 
 @pytest.mark.parametrize(

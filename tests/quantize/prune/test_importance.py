@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from quantize.calibration.report import Call
+from quantize.calibration.calls import RecordedCall
 from quantize.prune.importance import keep_best, magnitude, taylor
 from quantize.prune.units import Cut, Group
 
@@ -23,7 +23,7 @@ def network():
 
 
 def calls(count=8):
-    return [Call((torch.randn(4, 5),), {}, None) for _ in range(count)]
+    return [RecordedCall((torch.randn(4, 5),), {}, None) for _ in range(count)]
 
 
 def test_magnitude_is_the_squares_of_all_that_belongs_to_a_unit(network):

@@ -7,7 +7,7 @@ from PIL import Image
 from cldm.pipeline import Pipeline
 from quantize.timesteps import TimestepGroups, current_group
 from tests.small_files import SIDE, write_small_model
-from tools.compress.calibration import Example, Runs, control_of, examples_in, followed
+from tools.compress.calibration import Example, Runs, control_of, examples_in, follow_model
 
 
 @pytest.fixture
@@ -39,7 +39,7 @@ def test_every_prompt_and_every_picture_comes_up(folder, count):
     prompts = [f"prompt {number}" for number in range(count)]
     found = examples_in(folder, config(folder, prompts))
     assert {one.prompt for one in found} == set(prompts)
-    assert {one.picture.stem for one in found} == {"a", "red_star"}
+    assert {one.image.stem for one in found} == {"a", "red_star"}
     assert len(found) == max(count, 2)
 
 
@@ -58,7 +58,7 @@ def test_runs_pass_every_group_of_timesteps_and_end_outside_of_them(folder):
     seen = set()
     unet = pipeline.model.model.diffusion_model
     unet.middle_block.register_forward_hook(lambda *_: seen.add(current_group()))
-    with followed(pipeline.model, TimestepGroups.even(1000, 3)):
+    with follow_model(pipeline.model, TimestepGroups.even(1000, 3)):
         Runs([Example(folder / "a.png", "a circle")], steps=6).play(pipeline)
     assert seen == {0, 1, 2}
     assert current_group() is None

@@ -11,7 +11,7 @@ from quantize.calibration.ranges import watch_inputs
 from quantize.calibration.smoothquant import AbsMaxObserver, smooth_
 from tests.small_files import write_small_model
 from tests.small_models import SD15, SD21, build, randomize, relative_error
-from tools.compress.calibration import Example, Runs, balance
+from tools.compress.calibration import Example, FloatModel, Runs, smooth
 from tools.compress.smoothing import smoothing_pairs
 
 
@@ -23,7 +23,7 @@ def answer(model):
         return model.apply_model(x, torch.tensor([300, 300]), cond)
 
 
-class RecordedCalls:
+class ModelCalls:
     """Runs that ask the model itself: no pictures, no pipeline."""
 
     def play(self, pipeline):
@@ -42,7 +42,9 @@ def test_a_balanced_model_answers_as_before(unet):
     before = {name: value.clone() for name, value in model.state_dict().items()}
     transformers = [one for one in model.modules() if isinstance(one, SpatialTransformer)]
     in_blocks = 6  # norm1, norm2, norm3, the values of both attentions, the gated half
-    assert balance(Holder(model), RecordedCalls()) == (in_blocks + 1) * len(transformers)
+    assert smooth(FloatModel(Holder(model), [], None, None, ModelCalls())) == (in_blocks + 1) * len(
+        transformers
+    )
     changed = {name for name, value in model.state_dict().items() if not torch.equal(before[name], value)}
     for place in ("norm1.weight", "norm2.bias", "norm3.weight", "attn2.to_v.weight", "ff.net.2.weight"):
         assert any(name.endswith(place) for name in changed)
@@ -67,5 +69,5 @@ def test_pictures_are_the_same_after_balancing(tmp_path):
     pipeline = Pipeline.from_files(write_small_model(tmp_path), device="cpu")
     runs = Runs([Example(tmp_path / "a.png", "a circle")], steps=2)
     expected = answer(pipeline.model)
-    assert balance(pipeline, runs) > 0
+    assert smooth(FloatModel(pipeline, [], None, None, runs)) > 0
     assert relative_error(answer(pipeline.model), expected) < 1e-4

@@ -1,0 +1,73 @@
+"""Calls of networks: recorded from the float model, asked again of the quantized one.
+
+So each network's error is measured by itself, on the inputs that the float network saw: no part answers for
+another.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from quantize.arithmetic import sqnr_db
+from quantize.timesteps import current_group
+
+
+@dataclass(frozen=True)
+class RecordedCall:
+    """One call of a network: its arguments and what it answered."""
+
+    args: tuple
+    kwargs: Mapping[str, Any]
+    answer: Any
+
+
+@contextmanager
+def record(model: nn.Module, names: Sequence[str]) -> Iterator[dict[str, list[RecordedCall]]]:
+    """Keep a call of each named network for each group of timesteps, the last one, while the caller runs it.
+
+    Hooks that follow timesteps must come later than this, or the groups are gone when it looks.
+    """
+    last: dict[str, dict[int | None, RecordedCall]] = {name: {} for name in names}
+    calls: dict[str, list[RecordedCall]] = {}
+
+    def recorder(name: str) -> Any:
+        def keep(_: nn.Module, args: tuple, kwargs: dict[str, Any], answer: Any) -> None:
+            last[name][current_group()] = RecordedCall(args, kwargs, answer)
+
+        return keep
+
+    handles = [
+        model.get_submodule(name).register_forward_hook(recorder(name), with_kwargs=True) for name in names
+    ]
+    try:
+        yield calls
+    finally:
+        for handle in handles:
+            handle.remove()
+        calls |= {name: list(by_group.values()) for name, by_group in last.items() if by_group}
+
+
+def error_db(network: nn.Module, calls: Sequence[RecordedCall]) -> float:
+    """Signal over noise of `network`'s answers to recorded calls, all of them together."""
+    with torch.inference_mode():
+        pairs = [(call.answer, network(*call.args, **call.kwargs)) for call in calls]
+    expected, got = (
+        torch.cat([tensor.float().flatten() for answer in answers for tensor in tensors_of(answer)])
+        for answers in zip(*pairs, strict=True)
+    )
+    return sqnr_db(expected, got)
+
+
+def tensors_of(answer: Any) -> Iterator[Tensor]:
+    """The tensors of a network's answer: itself, or those in its lists."""
+    if isinstance(answer, Tensor):
+        yield answer
+    elif isinstance(answer, list | tuple):
+        for one in answer:
+            yield from tensors_of(one)

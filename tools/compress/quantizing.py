@@ -1,0 +1,121 @@
+"""What `python -m quantize` does: a float model is run, measured, and written in its quantized values."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+from tqdm import tqdm
+
+from cldm.pipeline import Pipeline
+from quantize.calibration.calls import record
+from quantize.calibration.ranges import static_layers, watch
+from quantize.calibration.sensitivity import Measurements
+from quantize.files.write import Content, Schedule, hash_files, write_quantized
+from quantize.schemes import get_scheme
+from quantize.selection import Plan, check_weights, default_selection, make_plan, parse_rules, read_plan
+from quantize.timesteps import TimestepGroups
+from tools.compress.calibration import (
+    NETWORKS,
+    TIMED,
+    FloatModel,
+    Runs,
+    control_of,
+    examples_in,
+    follow_model,
+    smooth,
+    source_files,
+)
+from tools.compress.quantize import QuantizeJob
+from tools.compress.report import Observed, quantized_table
+from tools.compress.sensitivity import measure_layers, plan_within
+
+
+def quantize(job: QuantizeJob) -> str:
+    """Write the file of `job.files.out`; the table of what it saves and costs."""
+    source, out = open_model(job), job.files.out
+    model, about = source.pipeline.model, dict(source.plan.about)
+    if job.calibration.balance:
+        about["balanced folds"] = str(smooth(source))
+    seen = _observe(source) if source.runs else None
+    ranges = seen.ranges if seen else {}
+    schedule = Schedule(source.groups, TIMED) if ranges else None
+    hashes = hash_files(source.weights)
+    content = Content(replace(source.plan, about=about), schedule, hashes, job.schemes.clip)
+    with tqdm(unit="B", unit_scale=True, disable=None, leave=False, delay=1) as bar:
+        write_quantized(out, model, model.state_dict().items(), content, ranges, on_bytes=bar.update)
+    table = quantized_table(source.pipeline, job.files.config, out, seen)
+    if job.schemes.plan_out:
+        _write_plan(job.schemes.plan_out, source.plan)
+    note = "" if seen else "\nerrors are measured on the pictures of --calibrate DIR"
+    return f"{table}{note}\n{out}"
+
+
+def plan(job: QuantizeJob) -> str:
+    """Measure each layer; the plan that the budget buys, if there is one, and what is known about it."""
+    source, path = open_model(job), job.budget.sensitivity
+    if job.calibration.balance:
+        smooth(source)
+    about = {
+        "sources": hash_files(source.weights),
+        "steps": job.calibration.steps,
+        "groups": job.calibration.groups,
+        "ranges": "minmax",  # the only rule; there were others when the first such files were written
+        "examples": [[one.image.name, one.prompt] for one in source.runs.examples],
+        "layers": dict(source.plan.layers),
+        "balance": job.calibration.balance,
+    }
+    measured = Measurements(source.plan.fingerprint, about)
+    measured.resume(path)
+    measure_layers(source, measured, path)
+    chosen, summary = plan_within(source, measured, job.budget)
+    if job.schemes.plan_out:
+        _write_plan(job.schemes.plan_out, chosen)
+        summary += f"\n{job.schemes.plan_out}"
+    return summary
+
+
+def open_model(job: QuantizeJob) -> FloatModel:
+    """The model, its plan and its runs; everything that is wrong is said before anything is computed."""
+    config, asked = job.files.config, job.calibration
+    weights = source_files(config, job.files.weights, job.files.out)
+    runs = None
+    if asked.calibrate:
+        runs = Runs(examples_in(asked.calibrate, config), control_of(weights), asked.steps)
+    pipeline = Pipeline.from_files(config, *weights, dtype="fp32")
+    groups = TimestepGroups.even(pipeline.model.num_timesteps, asked.groups)
+    source = FloatModel(pipeline, weights, _plan(job, pipeline), groups, runs)
+    if runs:
+        check_weights(pipeline.model, source.plan)  # or the pictures would be NaN, which says less
+    return source
+
+
+def _plan(job: QuantizeJob, pipeline: Pipeline) -> Plan:
+    asked = job.schemes
+    get_scheme(asked.scheme)
+    if asked.plan:
+        found = read_plan(asked.plan, pipeline.model)
+    else:
+        rules = parse_rules(asked.rule)
+        selection = default_selection(asked.scheme, decoder=asked.decoder, compact=asked.compact, extra=rules)
+        found = make_plan(pipeline.model, selection)
+    if static_layers(found) and not job.calibration.calibrate:
+        raise ValueError("static inputs need pictures: give --calibrate DIR, or use --scheme int8_dynamic")
+    return found
+
+
+def _observe(source: FloatModel) -> Observed:
+    """Run the float model on the calibration pictures."""
+    model, prompts = source.pipeline.model, source.runs.prompts
+    with (
+        record(model, list(NETWORKS.values())) as calls,
+        follow_model(model, source.groups),
+        watch(model, source.plan, source.groups.count) as calibration,
+    ):
+        source.runs.play(source.pipeline)
+    ranges = calibration.all_ranges(source.plan)
+    return Observed(ranges, calls, prompts, model.get_learned_conditioning(prompts))
+
+
+def _write_plan(path: Path, plan: Plan) -> None:
+    path.write_text(plan.to_json() + "\n", encoding="utf-8")
