@@ -38,8 +38,9 @@ class SizeFlags(BenchFlags):
 
 def sizes(model: nn.Module, scheme: str, switches: tuple[str, ...]) -> tuple[int, int]:
     """Bytes of the whole file, and of the tensors of the control branch in it."""
+    from common.safetensors_header import nbytes
     from quantize.calibration.ranges import static_layers
-    from quantize.files.layout import layout_of, nbytes, specs_of
+    from quantize.files.layout import layout_of, specs_of
     from quantize.files.write import Content, file_size
     from quantize.selection import default_selection, make_plan
 

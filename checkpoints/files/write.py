@@ -7,27 +7,18 @@ hidden name beside it. The same tensors give the same bytes.
 
 from __future__ import annotations
 
-import json
-import struct
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import BinaryIO
 
-import torch
-
 from checkpoints.files.lazy import Values, raw_bytes, walk
 from checkpoints.files.write_torch import write_torch_zip
 from common.atomic import atomic_write, check_space
+from common.safetensors_header import safetensors_header
 
-STORED_NAMES = {
-    torch.float64: "F64", torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16",
-    torch.float8_e4m3fn: "F8_E4M3", torch.float8_e5m2: "F8_E5M2", torch.int64: "I64", torch.int32: "I32",
-    torch.int16: "I16", torch.int8: "I8", torch.uint8: "U8", torch.bool: "BOOL",
-}  # fmt: skip
 SAFETENSORS = ".safetensors"
 NESTED = {".ckpt": "state_dict", ".pth": None, ".pt": None, ".bin": None}  # of torch: where its tensors lie
 SUFFIXES = (SAFETENSORS, *NESTED)
-HEADER_ALIGNMENT = 8
 
 Progress = Callable[[int], None]  # hears how many bytes more are written
 
@@ -59,20 +50,10 @@ def write_weights(
 def _write_safetensors(
     file: BinaryIO, tensors: Mapping[str, Values], metadata: Mapping[str, str], on_bytes: Progress | None
 ) -> None:
-    # The widest types first, so that every tensor begins at a multiple of its type's size.
-    ordered = sorted(tensors.items(), key=lambda item: -item[1].dtype.itemsize)
-    header: dict[str, object] = {"__metadata__": dict(sorted(metadata.items()))}
-    offset = 0
-    for name, tensor in ordered:
-        if tensor.dtype not in STORED_NAMES:
-            raise ValueError(f"{name}: {tensor.dtype} is a type that {SAFETENSORS} cannot hold")
-        span = [offset, offset := offset + tensor.nbytes]
-        kind = STORED_NAMES[tensor.dtype]
-        header[name] = {"dtype": kind, "shape": list(tensor.shape), "data_offsets": span}
-    text = json.dumps(header, ensure_ascii=False).encode()
-    text += b" " * (-len(text) % HEADER_ALIGNMENT)
-    file.write(struct.pack("<Q", len(text)) + text)
-    for _, tensor in walk(ordered):
+    layout = {name: (tensor.dtype, tensor.shape) for name, tensor in tensors.items()}
+    header, spans, _ = safetensors_header(layout, dict(sorted(metadata.items())))
+    file.write(header)
+    for _, tensor in walk((name, tensors[name]) for name in spans):
         file.write(raw_bytes(tensor))
         if on_bytes:
             on_bytes(tensor.nbytes)

@@ -6,28 +6,14 @@ and fp8 are bfloat16, exact too, since `quantize.arithmetic` rounds them before 
 
 from __future__ import annotations
 
-import json
-import math
-import struct
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 import torch
 from torch import nn
 
+from common.safetensors_header import Layout
 from quantize.selection import Plan
 from quantize.spec import LayerSpec, Ranges
-
-STORED_NAMES = {
-    torch.float64: "F64", torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16",
-    torch.float8_e4m3fn: "F8_E4M3", torch.int64: "I64", torch.int32: "I32", torch.int16: "I16",
-    torch.int8: "I8", torch.uint8: "U8", torch.bool: "BOOL",
-}  # fmt: skip
-HEADER_ALIGNMENT = 8
-
-Layout = Mapping[str, tuple[torch.dtype, list[int]]]  # tensors of a file by name
-Spans = dict[
-    str, tuple[int, torch.dtype, list[int]]
-]  # name of a tensor -> its place in the file, and what it is
 
 
 def specs_of(model: nn.Module, plan: Plan, ranges: Mapping[str, Ranges]) -> dict[str, LayerSpec]:
@@ -56,30 +42,3 @@ def layout_of(model: nn.Module, specs: Mapping[str, LayerSpec], *, narrow: bool)
             halved = narrow and name in parameters and tensor.dtype == torch.float32
             layout[name] = (torch.float16 if halved else tensor.dtype, list(tensor.shape))
     return layout
-
-
-def nbytes(dtype: torch.dtype, shape: Sequence[int]) -> int:
-    """Of a tensor that need not be there."""
-    return dtype.itemsize * math.prod(shape)
-
-
-def header_of(layout: Layout, metadata: Mapping[str, str]) -> tuple[bytes, Spans, int]:
-    """The file's first bytes, where each tensor goes, and the size of the file.
-
-    Raises ValueError for a type that safetensors cannot hold.
-    """
-    header: dict[str, object] = {"__metadata__": metadata}
-    places, offset = {}, 0
-    # The widest types first, so that every tensor begins at a multiple of its type's size.
-    for name, (dtype, shape) in sorted(layout.items(), key=lambda item: -item[1][0].itemsize):
-        if dtype not in STORED_NAMES:
-            raise ValueError(f"{name}: {dtype} is a type that safetensors cannot hold")
-        places[name] = offset
-        end = offset + nbytes(dtype, shape)
-        header[name] = {"dtype": STORED_NAMES[dtype], "shape": shape, "data_offsets": [offset, end]}
-        offset = end
-    text = json.dumps(header, ensure_ascii=False).encode()
-    text += b" " * (-len(text) % HEADER_ALIGNMENT)
-    start = struct.calcsize("<Q") + len(text)
-    spans = {name: (start + places[name], *layout[name]) for name in layout}
-    return struct.pack("<Q", len(text)) + text, spans, start + offset

@@ -17,7 +17,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
-from quantize.files.layout import STORED_NAMES
+from common.safetensors_header import LENGTH_FORMAT, STORED_NAMES
 from quantize.files.write import METADATA_KEY, Content
 from quantize.layers import QuantEmbedding
 from quantize.model import bind, check_schemes, with_empty_layers
@@ -28,7 +28,7 @@ PIECE_BYTES = 1 << 24  # of the file in a mapping: each holds a file descriptor,
 DTYPES = {name: dtype for dtype, name in STORED_NAMES.items()}
 PLAIN_FLOATS = {torch.float64, torch.float32, torch.float16, torch.bfloat16}
 SHOWN = 3  # names in an error
-LENGTH_BYTES = struct.calcsize("<Q")
+LENGTH_BYTES = struct.calcsize(LENGTH_FORMAT)
 
 
 def read_content(path: str | Path) -> Content:
@@ -104,7 +104,7 @@ def _metadata(path: str | Path) -> Mapping[str, str]:
 def _read_tensors(path: Path) -> dict[str, Tensor]:
     """All tensors of a file whose header `_metadata` has held against its size."""
     with path.open("rb") as file:
-        length = struct.unpack("<Q", file.read(LENGTH_BYTES))[0]
+        length = struct.unpack(LENGTH_FORMAT, file.read(LENGTH_BYTES))[0]
         header = json.loads(file.read(length))
         header.pop("__metadata__", None)
         size = file.seek(0, os.SEEK_END)

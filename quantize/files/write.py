@@ -9,11 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-import shutil
-import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import BinaryIO
@@ -21,8 +17,10 @@ from typing import BinaryIO
 import torch
 from torch import Tensor, nn
 
+from common.atomic import atomic_write, check_space
+from common.safetensors_header import Spans, safetensors_header
 from quantize.arithmetic import check_finite
-from quantize.files.layout import Spans, header_of, layout_of, parameters_of, specs_of
+from quantize.files.layout import layout_of, parameters_of, specs_of
 from quantize.selection import Plan
 from quantize.spec import LayerSpec, Ranges, quantize_tensors
 from quantize.timesteps import TimestepGroups
@@ -31,7 +29,6 @@ FORMAT_VERSION = 2  # 1 had no narrow files
 METADATA_KEY = "quantize"
 SUFFIX = ".safetensors"
 HASH_PIECE = 1 << 22
-MIB = 2**20
 
 OnBytes = Callable[[int], None]  # hears how many bytes more are written
 
@@ -107,8 +104,8 @@ def write_quantized(
     content.plan.check(model)
     specs = specs_of(model, content.plan, ranges)
     header, spans, size = _header(model, specs, content)
-    _check_space(path, size)
-    with _draft(path) as part, part.open("xb") as file:
+    check_space(path, size)
+    with atomic_write(path) as partial, partial.open("xb") as file:
         file.write(header)
         file.truncate(size)
         checked = _finite(tensors, parameters_of(model) - {f"{name}.weight" for name in specs})
@@ -119,8 +116,6 @@ def write_quantized(
             del tensor  # else it would live until the next one is made
         if spans:
             raise ValueError(f"{len(spans)} tensors of the model were not given, such as {min(spans)}")
-        file.flush()
-        os.fsync(file.fileno())
     return path
 
 
@@ -131,18 +126,15 @@ def file_size(model: nn.Module, content: Content, ranges: Mapping[str, Ranges] |
 
 def hash_files(paths: Iterable[str | Path]) -> dict[str, str]:
     """sha256 of each file by its name without folders; folders count with the weights in them."""
-    listed = (Path(path) for path in paths)
-    files = [
-        file
-        for path in listed
-        for file in (sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path])
-    ]
+    files: list[Path] = []
+    for path in map(Path, paths):
+        files += sorted(one for one in path.rglob("*") if one.is_file()) if path.is_dir() else [path]
     return {file.name: _sha256(file) for file in files}
 
 
 def _header(model: nn.Module, specs: Mapping[str, LayerSpec], content: Content) -> tuple[bytes, Spans, int]:
     metadata = {"format": "pt", METADATA_KEY: content.to_json()}
-    return header_of(layout_of(model, specs, narrow=content.plan.narrow), metadata)
+    return safetensors_header(layout_of(model, specs, narrow=content.plan.narrow), metadata)
 
 
 def _finite(tensors: Iterable[tuple[str, Tensor]], names: set[str]) -> Iterator[tuple[str, Tensor]]:
@@ -191,26 +183,6 @@ def _write(file: BinaryIO, name: str, tensor: Tensor, spans: Spans) -> None:
         most = torch.finfo(dtype).max
         raise ValueError(f"{name} goes beyond {most:.0f}, the most that two bytes hold: leave out --compact")
     file.write(values.view(torch.uint8).numpy().data)
-
-
-def _check_space(path: Path, size: int) -> None:
-    folder = next(parent for parent in path.absolute().parents if parent.exists())
-    if (free := shutil.disk_usage(folder).free) < size:
-        raise OSError(f"{path} needs {size / MIB:.0f} MiB, but {free / MIB:.0f} MiB are free in {folder}")
-
-
-@contextmanager
-def _draft(path: Path) -> Iterator[Path]:
-    """A hidden name beside `path`, which takes its place at the end, or goes."""
-    part = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.partial")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        yield part
-        part.replace(path)
-    except OSError as error:
-        raise OSError(f"{path} was not written: {error.strerror or error}") from error
-    finally:
-        part.unlink(missing_ok=True)
 
 
 def _sha256(path: Path) -> str:

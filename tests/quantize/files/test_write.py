@@ -11,8 +11,8 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import nn
 
+import common.atomic
 import quantize.files.read
-import quantize.files.write
 from quantize.calibration.ranges import watch
 from quantize.files.read import load_quantized, read_content, refuse_quantized_file
 from quantize.files.write import FORMAT_VERSION, Content, Schedule, hash_files, write_quantized
@@ -262,7 +262,7 @@ def test_tensors_that_do_not_fit_leave_no_file(tmp_path, state, words):
 
 def test_a_full_disk_is_said_before_anything_is_written(tmp_path, monkeypatch):
     usage = type("Usage", (), {"free": 10})
-    monkeypatch.setattr(quantize.files.write.shutil, "disk_usage", lambda _: usage)
+    monkeypatch.setattr(common.atomic.shutil, "disk_usage", lambda _: usage)
     with pytest.raises(OSError, match=r"q\.safetensors needs .* MiB, but 0 MiB are free"):
         written(tmp_path)
     assert list(tmp_path.iterdir()) == []
