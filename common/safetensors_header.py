@@ -46,7 +46,5 @@ def safetensors_header(layout: Layout, metadata: Mapping[str, str]) -> tuple[byt
     text = json.dumps(header, ensure_ascii=False).encode()
     text += b" " * (-len(text) % ALIGNMENT)
     first = struct.pack(LENGTH_FORMAT, len(text)) + text
-    spans = {
-        name: (len(first) + place, layout[name][0], list(layout[name][1])) for name, place in places.items()
-    }
+    spans = {name: (len(first) + place, *kind) for name, (place, *kind) in places.items()}
     return first, spans, len(first) + offset
