@@ -15,21 +15,14 @@ from quantize.activations import Quantized
 from quantize.backends.cpu_linear import GROUP, PackedLinear
 from quantize.spec import Geometry
 
-POINTERS = ("x", "border", "weights", "sums", "scale", "bias", "out")
-NUMBERS = ("batch", "inputs", "outputs", "zero", "onto", "threads")
-PAIRS = ("size", "out_size", "taps", "stride", "padding", "dilation")  # height, width
-Pair = ctypes.c_int64 * 2
-
-
-class Call(ctypes.Structure):
-    """`Conv` of quantize/native/conv.cpp."""
-
-    _fields_ = (
-        *((name, ctypes.c_void_p) for name in POINTERS),
-        *((name, ctypes.c_int64) for name in NUMBERS),
-        *((name, Pair) for name in PAIRS),
-        ("x_scale", ctypes.c_float),
-    )
+PAIR = ctypes.c_int64 * 2  # height, width
+# `Conv` of quantize/native/conv.cpp.
+ARGUMENTS = native.structure(
+    "x border weights sums scale bias out",
+    "batch inputs outputs zero onto threads",
+    **dict.fromkeys(("size", "out_size", "taps", "stride", "padding", "dilation"), PAIR),
+    x_scale=ctypes.c_float,
+)
 
 
 class PackedConv(PackedLinear):
@@ -51,31 +44,18 @@ class PackedConv(PackedLinear):
 
         Raises ValueError for pictures that are smaller than the kernel.
         """
-        values, scale = x.values.contiguous(), self._padded(scale)
-        bias = self._zeros if bias is None else self._padded(bias)
+        values, (x_scale, zero) = x.values.contiguous(), x.qparams
         batch, *size, inputs = values.shape
         out_size = self._out_size(size)
-        pairs = {"size": size, "out_size": out_size, **self._walk}
         out = torch.empty(batch, *out_size, self.outputs) if onto is None else onto
-        border = torch.full((inputs,), x.qparams.zero, dtype=torch.uint8)
-        call = Call(
-            x=values.data_ptr(),
-            border=border.data_ptr(),
-            weights=self._weights.data_ptr(),
-            sums=self._sums.data_ptr(),
-            scale=scale.data_ptr(),
-            bias=bias.data_ptr(),
-            out=out.data_ptr(),
-            batch=batch,
-            inputs=inputs,
-            outputs=self.outputs,
-            zero=x.qparams.zero,
-            onto=onto is not None,
-            threads=torch.get_num_threads(),
-            x_scale=x.qparams.scale,
-            **{name: Pair(*pair) for name, pair in pairs.items()},
-        )
-        native.function("fw_conv", "p")(ctypes.byref(call))
+        native.run(
+            "fw_conv", ARGUMENTS, x=values, border=torch.full((inputs,), zero, dtype=torch.uint8),
+            weights=self._weights, sums=self._sums, scale=self._padded(scale),
+            bias=self._zeros if bias is None else self._padded(bias), out=out,
+            batch=batch, inputs=inputs, outputs=self.outputs, zero=zero, x_scale=x_scale,
+            onto=onto is not None, threads=torch.get_num_threads(),
+            size=tuple(size), out_size=tuple(out_size), **self._walk,
+        )  # fmt: skip
         return out
 
     def _out_size(self, size: list[int]) -> list[int]:

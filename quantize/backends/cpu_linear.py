@@ -7,6 +7,7 @@ their sums; a gate behind the layer is computed while the sums are in registers.
 from __future__ import annotations
 
 import ctypes
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -17,18 +18,13 @@ from quantize.activations import QParams, Quantized
 
 PANEL = 32  # outputs whose weights lie together
 GROUP = 4  # inputs that one instruction multiplies
-POINTERS = ("x", "weights", "sums", "scale", "bias", "out", "bytes")
-NUMBERS = ("rows", "inputs", "outputs", "zero", "out_zero", "onto", "threads")
-
-
-class Call(ctypes.Structure):
-    """`Linear` of quantize/native/linear.cpp."""
-
-    _fields_ = (
-        *((name, ctypes.c_void_p) for name in POINTERS),
-        *((name, ctypes.c_int64) for name in NUMBERS),
-        *((name, ctypes.c_float) for name in ("x_scale", "out_scale")),
-    )
+# `Linear` of quantize/native/linear.cpp.
+ARGUMENTS = native.structure(
+    "x weights sums scale bias out bytes",
+    "rows inputs outputs zero out_zero onto threads",
+    x_scale=ctypes.c_float,
+    out_scale=ctypes.c_float,
+)
 
 
 class PackedLinear:
@@ -41,8 +37,8 @@ class PackedLinear:
         self._sums = torch.empty(padded, dtype=torch.int32)
         self._zeros = torch.zeros(padded)
         weight = weight.contiguous()
-        places = weight.data_ptr(), *weight.shape, self._weights.data_ptr(), self._sums.data_ptr()
-        native.function("fw_linear_pack", "pllpp")(*places)
+        pack = native.function("fw_linear_pack", "pllpp")
+        pack(weight, *weight.shape, self._weights, self._sums)
 
     @property
     def gates(self) -> bool:
@@ -56,35 +52,24 @@ class PackedLinear:
         """
         shape = (*x.values.shape[:-1], self.outputs)
         out = torch.empty(shape) if onto is None else onto
-        self._compute("fw_linear", x, scale, bias, onto=onto is not None, out=out.data_ptr())
+        self._compute("fw_linear", x, scale, bias, onto=onto is not None, out=out)
         return out
 
     def gated(self, x: Quantized, scale: Tensor, bias: Tensor | None, qparams: QParams) -> Quantized:
         """The first half of the outputs times the exact GELU of the second, as bytes [..., out / 2]."""
         values = torch.empty((*x.values.shape[:-1], self.outputs // 2), dtype=torch.uint8)
-        made = {"bytes": values.data_ptr(), "out_scale": qparams.scale, "out_zero": qparams.zero}
+        made = {"bytes": values, "out_scale": qparams.scale, "out_zero": qparams.zero}
         self._compute("fw_linear_gated", x, scale, bias, **made)
         return Quantized(values, qparams)
 
-    def _compute(self, name: str, x: Quantized, scale: Tensor, bias: Tensor | None, **made: float) -> None:
-        values = x.values.contiguous()
-        scale = self._padded(scale)
-        bias = self._zeros if bias is None else self._padded(bias)
-        call = Call(
-            x=values.data_ptr(),
-            weights=self._weights.data_ptr(),
-            sums=self._sums.data_ptr(),
-            scale=scale.data_ptr(),
-            bias=bias.data_ptr(),
-            rows=values.numel() // self.inputs,
-            inputs=self.inputs,
-            outputs=self.outputs,
-            zero=x.qparams.zero,
-            x_scale=x.qparams.scale,
-            threads=torch.get_num_threads(),
-            **made,
-        )
-        native.function(name, "p")(ctypes.byref(call))
+    def _compute(self, name: str, x: Quantized, scale: Tensor, bias: Tensor | None, **made: Any) -> None:
+        values, qparams = x.values.contiguous(), x.qparams
+        native.run(
+            name, ARGUMENTS, x=values, weights=self._weights, sums=self._sums, scale=self._padded(scale),
+            bias=self._zeros if bias is None else self._padded(bias),
+            rows=values.numel() // self.inputs, inputs=self.inputs, outputs=self.outputs,
+            zero=qparams.zero, x_scale=qparams.scale, threads=torch.get_num_threads(), **made,
+        )  # fmt: skip
 
     def _padded(self, row: Tensor) -> Tensor:
         """[out] -> float32 [out up], which whole panels can read; the row itself where it is like that."""

@@ -10,7 +10,7 @@ NaN and infinity raise ValueError. A range from calibration makes some byte of t
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -29,7 +29,7 @@ def min_max(x: Tensor) -> tuple[float, float]:
     """Smallest and largest value of x; (0, 0) of nothing, NaN where one is NaN."""
     x = _dense(x)
     kernel = _kernel(f"fw_min_max_{READ.get(x.dtype)}", "pllp", x)
-    return range_of(x) if kernel is None else _ends(kernel, x.data_ptr(), x.numel(), torch.get_num_threads())
+    return range_of(x) if kernel is None else _ends(kernel, x, x.numel(), torch.get_num_threads())
 
 
 def quantize(x: Tensor, qparams: QParams | None) -> Quantized:
@@ -41,7 +41,7 @@ def quantize(x: Tensor, qparams: QParams | None) -> Quantized:
     if kernel is None:
         return Quantized(quantize_uint8(x, qparams), qparams)
     values = torch.empty_like(x, dtype=torch.uint8)
-    kernel(x.data_ptr(), x.numel(), *qparams, torch.get_num_threads(), values.data_ptr())
+    kernel(x, x.numel(), *qparams, torch.get_num_threads(), values)
     return Quantized(values, qparams)
 
 
@@ -62,7 +62,7 @@ def group_norm_quantize(  # noqa: PLR0913 - a norm's parameters and what is fuse
     one look before the norm is enough: the lower end is SiLU's least where the interval holds it.
     """
     norm = _GroupNorm(x, groups, weight, bias, eps, shift)
-    return norm.plain_bytes(silu, qparams) if norm.look is None else norm.native_bytes(silu, qparams)
+    return norm.plain_bytes(silu, qparams) if norm.stats is None else norm.native_bytes(silu, qparams)
 
 
 def group_norm_silu(  # noqa: PLR0913 - a norm's parameters and what is fused to it
@@ -70,7 +70,7 @@ def group_norm_silu(  # noqa: PLR0913 - a norm's parameters and what is fused to
 ) -> Tensor:
     """SiLU of the group norm of x [b, c, h, w] + shift [b, c]: float32, channels last."""
     norm = _GroupNorm(x, groups, weight, bias, eps, shift)
-    return F.silu(norm.plain()) if norm.look is None else norm.native_silu()
+    return F.silu(norm.plain()) if norm.stats is None else norm.native_silu()
 
 
 def layer_norm_quantize(
@@ -80,16 +80,9 @@ def layer_norm_quantize(
     x, weight, bias = _floats(x), _floats(weight), _floats(bias)
     width = x.shape[-1]
     _check_shapes({"weight": weight, "bias": bias}, (width,))
-    kernel = _kernel("fw_layer_norm_bytes", "pllppffllp", x)
-    if kernel is None:
-        return _plain(F.layer_norm(x, (width,), weight, bias, eps), qparams)
-    rows = (x.data_ptr(), x.numel() // width, width, weight.data_ptr(), bias.data_ptr(), eps)
-    threads = torch.get_num_threads()
-    if qparams is None:
-        qparams = qparams_of(*_ends(_kernel("fw_layer_norm_range", "pllppflp", x), *rows, threads))
-    values = torch.empty_like(x, dtype=torch.uint8)
-    kernel(*rows, *qparams, threads, values.data_ptr())
-    return Quantized(values, qparams)
+    rows = (x, x.numel() // width, width, weight, bias, eps)
+    made = _quantize_rows("layer_norm", "pllppf", rows, x.shape, qparams)
+    return made or _plain(F.layer_norm(x, (width,), weight, bias, eps), qparams)
 
 
 def geglu_quantize(x: Tensor, qparams: QParams | None) -> Quantized:
@@ -98,16 +91,11 @@ def geglu_quantize(x: Tensor, qparams: QParams | None) -> Quantized:
     if x.shape[-1] % 2:
         raise ValueError(f"x {list(x.shape)}: the last axis holds values and as many gates")
     width = x.shape[-1] // 2
-    kernel = _kernel("fw_geglu_bytes", "pllfllp", x)
-    if kernel is None:
-        value, gate = x.chunk(2, dim=-1)
-        return _plain(value * F.gelu(gate), qparams)
-    rows, threads = (x.data_ptr(), x.numel() // x.shape[-1], width), torch.get_num_threads()
-    if qparams is None:
-        qparams = qparams_of(*_ends(_kernel("fw_geglu_range", "plllp", x), *rows, threads))
-    values = torch.empty(*x.shape[:-1], width, dtype=torch.uint8)
-    kernel(*rows, *qparams, threads, values.data_ptr())
-    return Quantized(values, qparams)
+    rows = (x, x.numel() // max(1, x.shape[-1]), width)
+    if made := _quantize_rows("geglu", "pll", rows, (*x.shape[:-1], width), qparams):
+        return made
+    value, gate = x.chunk(2, dim=-1)
+    return _plain(value * F.gelu(gate), qparams)
 
 
 class _GroupNorm:
@@ -129,7 +117,7 @@ class _GroupNorm:
         if shift is not None:
             _check_shapes({"shift": self.shift}, (batch, channels))
         self.size = (batch, height * width, channels)
-        self.look = _kernel("fw_group_norm_look", "pllllpppfllpp", self.x)
+        self.stats = _kernel("fw_group_norm_stats", "pllllpppfllpp", self.x)
 
     def plain(self) -> Tensor:
         x = self.x if self.shift is None else self.x + self.shift[:, :, None, None]
@@ -149,41 +137,22 @@ class _GroupNorm:
             qparams = qparams_of(*ends)
         values = torch.empty_like(self.x, dtype=torch.uint8)
         kernel = _kernel("fw_group_norm_bytes", "plllplfllp", self.x)
-        kernel(
-            self.x.data_ptr(),
-            *self.size,
-            coefficients.data_ptr(),
-            silu,
-            *qparams,
-            torch.get_num_threads(),
-            values.data_ptr(),
-        )
+        kernel(self.x, *self.size, coefficients, silu, *qparams, torch.get_num_threads(), values)
         return Quantized(values, qparams)
 
     def native_silu(self) -> Tensor:
         coefficients, _ = self._coefficients(True, False)
         out, kernel = torch.empty_like(self.x), _kernel("fw_group_norm_silu", "plllplp", self.x)
         threads = torch.get_num_threads()
-        kernel(self.x.data_ptr(), *self.size, coefficients.data_ptr(), threads, out.data_ptr())
+        kernel(self.x, *self.size, coefficients, threads, out)
         return out
 
     def _coefficients(self, silu: bool, wants_ends: bool) -> tuple[Tensor, list[float] | None]:
         """[b, 3, c] that turn x into its norm, and where wanted the ends of what comes out at last."""
         batch, _, channels = self.size
         coefficients, ends = torch.empty(batch, 3, channels), torch.empty(2) if wants_ends else None
-        self.look(
-            self.x.data_ptr(),
-            *self.size,
-            self.groups,
-            self.weight.data_ptr(),
-            self.bias.data_ptr(),
-            None if self.shift is None else self.shift.data_ptr(),
-            self.eps,
-            silu,
-            torch.get_num_threads(),
-            coefficients.data_ptr(),
-            None if ends is None else ends.data_ptr(),
-        )
+        norm = (self.groups, self.weight, self.bias, self.shift, self.eps)
+        self.stats(self.x, *self.size, *norm, silu, torch.get_num_threads(), coefficients, ends)
         return coefficients, None if ends is None else ends.tolist()
 
 
@@ -192,6 +161,21 @@ def silu_range(low: float, high: float) -> tuple[float, float]:
     ends = F.silu(torch.tensor([low, high], dtype=torch.float32)).tolist()
     least = SILU_LEAST if low < SILU_TURN < high else min(ends)
     return least, max(ends)
+
+
+def _quantize_rows(
+    name: str, signature: str, rows: tuple, shape: Sequence[int], qparams: QParams | None
+) -> Quantized | None:
+    """What the kernels `fw_NAME_range` and `fw_NAME_bytes` make of `rows`; None where there are none."""
+    kernel, threads = _kernel(f"fw_{name}_bytes", f"{signature}fllp", rows[0]), torch.get_num_threads()
+    if kernel is None:
+        return None
+    if qparams is None:
+        look = _kernel(f"fw_{name}_range", f"{signature}lp", rows[0])
+        qparams = qparams_of(*_ends(look, *rows, threads))
+    values = torch.empty(shape, dtype=torch.uint8)
+    kernel(*rows, *qparams, threads, values)
+    return Quantized(values, qparams)
 
 
 def _plain(y: Tensor, qparams: QParams | None) -> Quantized:
@@ -208,7 +192,7 @@ def _kernel(name: str, signature: str, x: Tensor) -> Callable[..., None] | None:
 
 def _ends(kernel: Callable[..., None], *arguments: Any) -> tuple[float, float]:
     ends = torch.empty(2)
-    kernel(*arguments, ends.data_ptr())
+    kernel(*arguments, ends)
     low, high = ends.tolist()
     return low, high
 

@@ -16,7 +16,6 @@ from __future__ import annotations
 import ctypes
 import functools
 import logging
-from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
@@ -31,21 +30,17 @@ log = logging.getLogger(__name__)
 TILE = 16  # tokens that lie together as the kernel keeps them
 BLOCK = 48  # tokens whose byte weights are relative to the largest of them
 GROUP_BYTES = 4  # of a row of codes in one instruction
-POINTERS = ("q", "k", "v", "out", "codes", "values", "value_scale", "scale", "start", "norm", "bytes")
-NUMBERS = ("batch", "heads", "queries", "tokens", "width", "row_bytes", "precise", "threads")
-STRIDES = ("q_stride", "k_stride", "v_stride")
-
-
-class Call(ctypes.Structure):
-    """`Call` of quantize/native/attention.cpp."""
-
-    _fields_ = (
-        *((name, ctypes.c_void_p) for name in POINTERS),
-        *((name, ctypes.c_int64) for name in NUMBERS),
-        *((name, ctypes.c_int64 * 3) for name in STRIDES),
-        ("zero", ctypes.c_int64),
-        ("step", ctypes.c_float),
-    )
+STRIDES = ctypes.c_int64 * 3  # of batch, head and row
+# `Call` of quantize/native/attention.h.
+ARGUMENTS = native.structure(
+    "q k v out codes values value_scale scale start norm bytes",
+    "batch heads queries tokens width row_bytes precise threads",
+    q_stride=STRIDES,
+    k_stride=STRIDES,
+    v_stride=STRIDES,
+    zero=ctypes.c_int64,
+    step=ctypes.c_float,
+)
 
 
 def attend_int8(q: Tensor, k: Tensor, v: Tensor, qparams: QParams | None = None) -> Tensor | Quantized:
@@ -67,26 +62,26 @@ def attend_bf16(q: Tensor, k: Tensor, v: Tensor, qparams: QParams | None = None)
 
 
 def _attend(q: Tensor, k: Tensor, v: Tensor, qparams: QParams | None, *, precise: bool) -> Tensor | Quantized:
-    kernel = _kernel() if _suits(q, k, v) else None
-    if kernel is None:
+    if not _suits(q, k, v):
         out = F.scaled_dot_product_attention(q, k, v)
         return out if qparams is None else quantize(out.transpose(1, 2).flatten(2), qparams)
     q, k, v = (t if t.stride(-1) == 1 else t.contiguous() for t in (q, k, v))
     (batch, heads, queries, width), tokens = q.shape, k.shape[-2]
-    row_bytes = _up((2 if precise else 1) * width, GROUP_BYTES)
-    rows = batch * heads * _up(tokens, TILE)
-    out = q.new_empty(batch, queries, heads, width, dtype=torch.float32 if qparams is None else torch.uint8)
-    codes = q.new_empty(rows, row_bytes, dtype=torch.uint8)
-    values = q.new_empty(rows, width + 1, dtype=torch.bfloat16 if precise else torch.int8)
-    value_scale = q.new_empty(batch * heads, -(-tokens // BLOCK), width + 1)
-    scale, start, norm = q.new_empty(rows), q.new_empty(rows, dtype=torch.int32), q.new_empty(batch * heads)
+    all_heads, row_bytes = batch * heads, _up((2 if precise else 1) * width, GROUP_BYTES)
+    rows = all_heads * _up(tokens, TILE)
+    kind = torch.float32 if qparams is None else torch.uint8
+    out = q.new_empty(batch, queries, heads, width, dtype=kind)
     step, zero = qparams or (1.0, 0)
-    call = Call(
-        *(t.data_ptr() for t in (q, k, v, out, codes, values, value_scale, scale, start, norm)),
-        *(None if qparams is None else out.data_ptr(), batch, heads, queries, tokens, width, row_bytes),
-        *(precise, torch.get_num_threads(), *(t.stride()[:3] for t in (q, k, v)), zero, step),
-    )
-    kernel(ctypes.byref(call))
+    native.run(
+        "fw_attend", ARGUMENTS, q=q, k=k, v=v, out=out, bytes=None if qparams is None else out,
+        codes=q.new_empty(rows, row_bytes, dtype=torch.uint8),
+        values=q.new_empty(rows, width + 1, dtype=torch.bfloat16 if precise else torch.int8),
+        value_scale=q.new_empty(all_heads, -(-tokens // BLOCK), width + 1),
+        scale=q.new_empty(rows), start=q.new_empty(rows, dtype=torch.int32), norm=q.new_empty(all_heads),
+        batch=batch, heads=heads, queries=queries, tokens=tokens, width=width, row_bytes=row_bytes,
+        precise=precise, threads=torch.get_num_threads(), zero=zero, step=step,
+        **{f"{name}_stride": t.stride()[:3] for name, t in (("q", q), ("k", k), ("v", v))},
+    )  # fmt: skip
     return out.transpose(1, 2) if qparams is None else Quantized(out.flatten(2), qparams)
 
 
@@ -114,7 +109,3 @@ def _widest() -> int:
         if not width.value:
             log.warning("this CPU lacks avx512_bf16 or avx512_vbmi: torch computes the attention instead")
     return width.value
-
-
-def _kernel() -> Callable[..., None] | None:
-    return native.function("fw_attend", "p")

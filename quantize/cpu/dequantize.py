@@ -21,7 +21,7 @@ def dequantize_int8(values: Tensor, scale: Tensor, shape: Sequence[int]) -> Tens
         return arithmetic.dequantize_channels(values, scale)
     out, scale = torch.empty(tuple(shape)), scale.contiguous()
     rows, threads = len(values), torch.get_num_threads()
-    kernel(values.data_ptr(), scale.data_ptr(), rows, values.numel() // rows, threads, out.data_ptr())
+    kernel(values, scale, rows, values.numel() // rows, threads, out)
     return out
 
 
@@ -33,7 +33,7 @@ def dequantize_int4(packed: Tensor, scale: Tensor, shape: Sequence[int]) -> Tens
     out, scale = torch.empty(tuple(shape)), scale.contiguous()
     rows, groups, half = packed.shape
     sizes = rows, groups, 2 * half, math.prod(shape[1:])
-    kernel(packed.data_ptr(), scale.data_ptr(), *sizes, torch.get_num_threads(), out.data_ptr())
+    kernel(packed, scale, *sizes, torch.get_num_threads(), out)
     return out
 
 

@@ -5,8 +5,6 @@ A layer of a loaded model becomes one of these by its class: name and weights st
 
 from __future__ import annotations
 
-import ctypes
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -21,17 +19,8 @@ from quantize.spec import Geometry
 TAPS = (3, 3)
 WALK = Geometry(stride=(1, 1), padding=(1, 1), dilation=(1, 1), groups=1)
 BAND_BYTES = 1 << 23  # of products at a time: a part of L3, so that the sums find them there
-POINTERS = ("products", "bias", "out")
-NUMBERS = ("batch", "height", "width", "channels", "first", "rows", "threads")
-
-
-class Call(ctypes.Structure):
-    """`Upsampling` of quantize/native/upsample.cpp."""
-
-    _fields_ = (
-        *((name, ctypes.c_void_p) for name in POINTERS),
-        *((name, ctypes.c_int64) for name in NUMBERS),
-    )
+# `Upsampling` of quantize/native/upsample.cpp.
+ARGUMENTS = native.structure("products bias out", "batch height width channels first rows threads")
 
 
 class UpsampledConv2d(QuantConv2d):
@@ -72,19 +61,11 @@ class UpsampledConv2d(QuantConv2d):
         for first in range(0, height, band):
             rows = Quantized(x.values[:, first : first + band], x.qparams)
             products = self._taps.multiply(rows, scale, None, None)  # [b, rows, w, 9 out]
-            call = Call(
-                products=products.data_ptr(),
-                bias=bias.data_ptr(),
-                out=out.data_ptr(),
-                batch=batch,
-                height=height,
-                width=width,
-                channels=channels,
-                first=first,
-                rows=products.shape[1],
+            native.run(
+                "fw_upsample", ARGUMENTS, products=products, bias=bias, out=out, batch=batch, height=height,
+                width=width, channels=channels, first=first, rows=products.shape[1],
                 threads=torch.get_num_threads(),
-            )
-            native.function("fw_upsample", "p")(ctypes.byref(call))
+            )  # fmt: skip
         return out
 
 

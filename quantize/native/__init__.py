@@ -1,30 +1,31 @@
 """The C++ kernels of this folder: built on this machine at first use, kept, and called through ctypes.
 
 Sources are plain C++ with OpenMP and AVX-512 intrinsics, without torch's headers, so that all of them compile
-in seconds. torch.utils.cpp_extension builds them into its extension folder; the name carries a hash of
-sources, flags and CPU, so that whatever changes is built anew. They are linked to the OpenMP that torch has
-loaded: with a second one, each would keep its own pool of threads spinning on the same cores.
+in seconds. The library lies where torch keeps its extensions; its name carries a hash of sources, flags and
+CPU, so that whatever changes is built anew. It is linked to the OpenMP that torch has loaded: with a second
+one, each would keep its own pool of threads spinning on the same cores.
 
-What is missing (compiler, ninja, instructions) is logged once, and callers compute in plain torch.
+What is missing (compiler, instructions) is logged once, and callers compute in plain torch.
 """
 
 from __future__ import annotations
 
-import contextlib
 import ctypes
 import functools
 import hashlib
 import logging
 import os
 import re
-import shlex
-import shutil
-import sysconfig
+import subprocess
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
+from torch import Tensor
+
+from common.atomic import atomic_write
 
 log = logging.getLogger(__name__)
 
@@ -32,9 +33,7 @@ SOURCES = Path(__file__).parent
 # No -ffast-math: the results are those of plain torch, NaN included.
 FLAGS = ("-O3", "-march=native", "-fopenmp", "-fno-math-errno", "-fno-trapping-math", "-std=c++17")
 NEEDED = ("avx512f", "avx512bw", "avx512dq", "avx512vl", "avx512_vnni")  # as Linux spells them
-C_TYPES = {"p": ctypes.c_void_p, "l": ctypes.c_int64, "f": ctypes.c_float}
 CPUINFO = Path("/proc/cpuinfo")
-FINISHED = "finished"  # an empty file; a build that broke off has none
 _building = threading.Lock()
 
 
@@ -42,13 +41,36 @@ class Missing(Exception):
     """What this machine lacks for the kernels, in words."""
 
 
+class _Pointer(ctypes.c_void_p):
+    @classmethod
+    def from_param(cls, given: Any) -> Any:
+        return super().from_param(given.data_ptr() if isinstance(given, Tensor) else given)
+
+
+C_TYPES = {"p": _Pointer, "l": ctypes.c_int64, "f": ctypes.c_float}
+
+
 def function(name: str, signature: str) -> Callable[..., None] | None:
     """The kernel called `name`, or None where there is no library.
 
-    signature: a letter for each argument: p pointer, l int64, f float32. Checking them is the caller's part.
+    signature: a letter for each argument: p pointer, for which tensors may be given, l int64, f float32.
+    Checking them is the caller's part.
     """
     made = library()
     return None if made is None else _declared(made, name, signature)
+
+
+def structure(pointers: str, numbers: str, **others: type) -> type[ctypes.Structure]:
+    """The C struct of so many pointers, then int64s, then `others`, that a kernel of many arguments takes."""
+    fields = [(name, ctypes.c_void_p) for name in pointers.split()]
+    fields += [(name, ctypes.c_int64) for name in numbers.split()]
+    return type("Arguments", (ctypes.Structure,), {"_fields_": [*fields, *others.items()]})
+
+
+def run(name: str, layout: type[ctypes.Structure], **arguments: Any) -> None:
+    """Call the kernel `name`, which takes a `layout`; its pointers may be given as tensors."""
+    given = {field: one.data_ptr() if isinstance(one, Tensor) else one for field, one in arguments.items()}
+    function(name, "p")(ctypes.byref(layout(**given)))
 
 
 def library() -> ctypes.CDLL | None:
@@ -77,13 +99,10 @@ def _built() -> Path:
     cpu, openmp = _cpu(), _openmp_of_torch()
     sources = sorted(SOURCES.glob("*.cpp"))
     name = f"featherweight_{_fingerprint(sources, cpu, openmp)}"
-    folder = _extensions_folder() / name
-    made, finished = folder / f"{name}.so", folder / FINISHED
-    if not (made.exists() and finished.exists()):
-        with _alone_in(folder):
-            if not (made.exists() and finished.exists()):  # another process may have built it meanwhile
-                _compile(name, sources, folder, openmp)
-                finished.touch()
+    made = _extensions_folder() / name / f"{name}.so"
+    if not made.exists():
+        with atomic_write(made) as partial:  # another process may build it too: the last one stays
+            _compile(sources, partial, openmp)
     return made
 
 
@@ -115,71 +134,25 @@ def _fingerprint(sources: list[Path], cpu: str, openmp: Path) -> str:
 
 
 def _extensions_folder() -> Path:
-    """Where torch keeps what it built; asking it would import its builder, which is slow and loud."""
+    """Where torch keeps extensions; asking it would import its builder, which is slow and loud."""
     chosen = os.environ.get("TORCH_EXTENSIONS_DIR")
     cache = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     return Path(chosen) if chosen else Path(cache) / "torch_extensions"
 
 
-@contextlib.contextmanager
-def _alone_in(folder: Path) -> Iterator[None]:
-    """One process at a time; the lock ends with its process, as that of torch's builder does not."""
-    import fcntl  # Linux has it, not every system that imports this file
-
-    folder.mkdir(parents=True, exist_ok=True)
-    with (folder / "alone").open("w") as held:
-        fcntl.flock(held, fcntl.LOCK_EX)
-        (folder / "lock").unlink(
-            missing_ok=True
-        )  # left by a build that was killed: torch would wait for ever
-        yield
-
-
-def _compile(name: str, sources: list[Path], folder: Path, openmp: Path) -> None:
+def _compile(sources: list[Path], out: Path, openmp: Path) -> None:
     compiler = os.environ.get("CXX", "c++")
-    if shutil.which(compiler) is None:
-        raise Missing(f"there is no C++ compiler {compiler!r}: install g++, or name another by CXX")
-    log.info("building the native kernels into %s: some seconds, only this once", folder)
-    with _quiet_builder(), _path_to_ninja():
-        from torch.utils.cpp_extension import load
-
-        try:
-            load(
-                name,
-                [str(path) for path in sources],
-                extra_cflags=list(FLAGS),
-                extra_ldflags=["-Wl,--as-needed", shlex.quote(str(openmp))],
-                build_directory=str(folder),
-                is_python_module=False,
-            )
-        except (RuntimeError, OSError) as error:
-            raise Missing(_first_complaint(str(error))) from error
+    log.info("building the native kernels into %s: some seconds, only this once", out.parent)
+    command = [compiler, *FLAGS, "-shared", "-fPIC", *map(str, sources), "-Wl,--as-needed", str(openmp)]
+    try:
+        done = subprocess.run([*command, "-o", str(out)], capture_output=True, text=True)
+    except FileNotFoundError:
+        raise Missing(f"there is no C++ compiler {compiler!r}: install g++, or name another by CXX") from None
+    if done.returncode:
+        raise Missing(_first_complaint(done.stderr))
 
 
 def _first_complaint(said: str) -> str:
-    """The compiler's first error in what the builder said, else the first line of it."""
+    """The compiler's first error in what it said, else the first line of it."""
     lines = [line.strip() for line in said.splitlines() if line.strip()] or ["no reason was given"]
     return next((line for line in lines if " error: " in line), lines[0])
-
-
-@contextlib.contextmanager
-def _quiet_builder() -> Iterator[None]:
-    """Its import warns where no CUDA is found, which no kernel here asks for."""
-    builder = logging.getLogger("torch.utils.cpp_extension")
-    before = builder.level
-    builder.setLevel(logging.ERROR)
-    try:
-        yield
-    finally:
-        builder.setLevel(before)
-
-
-@contextlib.contextmanager
-def _path_to_ninja() -> Iterator[None]:
-    """pip puts ninja beside python, which need not be on the PATH when python is called by its full name."""
-    before = os.environ.get("PATH", os.defpath)
-    os.environ["PATH"] = os.pathsep.join([before, sysconfig.get_path("scripts")])
-    try:
-        yield
-    finally:
-        os.environ["PATH"] = before

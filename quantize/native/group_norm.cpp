@@ -196,7 +196,7 @@ extern "C" {
 
 // x [batch, rows, channels]; coefficients [batch, 3, channels] are written, and where range is not null the
 // ends of what comes out at last (of SiLU too, by the ends of what enters it).
-void fw_group_norm_look(const float* x, int64_t batch, int64_t rows, int64_t channels, int64_t groups,
+void fw_group_norm_stats(const float* x, int64_t batch, int64_t rows, int64_t channels, int64_t groups,
                         const float* weight, const float* bias, const float* shift, float eps,
                         int64_t with_silu, int64_t threads, float* coefficients, float* range) {
   const Image in{x, batch, rows, channels};

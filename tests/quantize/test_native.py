@@ -4,7 +4,6 @@ import logging
 import os
 import subprocess
 import sys
-import threading
 from pathlib import Path
 
 import pytest
@@ -32,7 +31,7 @@ def elsewhere(tmp_path, monkeypatch):
     """An empty extension folder, and one source file of our own."""
     sources = tmp_path / "sources"
     sources.mkdir()
-    # Of its own for each test: torch's builder makes a library of one name once in a process.
+    # Of its own for each test: a process opens a library of one name once.
     (sources / "small.cpp").write_text(f"// {tmp_path}\n{SMALL}")
     monkeypatch.setattr(native, "SOURCES", sources)
     monkeypatch.setenv("TORCH_EXTENSIONS_DIR", str(tmp_path / "extensions"))
@@ -64,35 +63,6 @@ def test_a_changed_source_or_header_is_another_library(elsewhere):
     assert len({first, second, native.library()._name}) == 3
 
 
-@needs_library
-def test_a_build_that_was_killed_is_done_again(elsewhere, tmp_path):
-    made = Path(native.library()._name)
-    (made.parent / native.FINISHED).unlink()
-    (made.parent / "lock").touch()  # torch's own builder would wait for it to go
-    native._library.cache_clear()
-    assert native.library() is not None
-    assert (made.parent / native.FINISHED).exists()
-
-
-@needs_library
-def test_builders_wait_for_each_other(tmp_path):
-    entered, order = threading.Event(), []
-
-    def second():
-        entered.wait()
-        with native._alone_in(tmp_path):
-            order.append("second")
-
-    other = threading.Thread(target=second)
-    other.start()
-    with native._alone_in(tmp_path):
-        entered.set()
-        other.join(timeout=0.2)
-        order.append("first")
-    other.join()
-    assert order == ["first", "second"]
-
-
 def falls_back_once(caplog, reason):
     x = torch.linspace(-1, 2, 100)
     for _ in range(3):
@@ -113,18 +83,6 @@ def test_no_compiler_is_said_once_and_torch_computes(elsewhere, monkeypatch, cap
 def test_a_compiler_that_fails_is_quoted_in_a_line(elsewhere, caplog):
     (elsewhere / "small.cpp").write_text("int broken( { return 1; }\n")
     falls_back_once(caplog, "small.cpp:1:")
-
-
-@needs_library
-def test_no_ninja_is_said_once(elsewhere, monkeypatch, caplog, tmp_path):
-    compiler = tmp_path / "bin" / "compiler"
-    compiler.parent.mkdir()
-    compiler.write_text("#!/bin/sh\n")
-    compiler.chmod(0o755)
-    monkeypatch.setenv("CXX", str(compiler))
-    monkeypatch.setenv("PATH", str(compiler.parent))
-    monkeypatch.setattr(native.sysconfig, "get_path", lambda name: str(compiler.parent))
-    falls_back_once(caplog, "Ninja")
 
 
 @pytest.mark.parametrize(
