@@ -14,9 +14,9 @@ from torch import Tensor, nn
 
 from quantize.activations import QParams, Quantized
 from quantize.backends import make_backend
-from quantize.backends.base import Inputs
-from quantize.cpu.activations import geglu_quantize
+from quantize.cpu.activations import quantize
 from quantize.spec import LayerSpec, Ranges, quantize_tensors
+from quantize.timesteps import current_group
 
 
 class QuantLayer(nn.Module):
@@ -25,7 +25,8 @@ class QuantLayer(nn.Module):
     def __init__(self, spec: LayerSpec) -> None:
         super().__init__()
         self.spec = spec
-        self._inputs = Inputs(spec)
+        self._static: tuple[QParams, ...] = ()  # the ranges of inputs, as numbers
+        self._static_from: Tensor | None = None  # the tensor that they were read from
         for name, (shape, dtype) in spec.shapes().items():
             self.register_buffer(name, torch.empty(shape, dtype=dtype))
         bias = nn.Parameter(torch.empty(spec.shape[0]), requires_grad=False) if spec.bias else None
@@ -47,12 +48,33 @@ class QuantLayer(nn.Module):
         return self.spec.rule.weights == "int8" and self.spec.rule.inputs != "float"
 
     def input_qparams(self) -> QParams | None:
-        """How bytes for it are to be read, by calibration; None where the range is each input's own."""
-        return self._inputs.qparams(self._buffers)
+        """How bytes for it are to be read: of static inputs, for the current group of timesteps, or over all.
+
+        None for dynamic inputs, of which every call looks at its own.
+        """
+        if self.spec.rule.inputs != "static":
+            return None
+        if self._static_from is not self.in_scale:  # loading and moving put a new tensor in its place
+            pairs = zip(self.in_scale.tolist(), self.in_zero.tolist(), strict=True)
+            self._static = tuple(QParams(scale, zero) for scale, zero in pairs)
+            self._static_from = self.in_scale
+        group = current_group()
+        return self._static[0 if group is None or self.spec.ranges == 1 else group + 1]
 
     def quantize_input(self, x: Tensor | Quantized) -> Quantized:
-        """x as the bytes that the layer itself would make of it; errors as of `Inputs.quantize`."""
-        return self._inputs.quantize(x, self._buffers)
+        """x as bytes, as it is where it has them already.
+
+        Raises ValueError where x has other inputs than the layer: kernels read as many bytes as the weights
+        ask for, whether they are there or not. Dynamic schemes look at x and raise ValueError where it holds
+        NaN or infinity; static ones do not.
+        """
+        given = x.values if isinstance(x, Quantized) else x
+        inputs, geo = self.spec.shape[1], self.spec.geometry
+        axis, expected = (-1, inputs) if geo is None else (1, inputs * geo.groups)
+        if (geo is not None and given.ndim != 4) or given.shape[axis] != expected:
+            kind = "[..., in]" if geo is None else "[b, in, h, w]"
+            raise ValueError(f"x {list(given.shape)}: expected {kind}, of {expected} inputs")
+        return x if isinstance(x, Quantized) else quantize(x, self.input_qparams())
 
     def forward(self, x: Tensor | Quantized, onto: Tensor | None = None) -> Tensor:
         """[..., in] or [b, c, h, w] -> [..., out] or [b, out, h, w], in the dtype of x, float32 for bytes.
@@ -60,34 +82,26 @@ class QuantLayer(nn.Module):
         Bytes are taken as they are: whoever made them asked `input_qparams`. onto: what the output is added
         to, of its shape; its memory may be used up for the sum.
         """
-        given, add = (x, self._buffers, self.bias), getattr(self._compute, "add", None)
-        if onto is None:
-            out = self._compute(*given)
-        else:
-            out = add(*given, onto) if add else onto + self._compute(*given)
-        self._let_go()
+        out = self._compute(self, x) if onto is None else self._compute.add(self, x, onto)
+        self._drop_packed()
         return out
 
     def gated(self, x: Tensor | Quantized, qparams: QParams | None) -> Quantized:
         """What `geglu_quantize` makes of the output [..., out]: bytes [..., out / 2]."""
-        gate = getattr(self._compute, "gated", None)
-        if gate is None:
-            return geglu_quantize(self(x), qparams)
-        out = gate(x, self._buffers, self.bias, qparams)
-        self._let_go()
+        out = self._compute.gated(self, x, qparams)
+        self._drop_packed()
         return out
 
     def prepare(self) -> None:
         """Let a backend that has its own form of the weights make it now, and not at the first call."""
-        if pack := getattr(self._compute, "pack", None):
-            pack(self._buffers)
-            self._let_go()
+        self._compute.pack(self)
+        self._drop_packed()
 
     def extra_repr(self) -> str:
         """Scheme and shape."""
         return f"{self.spec.scheme}, weight {list(self.spec.shape)}, bias={self.spec.bias}"
 
-    def _let_go(self) -> None:
+    def _drop_packed(self) -> None:
         if self._buffers["qweight"] is not None and self._compute.packed:
             self.qweight = None  # the backend has them; both together would take twice the memory
 
@@ -110,29 +124,9 @@ class QuantLayer(nn.Module):
 class QuantLinear(QuantLayer):
     """In place of `nn.Linear`."""
 
-    @property
-    def in_features(self) -> int:
-        """As of `nn.Linear`."""
-        return self.spec.shape[1]
-
-    @property
-    def out_features(self) -> int:
-        """As of `nn.Linear`."""
-        return self.spec.shape[0]
-
 
 class QuantConv2d(QuantLayer):
     """In place of `nn.Conv2d`."""
-
-    @property
-    def in_channels(self) -> int:
-        """As of `nn.Conv2d`."""
-        return self.spec.shape[1] * self.spec.geometry.groups
-
-    @property
-    def out_channels(self) -> int:
-        """As of `nn.Conv2d`."""
-        return self.spec.shape[0]
 
 
 class QuantEmbedding(QuantLayer):

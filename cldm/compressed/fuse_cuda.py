@@ -32,7 +32,7 @@ class CudaGroupNorm(nn.GroupNorm):
         """Of x [b, c, h, w] + shift [b, c]; the bytes lie channels last."""
         from quantize.triton.normalize import group_norm_quantize
 
-        ranges = ranges_of(self.consumers[0].spec, self.consumers[0]._buffers)
+        ranges = ranges_of(self.consumers[0])
         return group_norm_quantize(self, x, ranges, silu=self.silu, added=shift)
 
 
@@ -45,7 +45,7 @@ class CudaLayerNorm(nn.LayerNorm):
         """[..., d] -> bytes of that shape."""
         from quantize.triton.normalize import layer_norm_quantize
 
-        return layer_norm_quantize(self, x, ranges_of(self.consumers[0].spec, self.consumers[0]._buffers))
+        return layer_norm_quantize(self, x, ranges_of(self.consumers[0]))
 
 
 class CudaResBlock(ResBlock):

@@ -10,18 +10,20 @@ from __future__ import annotations
 
 import functools
 import logging
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from quantize.activations import QParams, Quantized
-from quantize.backends.base import Buffers, Inputs, out_dtype
 from quantize.backends.cpu_conv import pack_conv
 from quantize.backends.cpu_linear import PackedLinear, pack_linear
-from quantize.backends.reference import Reference
-from quantize.cpu.activations import geglu_quantize
+from quantize.backends.reference import Reference, empty_output, out_dtype
 from quantize.cpu.dequantize import DEQUANTIZERS
 from quantize.spec import Geometry, LayerSpec
+
+if TYPE_CHECKING:
+    from quantize.layers import QuantLayer
 
 log = logging.getLogger(__name__)
 
@@ -44,17 +46,13 @@ def lacks() -> str | None:
     return reason
 
 
-def is_supported() -> bool:
-    """Whether this machine can."""
-    return lacks() is None
+class Vnni(Reference):
+    """int8 weights with dynamic or static inputs: with float ones there is nothing to gain from it."""
 
-
-class Vnni:
-    """int8 weights with dynamic or static inputs."""
+    lacks = staticmethod(lacks)
 
     def __init__(self, spec: LayerSpec) -> None:
-        self.spec = spec
-        self._inputs = Inputs(spec)
+        super().__init__(spec)
         self._packed: Tensor | PackedLinear | None = None
         self._zeros: Tensor | None = None
         geo = spec.geometry
@@ -63,45 +61,39 @@ class Vnni:
 
     @property
     def packed(self) -> bool:
-        """See `Backend`."""
+        """See `Reference`."""
         return self._packed is not None
 
     @classmethod
     def computes(cls, spec: LayerSpec) -> bool:
-        """int8 times int8 only: with float inputs there is nothing to gain from it."""
+        """See `Reference`."""
         return spec.rule.weights == "int8" and spec.rule.inputs != "float"
 
-    def __call__(self, x: Tensor | Quantized, buffers: Buffers, bias: Tensor | None) -> Tensor:
-        """See `Backend`."""
+    def __call__(self, layer: QuantLayer, x: Tensor | Quantized) -> Tensor:
+        """See `Reference`."""
         given = x.values if isinstance(x, Quantized) else x
-        if not given.numel():  # oneDNN has no word for it
-            weight = torch.empty(self.spec.shape, device="meta")
-            shape = self.spec.apply(given.float().to("meta"), weight).shape
-            return given.new_empty(shape, dtype=out_dtype(x))
-        return self._multiply(x, buffers, bias, None).to(out_dtype(x))
+        if not given.numel():
+            return empty_output(self.spec, given, out_dtype(x))
+        return self._multiply(layer, x, None).to(out_dtype(x))
 
-    def add(self, x: Tensor | Quantized, buffers: Buffers, bias: Tensor | None, onto: Tensor) -> Tensor:
-        """See `Backend`: the sum is part of the multiplication, where `onto` lies as the output does."""
+    def add(self, layer: QuantLayer, x: Tensor | Quantized, onto: Tensor) -> Tensor:
+        """See `Reference`: the sum is part of the multiplication, where `onto` lies as the output does."""
         layout = torch.contiguous_format if self.spec.geometry is None else torch.channels_last
         fits = onto.dtype == out_dtype(x) == torch.float32 and onto.is_contiguous(memory_format=layout)
-        return (
-            self._multiply(x, buffers, bias, onto) if fits and onto.numel() else onto + self(x, buffers, bias)
-        )
+        return self._multiply(layer, x, onto) if fits and onto.numel() else super().add(layer, x, onto)
 
-    def gated(
-        self, x: Tensor | Quantized, buffers: Buffers, bias: Tensor | None, qparams: QParams | None
-    ) -> Quantized:
-        """See `Backend`: where the range is known, the numbers between are never in memory."""
-        self.pack(buffers)
+    def gated(self, layer: QuantLayer, x: Tensor | Quantized, qparams: QParams | None) -> Quantized:
+        """See `Reference`: where the range is known, the numbers between are never in memory."""
+        self.pack(layer)
         packed, given = self._packed, x.values if isinstance(x, Quantized) else x
         known = qparams is not None and given.numel() and out_dtype(x) == torch.float32
         if not (known and isinstance(packed, PackedLinear) and packed.gates):
-            return geglu_quantize(self(x, buffers, bias), qparams)
-        return packed.gated(self._inputs.quantize(x, buffers), buffers["scale"], bias, qparams)
+            return super().gated(layer, x, qparams)
+        return packed.gated(layer.quantize_input(x), layer.scale, layer.bias, qparams)
 
-    def pack(self, buffers: Buffers) -> None:
-        """Put the weights into the form that their kernel reads, where that was not done before."""
-        weight, scale, geo = buffers["qweight"], buffers["scale"], self.spec.geometry
+    def pack(self, layer: QuantLayer) -> None:
+        """See `Reference`."""
+        weight, scale, geo = layer.qweight, layer.scale, self.spec.geometry
         if self._packed is not None or weight is None:  # another thread may be first
             return
         self._zeros = torch.zeros(scale.shape, dtype=torch.int32)
@@ -113,28 +105,24 @@ class Vnni:
             rest = (scale, 1.0, 1, *_walk(geo), None)
             self._packed = pack_conv(weight, geo) or torch.ops.onednn.qconv_prepack(weight, *rest)
 
-    def _multiply(
-        self, x: Tensor | Quantized, buffers: Buffers, bias: Tensor | None, onto: Tensor | None
-    ) -> Tensor:
-        self.pack(buffers)
-        values, qparams = self._inputs.quantize(x, buffers)
+    def _multiply(self, layer: QuantLayer, x: Tensor | Quantized, onto: Tensor | None) -> Tensor:
+        self.pack(layer)
+        values, qparams = layer.quantize_input(x)
         if self.spec.geometry is None:
-            return self._multiply_rows(Quantized(values, qparams), buffers, bias, onto)
+            return self._multiply_rows(layer, Quantized(values, qparams), onto)
         values = values.contiguous(memory_format=torch.channels_last)
         if not (self._linear or isinstance(self._packed, PackedLinear)):
-            scales = (self._packed, buffers["scale"], self._zeros)
-            return _conv((values, *qparams, *scales), bias, _walk(self.spec.geometry), onto)
+            scales = (self._packed, layer.scale, self._zeros)
+            return _conv((values, *qparams, *scales), layer.bias, _walk(self.spec.geometry), onto)
         positions = Quantized(values.permute(0, 2, 3, 1), qparams)  # [b, h, w, c]
         onto = None if onto is None else onto.permute(0, 2, 3, 1)
-        return self._multiply_rows(positions, buffers, bias, onto).permute(0, 3, 1, 2)
+        return self._multiply_rows(layer, positions, onto).permute(0, 3, 1, 2)
 
-    def _multiply_rows(
-        self, x: Quantized, buffers: Buffers, bias: Tensor | None, onto: Tensor | None
-    ) -> Tensor:
-        packed, scale = self._packed, buffers["scale"]
+    def _multiply_rows(self, layer: QuantLayer, x: Quantized, onto: Tensor | None) -> Tensor:
+        packed = self._packed
         if isinstance(packed, PackedLinear):
-            return packed.multiply(x, scale, bias, onto)
-        return _linear((x.values, *x.qparams, packed, scale, self._zeros), bias, onto)
+            return packed.multiply(x, layer.scale, layer.bias, onto)
+        return _linear((x.values, *x.qparams, packed, layer.scale, self._zeros), layer.bias, onto)
 
 
 class WeightOnly(Reference):
@@ -148,9 +136,9 @@ class WeightOnly(Reference):
         """What there is a kernel for; of a table's rows only a few are looked up."""
         return spec.rule.inputs == "float" and spec.rule.weights in DEQUANTIZERS and not spec.table
 
-    def weight(self, buffers: Buffers) -> Tensor:
+    def weight(self, layer: QuantLayer) -> Tensor:
         """See `Reference`."""
-        return DEQUANTIZERS[self.spec.rule.weights](buffers["qweight"], buffers["scale"], self.spec.shape)
+        return DEQUANTIZERS[self.spec.rule.weights](layer.qweight, layer.scale, self.spec.shape)
 
 
 def _linear(operands: tuple, bias: Tensor | None, onto: Tensor | None) -> Tensor:

@@ -15,12 +15,13 @@ import torch
 from torch import Tensor
 
 from quantize.activations import Quantized
-from quantize.backends.base import Buffers
+from quantize.backends.reference import Reference, empty_output
 from quantize.schemes import FP8_CAPABILITY
 from quantize.spec import LayerSpec
 from quantize.timesteps import group_on_device
 
 if TYPE_CHECKING:
+    from quantize.layers import QuantLayer
     from quantize.triton.activations import Ranges
     from quantize.triton.products import Activations, Weights
 
@@ -44,50 +45,44 @@ def lacks(device: torch.device | None = None) -> str | None:
     return reason
 
 
-def is_supported(device: torch.device | None = None) -> bool:
-    """Whether that GPU can."""
-    return lacks(device) is None
-
-
-class TensorCores:
+class TensorCores(Reference):
     """Linear layers and convolutions of every scheme.
 
     Of int4 it keeps the weights in an order of its own; others stay the layer's, convolutions channels last.
     """
 
+    lacks = staticmethod(lacks)
+
     def __init__(self, spec: LayerSpec) -> None:
-        self.spec = spec
+        super().__init__(spec)
         self._sums: Tensor | None = None
         self._sharing: int | None = None
 
     @property
     def packed(self) -> bool:
-        """See `Backend`."""
+        """See `Reference`."""
         return self._sharing is not None
 
     @classmethod
     def computes(cls, spec: LayerSpec) -> bool:
         """All but embeddings, of which rows are looked up, and fp8 where the GPU has none."""
-        if spec.rule.weights == "fp8" and not has_fp8():
-            return False
-        return not spec.table
+        return not spec.table and (spec.rule.weights != "fp8" or has_fp8())
 
-    def __call__(self, x: Tensor | Quantized, buffers: Buffers, bias: Tensor | None) -> Tensor:
-        """See `Backend`."""
+    def __call__(self, layer: QuantLayer, x: Tensor | Quantized) -> Tensor:
+        """See `Reference`."""
         from quantize.triton import products
 
         given = x.values if isinstance(x, Quantized) else x
         dtype = getattr(x, "dtype", torch.float32)  # bytes that were made here know it
         if not given.numel():
-            weight = torch.empty(self.spec.shape, device="meta")
-            return given.new_empty(self.spec.apply(given.float().to("meta"), weight).shape, dtype=dtype)
-        how = (self._weights(buffers), bias, dtype)
-        values = self._activations(x, buffers)
+            return empty_output(self.spec, given, dtype)
+        how = (self._weights(layer), layer.bias, dtype)
+        values = self._activations(layer, x)
         if self.spec.geometry is None:
             return products.linear(values, *how)
         return products.conv2d(values, *how, self.spec.geometry)
 
-    def _activations(self, x: Tensor | Quantized, buffers: Buffers) -> Activations:
+    def _activations(self, layer: QuantLayer, x: Tensor | Quantized) -> Activations:
         from quantize.triton import activations
         from quantize.triton.products import Activations
 
@@ -101,22 +96,22 @@ class TensorCores:
             return Activations(x)
         if rule.weights == "fp8":
             return Activations(*activations.quantize_fp8(x))
-        values, qparams = activations.quantize(x, ranges_of(self.spec, buffers))
+        values, qparams = activations.quantize(x, ranges_of(layer))
         return Activations(values, *qparams)
 
-    def _weights(self, buffers: Buffers) -> Weights:
+    def _weights(self, layer: QuantLayer) -> Weights:
         from quantize.triton.products import Weights, by_taps, pack_halves
 
         inputs, *taps = self.spec.shape[1:]
-        about = {"scale": buffers["scale"], "inputs": inputs, "taps": tuple(taps) or (1, 1)}
+        about = {"scale": layer.scale, "inputs": inputs, "taps": tuple(taps) or (1, 1)}
         if self.spec.rule.weights == "int4":
             if not self.packed:
-                self._sharing = 2 * buffers["qweight"].shape[2]
-                buffers["halves"] = pack_halves(buffers["qweight"], self.spec.shape)
-            return Weights(buffers["halves"], sharing=self._sharing, **about)
+                self._sharing = 2 * layer.qweight.shape[2]
+                layer.register_buffer("halves", pack_halves(layer.qweight, self.spec.shape))
+            return Weights(layer.halves, sharing=self._sharing, **about)
         if taps:  # the same numbers under the same name: the layer can still be saved, and moved
-            buffers["qweight"] = buffers["qweight"].contiguous(memory_format=torch.channels_last)
-        values = by_taps(buffers["qweight"])
+            layer.qweight = layer.qweight.contiguous(memory_format=torch.channels_last)
+        values = by_taps(layer.qweight)
         if self.spec.rule.weights == "int8" and self.spec.rule.inputs != "float":
             if self._sums is None or self._sums.device != values.device:
                 self._sums = values.sum(dim=(1, 2), dtype=torch.int32)
@@ -124,14 +119,14 @@ class TensorCores:
         return Weights(values, **about)
 
 
-def ranges_of(spec: LayerSpec, buffers: Buffers) -> Ranges | None:
+def ranges_of(layer: QuantLayer) -> Ranges | None:
     """Of a layer's static inputs, for the current group of timesteps; None where each input has its own."""
     from quantize.triton.activations import Ranges
 
-    if spec.rule.inputs != "static":
+    if layer.spec.rule.inputs != "static":
         return None
-    scale, zero, group = buffers["in_scale"], buffers["in_zero"], group_on_device()
-    if group is None or spec.ranges == 1:
+    scale, zero, group = layer.in_scale, layer.in_zero, group_on_device()
+    if group is None or layer.spec.ranges == 1:
         return Ranges(scale, zero)
     if isinstance(group, Tensor):
         return Ranges(scale[1:], zero[1:], group)

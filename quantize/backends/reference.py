@@ -1,72 +1,101 @@
-"""Every scheme in plain torch, on any device: slow, and by definition right."""
+"""Every scheme in plain torch, on any device: slow, and by definition right. Other backends extend it."""
 
 from __future__ import annotations
+
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from quantize.activations import Quantized
+from quantize.activations import QParams, Quantized
 from quantize.arithmetic import FP8_PEAK, TINY, check_finite, to_fp8
-from quantize.backends.base import Buffers, Inputs, out_dtype
+from quantize.cpu.activations import geglu_quantize
 from quantize.spec import LayerSpec
+
+if TYPE_CHECKING:
+    from quantize.layers import QuantLayer
 
 
 class Reference:
-    """Decodes the weights for each call and forgets them after it."""
+    """Computes one layer. This one dequantizes the weights for each call and forgets them after it.
+
+    packed: whether it has the weights in a form of its own, so that the layer's may go.
+    """
 
     packed = False
 
     def __init__(self, spec: LayerSpec) -> None:
         self.spec = spec
-        self._inputs = Inputs(spec)
+
+    @staticmethod
+    def lacks() -> str | None:
+        """What this machine lacks for it, in words; None when nothing."""
+        return None
 
     @classmethod
     def computes(cls, spec: LayerSpec) -> bool:
-        """Everything."""
+        """Whether it has an own way for the scheme of `spec`."""
         return True
 
-    def __call__(self, x: Tensor | Quantized, buffers: Buffers, bias: Tensor | None) -> Tensor:
-        """See `Backend`."""
+    def __call__(self, layer: QuantLayer, x: Tensor | Quantized) -> Tensor:
+        """The layer's output in the dtype of x, float32 for bytes."""
         rule = self.spec.rule
         if self.spec.table:
-            return self._rows(x, buffers)
-        with torch.autocast(
-            buffers["scale"].device.type, enabled=False
-        ):  # its bfloat16 does not even hold 257
+            return self._rows(layer, x)
+        with torch.autocast(layer.scale.device.type, enabled=False):  # its bfloat16 does not even hold 257
             if rule.weights == "int8" and rule.inputs != "float":
-                return self._byte_inputs(x, buffers, bias).to(out_dtype(x))
+                return self._byte_inputs(layer, x).to(out_dtype(x))
             values = x.float() if isinstance(x, Quantized) else x
             if rule.inputs == "float":
-                return self._float_inputs(values, buffers, bias)
-            return self._fp8_inputs(values, buffers, bias).to(out_dtype(x))
+                return self._float_inputs(layer, values)
+            return self._fp8_inputs(layer, values).to(out_dtype(x))
 
-    def _rows(self, ids: Tensor, buffers: Buffers) -> Tensor:
+    def add(self, layer: QuantLayer, x: Tensor | Quantized, onto: Tensor) -> Tensor:
+        """The sum of `onto` and the output, in the memory of `onto` where that is quicker."""
+        return onto + self(layer, x)
+
+    def gated(self, layer: QuantLayer, x: Tensor | Quantized, qparams: QParams | None) -> Quantized:
+        """What `geglu_quantize` makes of the output."""
+        return geglu_quantize(self(layer, x), qparams)
+
+    def pack(self, layer: QuantLayer) -> None:
+        """Make the form of the weights that calls want, where there is one and it was not made before."""
+
+    def weight(self, layer: QuantLayer) -> Tensor:
+        """What the layer's weights stand for, float32."""
+        return self.spec.format.dequantize(layer.qweight, layer.scale, self.spec.shape)
+
+    def _rows(self, layer: QuantLayer, ids: Tensor) -> Tensor:
         rows, width = ids.flatten(), self.spec.shape[1]
-        values = self.spec.format.dequantize(
-            buffers["qweight"][rows], buffers["scale"][rows], (len(rows), width)
-        )
+        values = self.spec.format.dequantize(layer.qweight[rows], layer.scale[rows], (len(rows), width))
         return values.view(*ids.shape, width)
 
-    def weight(self, buffers: Buffers) -> Tensor:
-        """What the codes stand for, float32."""
-        return self.spec.format.dequantize(buffers["qweight"], buffers["scale"], self.spec.shape)
+    def _float_inputs(self, layer: QuantLayer, x: Tensor) -> Tensor:
+        bias = None if layer.bias is None else layer.bias.to(x.dtype)
+        return self.spec.apply(x, self.weight(layer).to(x.dtype), bias)
 
-    def _float_inputs(self, x: Tensor, buffers: Buffers, bias: Tensor | None) -> Tensor:
-        weight = self.weight(buffers).to(x.dtype)
-        return self.spec.apply(x, weight, None if bias is None else bias.to(x.dtype))
+    def _byte_inputs(self, layer: QuantLayer, x: Tensor | Quantized) -> Tensor:
+        values, (scale, zero) = layer.quantize_input(x)
+        return self._scaled(layer, values.float() - zero, scale)
 
-    def _byte_inputs(self, x: Tensor | Quantized, buffers: Buffers, bias: Tensor | None) -> Tensor:
-        values, qparams = self._inputs.quantize(x, buffers)
-        values = values.float() - qparams.zero
-        return self._scaled(self.spec.apply(values, buffers["qweight"].float()), qparams.scale, buffers, bias)
-
-    def _fp8_inputs(self, x: Tensor, buffers: Buffers, bias: Tensor | None) -> Tensor:
+    def _fp8_inputs(self, layer: QuantLayer, x: Tensor) -> Tensor:
         check_finite(x, "a layer's input")
         peak = x.detach().abs().max().item() if x.numel() else 0.0
         scale = peak / FP8_PEAK if peak / FP8_PEAK >= TINY else 1.0
-        values = to_fp8(x, scale).float()
-        return self._scaled(self.spec.apply(values, buffers["qweight"].float()), scale, buffers, bias)
+        return self._scaled(layer, to_fp8(x, scale).float(), scale)
 
-    def _scaled(self, sums: Tensor, scale: float, buffers: Buffers, bias: Tensor | None) -> Tensor:
-        out = sums * self.spec.per_channel(buffers["scale"] * scale)
-        return out if bias is None else out + self.spec.per_channel(bias.float())
+    def _scaled(self, layer: QuantLayer, x: Tensor, scale: float) -> Tensor:
+        sums = self.spec.apply(x, layer.qweight.float())
+        out = sums * self.spec.per_channel(layer.scale * scale)
+        return out if layer.bias is None else out + self.spec.per_channel(layer.bias.float())
+
+
+def out_dtype(x: Tensor | Quantized) -> torch.dtype:
+    """Of a layer's output for the input x."""
+    return torch.float32 if isinstance(x, Quantized) else x.dtype
+
+
+def empty_output(spec: LayerSpec, values: Tensor, dtype: torch.dtype) -> Tensor:
+    """A layer's output for no inputs, which kernels have no word for."""
+    weight = torch.empty(spec.shape, device="meta")
+    return values.new_empty(spec.apply(values.float().to("meta"), weight).shape, dtype=dtype)

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 
 from quantize import native
 from quantize.activations import Quantized
-from quantize.backends.base import out_dtype
 from quantize.backends.cpu_linear import PackedLinear, pack_linear
+from quantize.backends.reference import out_dtype
 from quantize.layers import QuantConv2d
 from quantize.spec import Geometry
 

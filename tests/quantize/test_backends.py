@@ -11,8 +11,7 @@ import torch
 from quantize.activations import qparams_of, range_of
 from quantize.arithmetic import sqnr_db
 from quantize.backends import BACKENDS, choose_backend, cpu, make_backend
-from quantize.backends.base import Inputs
-from quantize.layers import quantize_layer
+from quantize.layers import QuantLayer, quantize_layer
 from quantize.schemes import SCHEMES
 from quantize.spec import LayerSpec
 from quantize.timesteps import timestep_group
@@ -22,8 +21,7 @@ ROUNDING_DB = 110  # float32 sums in another order: some 1e-6 of the output
 HALF_DB = {torch.float16: 60, torch.bfloat16: 42}  # an output may be rounded to the neighbour
 FIRST_TRY = """
 import torch
-from quantize.backends.base import Inputs
-from quantize.layers import quantize_layer
+from quantize.layers import QuantLayer, quantize_layer
 layers = (torch.nn.Linear(64, 32), torch.randn(2, 64)), (torch.nn.Conv2d(4, 8, 3), torch.randn(1, 4, 6, 6))
 for layer, x in layers:
     quantized = quantize_layer(layer, "int8_dynamic")
@@ -38,7 +36,7 @@ ROOT = Path(__file__).parents[2]
 @pytest.fixture(scope="module")
 def onednn():
     """The operators answer: tried in a process that may hang, before any other test calls them."""
-    if not cpu.is_supported():
+    if cpu.lacks():
         pytest.skip(cpu.lacks())
     subprocess.run([sys.executable, "-c", FIRST_TRY], check=True, timeout=FIRST_TRY_SECONDS, cwd=ROOT)
 
@@ -122,7 +120,7 @@ def test_an_empty_input_gives_an_empty_output(onednn):
 def test_the_cpu_backend_leaves_float_inputs_to_the_reference():
     layer, _ = layer_and_input("linear")
     for scheme, rule in SCHEMES.items():
-        own = BACKENDS["cpu"].computes(LayerSpec.of(layer, scheme))
+        own = cpu.Vnni.computes(LayerSpec.of(layer, scheme))
         assert own == (rule.weights == "int8" and rule.inputs != "float")
 
 
@@ -150,8 +148,8 @@ def test_a_cpu_without_the_instructions_says_so_once_and_uses_the_reference(monk
 def test_the_inputs_reach_onednn_as_unsigned_bytes(onednn, monkeypatch):
     """Signed ones hang on some CPUs."""
     seen = []
-    real = Inputs.quantize
-    monkeypatch.setattr(Inputs, "quantize", lambda *args: seen.append(real(*args)) or seen[-1])
+    real = QuantLayer.quantize_input
+    monkeypatch.setattr(QuantLayer, "quantize_input", lambda *args: seen.append(real(*args)) or seen[-1])
     _, other, x = pair("linear", "int8_dynamic", "cpu")
     other(x)
     assert [quantized.values.dtype for quantized in seen] == [torch.uint8]

@@ -17,7 +17,7 @@ BYTES = [name for name, scheme in SCHEMES.items() if scheme.weights == "int8" an
 
 
 def quantized_layer(name, scheme, backend="reference"):
-    if backend == "cpu" and not cpu.is_supported():
+    if backend == "cpu" and cpu.lacks():
         pytest.skip(cpu.lacks())
     layer, x = layer_and_input(name)
     made = quantize_layer(layer, scheme, ranges_for(x, SCHEMES[scheme]))

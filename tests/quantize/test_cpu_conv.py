@@ -33,7 +33,7 @@ CASES = [
 
 @pytest.fixture(autouse=True)
 def library():
-    if native.library() is None or not cpu.is_supported():
+    if native.library() is None or cpu.lacks():
         pytest.skip("no native library")
 
 

@@ -22,7 +22,7 @@ FLOAT32 = 1e-6
 
 @pytest.fixture(autouse=True)
 def library():
-    if native.library() is None or not cpu.is_supported():
+    if native.library() is None or cpu.lacks():
         pytest.skip("no native library")
 
 

@@ -1,4 +1,4 @@
-"""The package works on any `nn.Module`: it needs torch, safetensors, numpy and tqdm, nothing of ours.
+"""The package works on any `nn.Module`: it needs torch, safetensors, numpy and tqdm, of ours only common.
 
 Triton is for GPUs alone: only the package of their kernels imports it, and only a GPU asks for that.
 """
@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 PACKAGE = Path(__file__).parents[2] / "quantize"
-ALLOWED = {"quantize", "torch", "safetensors", "numpy", "tqdm"}
+ALLOWED = {"quantize", "common", "torch", "safetensors", "numpy", "tqdm"}
 LIBRARY = [path for path in sorted(PACKAGE.rglob("*.py")) if path.name != "__main__.py"]
 
 

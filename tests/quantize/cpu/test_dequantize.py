@@ -62,7 +62,7 @@ def test_without_a_library_and_with_strides_the_formulas_compute(strided, monkey
     assert torch.equal(dequantize_int4(packed, scale, (6, 8)), dequantize_int4(packed, scale, (6, 8)))
 
 
-@pytest.mark.skipif(not cpu.is_supported(), reason="the backend asks for VNNI")
+@pytest.mark.skipif(cpu.lacks(), reason="the backend asks for VNNI")
 @pytest.mark.parametrize("scheme", ["int8_weight", "int4_group"])
 @pytest.mark.parametrize("name", LAYERS)
 def test_layers_on_the_cpu_decode_natively_and_answer_as_the_reference(name, scheme):
