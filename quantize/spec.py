@@ -18,7 +18,7 @@ Ranges = Sequence[tuple[float, float]]  # of inputs: over all timesteps, then fo
 
 @dataclass(frozen=True)
 class Geometry:
-    """How a convolution walks; every pair is height, width."""
+    """How a convolution moves; every pair is height, width."""
 
     stride: tuple[int, int]
     padding: tuple[int, int]

@@ -102,7 +102,7 @@ class Vnni(Reference):
             self._packed = pack_linear(flat) or torch.ops.onednn.qlinear_prepack(flat, None)
         else:
             # Scale and zero point of the inputs only say that there are some; calls bring their own.
-            rest = (scale, 1.0, 1, *_walk(geo), None)
+            rest = (scale, 1.0, 1, *_moves(geo), None)
             self._packed = pack_conv(weight, geo) or torch.ops.onednn.qconv_prepack(weight, *rest)
 
     def _multiply(self, layer: QuantLayer, x: Tensor | Quantized, onto: Tensor | None) -> Tensor:
@@ -113,7 +113,7 @@ class Vnni(Reference):
         values = values.contiguous(memory_format=torch.channels_last)
         if not (self._linear or isinstance(self._packed, PackedLinear)):
             scales = (self._packed, layer.scale, self._zeros)
-            return _conv((values, *qparams, *scales), layer.bias, _walk(self.spec.geometry), onto)
+            return _conv((values, *qparams, *scales), layer.bias, _moves(self.spec.geometry), onto)
         positions = Quantized(values.permute(0, 2, 3, 1), qparams)  # [b, h, w, c]
         onto = None if onto is None else onto.permute(0, 2, 3, 1)
         return self._multiply_rows(layer, positions, onto).permute(0, 3, 1, 2)
@@ -149,15 +149,15 @@ def _linear(operands: tuple, bias: Tensor | None, onto: Tensor | None) -> Tensor
     return torch.ops.onednn.qlinear_pointwise.binary(*operands, onto, bias, *FLOAT_OUT, *added, *NO_POST_OP)
 
 
-def _conv(operands: tuple, bias: Tensor | None, walk: tuple, onto: Tensor | None) -> Tensor:
+def _conv(operands: tuple, bias: Tensor | None, geometry: tuple, onto: Tensor | None) -> Tensor:
     bias = None if bias is None else bias.float()
     if onto is None:
-        return torch.ops.onednn.qconv2d_pointwise(*operands, bias, *walk, *FLOAT_OUT, *NO_POST_OP)
+        return torch.ops.onednn.qconv2d_pointwise(*operands, bias, *geometry, *FLOAT_OUT, *NO_POST_OP)
     summed = (1.0, 0, "sum", 1.0)  # into the memory of `onto`: convolutions have no other way
     return torch.ops.onednn.qconv2d_pointwise.binary(
-        *operands, onto, bias, *walk, *FLOAT_OUT, *summed, *NO_POST_OP
+        *operands, onto, bias, *geometry, *FLOAT_OUT, *summed, *NO_POST_OP
     )
 
 
-def _walk(geo: Geometry) -> tuple:
+def _moves(geo: Geometry) -> tuple:
     return geo.stride, geo.padding, geo.dilation, geo.groups

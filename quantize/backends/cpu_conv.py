@@ -1,4 +1,4 @@
-"""int8 convolutions by the native kernel (quantize/native/conv.cpp), of any walk but for groups.
+"""int8 convolutions by the native kernel (quantize/native/conv.cpp), of any geometry without groups.
 
 As fast as oneDNN where positions are many, up to a fifth faster where they are few, packed in less time.
 """
@@ -32,7 +32,7 @@ class PackedConv(PackedLinear):
 
     def __init__(self, weight: Tensor, geometry: Geometry) -> None:
         super().__init__(weight.permute(0, 2, 3, 1).flatten(1))
-        self._walk = {
+        self._geometry = {
             "taps": tuple(weight.shape[2:]),
             "stride": geometry.stride,
             "padding": geometry.padding,
@@ -54,17 +54,17 @@ class PackedConv(PackedLinear):
             bias=self._zeros if bias is None else self._padded(bias), out=out,
             batch=batch, inputs=inputs, outputs=self.outputs, zero=zero, x_scale=x_scale,
             onto=onto is not None, threads=torch.get_num_threads(),
-            size=tuple(size), out_size=tuple(out_size), **self._walk,
+            size=tuple(size), out_size=tuple(out_size), **self._geometry,
         )  # fmt: skip
         return out
 
     def _out_size(self, size: list[int]) -> list[int]:
         out_size = [
             (length + 2 * padding - dilation * (taps - 1) - 1) // stride + 1
-            for length, taps, stride, padding, dilation in zip(size, *self._walk.values(), strict=True)
+            for length, taps, stride, padding, dilation in zip(size, *self._geometry.values(), strict=True)
         ]
         if min(out_size) < 1:
-            raise ValueError(f"pictures of {size} positions are smaller than the kernel: {self._walk}")
+            raise ValueError(f"pictures of {size} positions are smaller than the kernel: {self._geometry}")
         return out_size
 
 

@@ -1,4 +1,4 @@
-"""Activations to bytes in few walks over memory: extremes, bytes, and norms and gates that write bytes.
+"""Activations to bytes in few passes over memory: extremes, bytes, and norms and gates that write bytes.
 
 Each function computes by the native library where there is one, else in plain torch. The plain one defines
 the result: bytes and extremes of given numbers are equal, those of norms and gates up to the rounding of

@@ -17,7 +17,7 @@ from quantize.layers import QuantConv2d
 from quantize.spec import Geometry
 
 TAPS = (3, 3)
-WALK = Geometry(stride=(1, 1), padding=(1, 1), dilation=(1, 1), groups=1)
+ONE_PIXEL = Geometry(stride=(1, 1), padding=(1, 1), dilation=(1, 1), groups=1)
 BAND_BYTES = 1 << 23  # of products at a time: a part of L3, so that the sums find them there
 # `Upsampling` of quantize/native/upsample.cpp.
 ARGUMENTS = native.structure("products bias out", "batch height width channels first rows threads")
@@ -33,7 +33,7 @@ class UpsampledConv2d(QuantConv2d):
 
     def prepare(self) -> None:
         """As of any quantized layer."""
-        weight, fits = self.qweight, (self.spec.shape[2:], self.spec.geometry) == (TAPS, WALK)
+        weight, fits = self.qweight, (self.spec.shape[2:], self.spec.geometry) == (TAPS, ONE_PIXEL)
         if self._taps is None and weight is not None and fits:  # another thread may be first
             self._taps = pack_linear(weight.permute(2, 3, 0, 1).flatten(0, 2))
         if self._taps is None:

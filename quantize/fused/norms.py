@@ -1,4 +1,4 @@
-"""Norms that hand bytes to the quantized layer behind them, in one walk over memory in place of several.
+"""Norms that hand bytes to the quantized layer behind them, in one pass over memory in place of several.
 
 A norm of a loaded model becomes one of these by changing its class: name, place, numbers and hooks stay as
 they are. What it hands on is `Quantized`, which quantized layers take and nothing else does. The bytes are

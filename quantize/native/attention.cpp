@@ -4,7 +4,7 @@
 // (SageAttention): int8 logits, of keys without their mean. The lanes of a vector are query rows; keys and
 // values are broadcast. So nothing is summed across lanes, and no width wants filling up.
 //
-// quantize/attention.py has the same arithmetic in plain torch.
+// tests/quantize/cpu/attention_reference.py has the same arithmetic in plain torch.
 
 #include "attention.h"
 

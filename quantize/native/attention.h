@@ -27,8 +27,8 @@ constexpr float kTiny = 1.17549435e-38f;  // the least normal number
 // Sixteen numbers of 32 bits. As __m512i, which is eight of 64, GCC 12 keeps two registers for each sum.
 using Ints = __v16si;
 
-// Laid out by quantize/attention.py. `tokens up`: to a multiple of kLanes. Strides: of batch, head and row,
-// in numbers.
+// Laid out by quantize/cpu/attention.py. `tokens up`: to a multiple of kLanes. Strides: of batch, head and
+// row, in numbers.
 struct Call {
   const float *q, *k, *v;
   float* out;        // [batch, queries, heads, width]

@@ -1,4 +1,4 @@
-// Keys to codes, values to bytes or pairs of bfloat16, once a head, before the attention kernel walks over them.
+// Keys to codes, values to bytes or pairs of bfloat16, once a head, before the attention kernel reads them.
 
 #include "attention.h"
 

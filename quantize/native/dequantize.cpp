@@ -1,4 +1,4 @@
-// Codes of weights back to floats in one walk, for layers whose inputs stay float. The same products as
+// Codes of weights back to floats in one pass, for layers whose inputs stay float. The same products as
 // quantize/arithmetic.py takes, each rounded once: equal to the last bit.
 
 #include "vector.h"
@@ -25,7 +25,7 @@ extern "C" {
 
 // codes [rows, width], scale [rows] -> out [rows, width].
 void fw_dequantize_int8(const int8_t* codes, const float* scale, int64_t rows, int64_t width, int64_t threads,
-                    float* out) {
+                        float* out) {
 #pragma omp parallel for num_threads(useful_threads(rows * width, threads)) schedule(static)
   for (int64_t row = 0; row < rows; ++row) {
     const Vec step = splat(scale[row]);
@@ -39,8 +39,8 @@ void fw_dequantize_int8(const int8_t* codes, const float* scale, int64_t rows, i
 
 // packed [rows, groups, group / 2], scale [rows, groups] bfloat16 -> out [rows, width], width <= groups *
 // group.
-void fw_dequantize_int4(const uint8_t* packed, const uint16_t* scale, int64_t rows, int64_t groups, int64_t group,
-                    int64_t width, int64_t threads, float* out) {
+void fw_dequantize_int4(const uint8_t* packed, const uint16_t* scale, int64_t rows, int64_t groups,
+                        int64_t group, int64_t width, int64_t threads, float* out) {
 #pragma omp parallel for num_threads(useful_threads(rows * width, threads)) schedule(static)
   for (int64_t row = 0; row < rows; ++row) {
     for (int64_t part = 0; part < groups; ++part) {

@@ -1,4 +1,4 @@
-// Group norm that writes bytes (or floats) in two walks over its input.
+// Group norm that writes bytes (or floats) in two passes over its input.
 //
 // Sums of squares are taken around a value of the same channel: around zero they lose the variance of numbers
 // that are large and close together (Chan, Golub & LeVeque 1983, "Algorithms for Computing the Sample
@@ -27,7 +27,7 @@ struct Image {
   int64_t chunks() const { return (rows + chunk_rows() - 1) / chunk_rows(); }
 };
 
-// What one walk finds of a chunk, for each channel: sums of x - pivot and of its square, and extremes of x.
+// What one pass finds of a chunk, for each channel: sums of x - pivot and of its square, and extremes of x.
 struct Found {
   static constexpr int64_t kFields = 5;
   float *pivot, *sum, *square, *low, *high;

@@ -1,7 +1,7 @@
-// Bytes times signed bytes, for Linear layers: sums in 32 bits, and what follows a layer in the same walk.
+// Bytes times signed bytes, for Linear layers: sums in 32 bits, and what follows a layer in the same pass.
 //
 // A tile is kRows rows by two panels of outputs (native/panels.h), all of its sums in registers. Where the
-// output is gated (native/gates.cpp) a tile holds a panel of values and the panel of their gates, and writes
+// output is gated (native/rows.cpp) a tile holds a panel of values and the panel of their gates, and writes
 // bytes: the floats, eight times as many bytes, are never in memory.
 
 #include "panels.h"

@@ -9,7 +9,7 @@ namespace {
 
 constexpr int64_t kTaps = 3;  // of height and width each
 
-// Laid out by quantize/upsampling.py. A band is `rows` rows of every picture, from row `first` on.
+// Laid out by quantize/fused/convolutions.py. A band is `rows` rows of every picture, from row `first` on.
 struct Upsampling {
   const float* products;  // [batch, rows, width, kTaps, kTaps, channels]
   const float* bias;      // [channels]

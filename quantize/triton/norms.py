@@ -1,7 +1,7 @@
-"""Norms on a GPU that leave bytes: statistics in one walk over x, bytes in the next.
+"""Norms on a GPU that leave bytes: statistics in one pass over x, bytes in the next.
 
 GroupNorm becomes x * gain + shift, a pair for each image and channel. The range of its output follows from
-that pair and each channel's extremes, found in the same walk as mean and variance; through SiLU it is the
+that pair and each channel's extremes, found in the same pass as mean and variance; through SiLU it is the
 range of SiLU over that interval, as `quantize.cpu.activations` defines it. Variances are joined from those of
 small tiles (Chan et al. 1979), which loses nothing where the mean is large.
 """

@@ -90,8 +90,8 @@ def conv2d(
 
 def output_size(size: Sequence[int], taps: Sequence[int], geo: Geometry) -> tuple[int, ...]:
     """Height and width that a convolution puts out."""
-    walks = zip(size, taps, geo.stride, geo.padding, geo.dilation, strict=True)
-    return tuple((n + 2 * pad - gap * (k - 1) - 1) // step + 1 for n, k, step, pad, gap in walks)
+    axes = zip(size, taps, geo.stride, geo.padding, geo.dilation, strict=True)
+    return tuple((n + 2 * pad - gap * (k - 1) - 1) // step + 1 for n, k, step, pad, gap in axes)
 
 
 def by_taps(values: Tensor) -> Tensor:
@@ -118,7 +118,7 @@ def _product(
 ) -> None:
     rows, columns = out.numel() // out.shape[-1], out.shape[-1] // geo.groups
     shape = (rows, columns, weights.inputs, *sizes, x.values.shape[-1], out.shape[-1])
-    walk = (weights.taps[1], math.prod(weights.taps), *geo.stride, *geo.padding, *geo.dilation)
+    geometry = (weights.taps[1], math.prod(weights.taps), *geo.stride, *geo.padding, *geo.dilation)
 
     def grid(tile: dict[str, Any]) -> tuple[int, int]:
         return triton.cdiv(rows, tile["ROWS"]) * triton.cdiv(columns, tile["COLUMNS"]), geo.groups
@@ -127,10 +127,10 @@ def _product(
     if weights.sharing:
         tensors = (x.values, weights.values, out, weights.scale, bias)
         strides = (weights.scale.shape[1], weights.values.shape[-1])
-        MULTIPLY_INT4[grid](*tensors, *strides, *shape, *walk, weights.sharing, **tile)
+        MULTIPLY_INT4[grid](*tensors, *strides, *shape, *geometry, weights.sharing, **tile)
     else:
         tensors = (x.values, weights.values, out, x.scale, x.zero, weights.scale, weights.sums, bias)
-        MULTIPLY[grid](*tensors, *shape, *walk, **tile)
+        MULTIPLY[grid](*tensors, *shape, *geometry, **tile)
 
 
 def _for_library(values: Tensor, weights: Weights) -> bool:
