@@ -42,10 +42,8 @@ SCHEMES = {
 SWITCHES = {
     "int8_static, clip max": ((*STATIC, "--clip", "max"),),
     "int8_static, balance": ((*STATIC, "--balance"),),
-    "int8_static, bias correction": ((*STATIC, "--bias-correction"),),
     "int4_group, clip max": ((*INT4, "--clip", "max"),),
     "int4_group, balance": ((*INT4, "--balance", "--calibrate", "test_imgs"),),
-    "int4_group, bias correction": ((*INT4, "--bias-correction", "--calibrate", "test_imgs"),),
 }
 SCHEME_ROWS: Mapping[str, Sequence[Sequence[str]]] = {**SCHEMES, **SWITCHES}
 FULL = "full precision"
