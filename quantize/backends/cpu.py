@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import functools
 import logging
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -18,12 +17,9 @@ from torch import Tensor
 from quantize.activations import QParams, Quantized
 from quantize.backends.cpu_conv import pack_conv
 from quantize.backends.cpu_linear import PackedLinear, pack_linear
-from quantize.backends.reference import Reference, empty_output, out_dtype
+from quantize.backends.reference import Layer, Reference, empty_output, out_dtype
 from quantize.cpu.dequantize import DEQUANTIZERS
 from quantize.spec import Geometry, LayerSpec
-
-if TYPE_CHECKING:
-    from quantize.layers import QuantLayer
 
 log = logging.getLogger(__name__)
 
@@ -69,20 +65,20 @@ class Vnni(Reference):
         """See `Reference`."""
         return spec.rule.weights == "int8" and spec.rule.inputs != "float"
 
-    def __call__(self, layer: QuantLayer, x: Tensor | Quantized) -> Tensor:
+    def __call__(self, layer: Layer, x: Tensor | Quantized) -> Tensor:
         """See `Reference`."""
         given = x.values if isinstance(x, Quantized) else x
         if not given.numel():
             return empty_output(self.spec, given, out_dtype(x))
         return self._multiply(layer, x, None).to(out_dtype(x))
 
-    def add(self, layer: QuantLayer, x: Tensor | Quantized, onto: Tensor) -> Tensor:
+    def add(self, layer: Layer, x: Tensor | Quantized, onto: Tensor) -> Tensor:
         """See `Reference`: the sum is part of the multiplication, where `onto` lies as the output does."""
         layout = torch.contiguous_format if self.spec.geometry is None else torch.channels_last
         fits = onto.dtype == out_dtype(x) == torch.float32 and onto.is_contiguous(memory_format=layout)
         return self._multiply(layer, x, onto) if fits and onto.numel() else super().add(layer, x, onto)
 
-    def gated(self, layer: QuantLayer, x: Tensor | Quantized, qparams: QParams | None) -> Quantized:
+    def gated(self, layer: Layer, x: Tensor | Quantized, qparams: QParams | None) -> Quantized:
         """See `Reference`: where the range is known, the numbers between are never in memory."""
         self.pack(layer)
         packed, given = self._packed, x.values if isinstance(x, Quantized) else x
@@ -91,7 +87,7 @@ class Vnni(Reference):
             return super().gated(layer, x, qparams)
         return packed.gated(layer.quantize_input(x), layer.scale, layer.bias, qparams)
 
-    def pack(self, layer: QuantLayer) -> None:
+    def pack(self, layer: Layer) -> None:
         """See `Reference`."""
         weight, scale, geo = layer.qweight, layer.scale, self.spec.geometry
         if self._packed is not None or weight is None:  # another thread may be first
@@ -105,7 +101,7 @@ class Vnni(Reference):
             rest = (scale, 1.0, 1, *_moves(geo), None)
             self._packed = pack_conv(weight, geo) or torch.ops.onednn.qconv_prepack(weight, *rest)
 
-    def _multiply(self, layer: QuantLayer, x: Tensor | Quantized, onto: Tensor | None) -> Tensor:
+    def _multiply(self, layer: Layer, x: Tensor | Quantized, onto: Tensor | None) -> Tensor:
         self.pack(layer)
         values, qparams = layer.quantize_input(x)
         if self.spec.geometry is None:
@@ -118,7 +114,7 @@ class Vnni(Reference):
         onto = None if onto is None else onto.permute(0, 2, 3, 1)
         return self._multiply_rows(layer, positions, onto).permute(0, 3, 1, 2)
 
-    def _multiply_rows(self, layer: QuantLayer, x: Quantized, onto: Tensor | None) -> Tensor:
+    def _multiply_rows(self, layer: Layer, x: Quantized, onto: Tensor | None) -> Tensor:
         packed = self._packed
         if isinstance(packed, PackedLinear):
             return packed.multiply(x, layer.scale, layer.bias, onto)
@@ -136,7 +132,7 @@ class WeightOnly(Reference):
         """What there is a kernel for; of a table's rows only a few are looked up."""
         return spec.rule.inputs == "float" and spec.rule.weights in DEQUANTIZERS and not spec.table
 
-    def weight(self, layer: QuantLayer) -> Tensor:
+    def weight(self, layer: Layer) -> Tensor:
         """See `Reference`."""
         return DEQUANTIZERS[self.spec.rule.weights](layer.qweight, layer.scale, self.spec.shape)
 

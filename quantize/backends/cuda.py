@@ -15,13 +15,12 @@ import torch
 from torch import Tensor
 
 from quantize.activations import Quantized
-from quantize.backends.reference import Reference, empty_output
+from quantize.backends.reference import Layer, Reference, empty_output
 from quantize.schemes import FP8_CAPABILITY
 from quantize.spec import LayerSpec
 from quantize.timesteps import group_on_device
 
 if TYPE_CHECKING:
-    from quantize.layers import QuantLayer
     from quantize.triton.activations import Ranges
     from quantize.triton.products import Activations, Weights
 
@@ -68,7 +67,7 @@ class TensorCores(Reference):
         """All but embeddings, of which rows are looked up, and fp8 where the GPU has none."""
         return not spec.table and (spec.rule.weights != "fp8" or has_fp8())
 
-    def __call__(self, layer: QuantLayer, x: Tensor | Quantized) -> Tensor:
+    def __call__(self, layer: Layer, x: Tensor | Quantized) -> Tensor:
         """See `Reference`."""
         from quantize.triton import products
 
@@ -82,7 +81,7 @@ class TensorCores(Reference):
             return products.linear(values, *how)
         return products.conv2d(values, *how, self.spec.geometry)
 
-    def _activations(self, layer: QuantLayer, x: Tensor | Quantized) -> Activations:
+    def _activations(self, layer: Layer, x: Tensor | Quantized) -> Activations:
         from quantize.triton import activations
         from quantize.triton.products import Activations
 
@@ -99,7 +98,7 @@ class TensorCores(Reference):
         values, qparams = activations.quantize(x, ranges_of(layer))
         return Activations(values, *qparams)
 
-    def _weights(self, layer: QuantLayer) -> Weights:
+    def _weights(self, layer: Layer) -> Weights:
         from quantize.triton.products import Weights, by_taps, pack_halves
 
         inputs, *taps = self.spec.shape[1:]
@@ -119,7 +118,7 @@ class TensorCores(Reference):
         return Weights(values, **about)
 
 
-def ranges_of(layer: QuantLayer) -> Ranges | None:
+def ranges_of(layer: Layer) -> Ranges | None:
     """Of a layer's static inputs, for the current group of timesteps; None where each input has its own."""
     from quantize.triton.activations import Ranges
 

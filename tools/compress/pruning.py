@@ -25,7 +25,6 @@ from quantize.prune.units import Group
 from quantize.selection import default_selection, make_plan
 from quantize.timesteps import TimestepGroups
 from tools.compress.calibration import Runs, control_of, examples_in, follow_model, source_files
-from tools.compress.prune import Finetune, Magnitude, Strip, Structured, TwoOfFour
 from tools.compress.pruned_files import (
     begin_record,
     merged,
@@ -35,6 +34,7 @@ from tools.compress.pruned_files import (
     write_pruned,
 )
 from tools.compress.report import size_table, sizes_of
+from tools.compress.settings import Finetune, Magnitude, Strip, Structured, TwoOfFour
 from tools.convert import conversions
 from tools.convert.target import open_target
 

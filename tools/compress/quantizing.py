@@ -26,9 +26,9 @@ from tools.compress.calibration import (
     smooth,
     source_files,
 )
-from tools.compress.quantize import QuantizeJob
 from tools.compress.report import Observed, quantized_table
 from tools.compress.sensitivity import measure_layers, plan_within
+from tools.compress.settings import QuantizeJob
 
 
 def quantize(job: QuantizeJob) -> str:

@@ -17,7 +17,7 @@ from quantize.files.write import Content, file_size
 from quantize.selection import Plan
 from tools.compress.calibration import FloatModel, follow_model
 from tools.compress.probes import probes_of, record_calls
-from tools.compress.quantize import Budget
+from tools.compress.settings import Budget
 
 SHOWN = 10  # layers in the table
 
