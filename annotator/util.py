@@ -62,9 +62,8 @@ def target_size(height: int, width: int, resolution: int) -> tuple[int, int]:
     except TypeError:
         raise TypeError(f"resolution={resolution!r}: give a whole number of pixels") from None
     if not SIDE_STEP <= resolution <= MAX_RESOLUTION:
-        raise ValueError(
-            f"resolution={resolution}: the short side may be {SIDE_STEP} to {MAX_RESOLUTION} pixels"
-        )
+        allowed = f"{SIDE_STEP} to {MAX_RESOLUTION} pixels"
+        raise ValueError(f"resolution={resolution}: the short side may be {allowed}")
     if min(height, width) < 1:
         raise ValueError(f"the picture has no pixels: {width}x{height}")
     scale = float(resolution) / min(height, width)

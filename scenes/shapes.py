@@ -30,26 +30,6 @@ def _corners(count: int, first: float) -> np.ndarray:
     return np.stack([np.cos(angles), np.sin(angles)], axis=1)
 
 
-def circle() -> Rings:
-    """A circle of radius 1."""
-    return [_arc(0, 2 * np.pi)]
-
-
-def square() -> Rings:
-    """A square standing on its side."""
-    return [_corners(4, np.pi / 4)]
-
-
-def triangle() -> Rings:
-    """An equilateral triangle, one corner up."""
-    return [_corners(3, -np.pi / 2)]
-
-
-def hexagon() -> Rings:
-    """A regular hexagon, two corners left and right."""
-    return [_corners(6, 0.0)]
-
-
 def star() -> Rings:
     """A star of five points, one up."""
     points = _corners(10, -np.pi / 2)
@@ -64,11 +44,6 @@ def heart() -> Rings:
     length = np.concatenate([[0], np.cumsum(np.hypot(np.diff(x), np.diff(y)))])
     even = np.linspace(0, length[-1], CONTOUR_POINTS, endpoint=False)  # from the cleft, by the tip half-way
     return [np.stack([np.interp(even, length, x), -np.interp(even, length, y)], axis=1)]
-
-
-def ring() -> Rings:
-    """Two circles with one centre; the fill lies between them."""
-    return [_arc(0, 2 * np.pi), _arc(0, 2 * np.pi, RING_HOLE)]
 
 
 def crescent() -> Rings:
@@ -113,13 +88,13 @@ def outline(shape: str) -> tuple[np.ndarray, ...]:
 
 
 OUTLINES: dict[str, Callable[[], Rings]] = {
-    "circle": circle,
-    "square": square,
-    "triangle": triangle,
+    "circle": lambda: [_arc(0, 2 * np.pi)],
+    "square": lambda: [_corners(4, np.pi / 4)],  # standing on its side
+    "triangle": lambda: [_corners(3, -np.pi / 2)],  # one corner up
     "star": star,
     "heart": heart,
-    "ring": ring,
-    "hexagon": hexagon,
+    "ring": lambda: [_arc(0, 2 * np.pi), _arc(0, 2 * np.pi, RING_HOLE)],  # the fill lies between the circles
+    "hexagon": lambda: [_corners(6, 0.0)],  # two corners left and right
     "crescent": crescent,
     "cross": cross,
 }

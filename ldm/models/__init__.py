@@ -1,1 +1,1 @@
-"""The autoencoder, whole or in tiles, and diffusion."""
+"""The autoencoder, and diffusion."""

@@ -7,8 +7,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from ldm.models.autoencoder import AutoencoderKL, DiagonalGaussianDistribution
-from ldm.models.tiling import decode_tiled
+from ldm.models.autoencoder import AutoencoderKL, DiagonalGaussianDistribution, decode_tiled
 from tests.small_models import VAE, randomize, relative_error
 
 SHALLOW = VAE | {"ch_mult": [1, 2]}  # a picture is twice its latent, so that tiles are quick to decode

@@ -1,5 +1,4 @@
 import inspect
-import logging
 
 import numpy as np
 import pytest
@@ -319,16 +318,6 @@ def test_options_of_other_models_are_refused(option, model):
 def test_other_discretizations_are_refused(model):
     with pytest.raises(NotImplementedError, match="'quad': only 'uniform'"):
         DDIMSampler(model).make_schedule(5, ddim_discretize="quad")
-
-
-@pytest.mark.parametrize("cond", [COND, [COND["c_crossattn"][0]], COND["c_crossattn"][0]])
-def test_a_conditioning_of_another_batch_size_is_warned_of(cond, model, caplog):
-    model.apply_model = lambda x, t, cond: torch.zeros_like(x)
-    DDIMSampler(model).sample(5, 2, SHAPE, cond)
-    assert not caplog.records
-    with caplog.at_level(logging.WARNING):
-        DDIMSampler(model).sample(5, 3, SHAPE, cond)
-    assert "got 2 conditionings for a batch of 3" in caplog.text
 
 
 def test_device_is_the_models_and_else_that_of_its_betas(model):

@@ -7,6 +7,7 @@ mask's noise if there is a mask, then one randn, at eta 0 too. The device is the
 
 import logging
 from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from itertools import repeat
 from typing import Any
 
@@ -74,7 +75,6 @@ class DDIMSampler:
         """
         _refuse(quantize_x0=quantize_x0, score_corrector=score_corrector, dynamic_threshold=dynamic_threshold)
         self.make_schedule(S, ddim_eta=eta, verbose=verbose)
-        _warn_of_other_batch(conditioning, batch_size)
         if x_T is None:
             x_T = torch.randn((batch_size, *shape), device=self.device)
         scales = self._scales(unconditional_guidance_scale, ucg_schedule)
@@ -152,19 +152,12 @@ class DDIMSampler:
         return SamplerRun(denoise, x, model_timesteps, sigmas[: count + 1][::-1], eta=self.ddim_eta, **hooks)
 
     def _denoiser(self, cond: Any, uncond: Any, scales: Iterable[float]) -> Denoise:
-        model, scales, has_uncond = self.model, iter(scales), uncond is not None
-
-        def conditional(x: Tensor, t: Tensor) -> Tensor:
-            return model.apply_model(x, t, cond)
-
-        def unconditional(x: Tensor, t: Tensor) -> Tensor:
-            return model.apply_model(x, t, uncond)
+        model, scales = self.model, iter(scales)
+        conditional = partial(_apply, model, cond)
+        unconditional = None if uncond is None else partial(_apply, model, uncond)
 
         def denoise(x: Tensor, t: Tensor) -> Tensor:
-            guided = classifier_free_guidance(
-                conditional, unconditional if has_uncond else None, next(scales)
-            )
-            out = guided(x, t)
+            out = classifier_free_guidance(conditional, unconditional, next(scales))(x, t)
             return eps_from_v(out, x, t, model.alphas_cumprod) if model.parameterization == "v" else out
 
         return denoise
@@ -182,6 +175,10 @@ class DDIMSampler:
         if x0 is None:
             raise ValueError("a mask needs x0, the latent that is kept where the mask is 1")
         return lambda x, t: self.model.q_sample(x0, t) * mask + (1 - mask) * x
+
+
+def _apply(model: nn.Module, cond: Any, x: Tensor, t: Tensor) -> Tensor:
+    return model.apply_model(x, t, cond)
 
 
 def _tempered(like: Tensor, temperature: float, dropout: float) -> Callable[[], Tensor]:
@@ -212,11 +209,3 @@ def _refuse(**options: Any) -> None:
     for name, value in options.items():
         if value is not None and value is not False:
             raise NotImplementedError(f"{name} is not supported: no ControlNet script uses it; leave it out")
-
-
-def _warn_of_other_batch(conditioning: Any, batch_size: int) -> None:
-    while isinstance(conditioning, dict | list | tuple):
-        parts = conditioning.values() if isinstance(conditioning, dict) else conditioning
-        conditioning = next((part for part in parts if part is not None), None)
-    if isinstance(conditioning, Tensor) and len(conditioning) != batch_size:
-        log.warning("got %d conditionings for a batch of %d", len(conditioning), batch_size)

@@ -77,23 +77,20 @@ def heun(run: SamplerRun) -> Tensor:
 
 def dpmpp_2m(run: SamplerRun) -> Tensor:
     """Latent [b c h w] by second-order multistep DPM-Solver++; first and last step are of order 1."""
-    x, x0_before = run.x_T, None
-    for i in range(run.total):
-        x, eps = run.predict(x, i)
-        x0 = _clean(x, eps, run.sigmas[i])
-        x = _predictor(x, x0, x0_before, i, run.sigmas)
-        x0_before = x0
-        run.report(i, x, x0)
-    return x
+    return _multistep(run, correct=False)
 
 
 def unipc(run: SamplerRun) -> Tensor:
     """Latent [b c h w]: the DPM-Solver++ step, corrected once the model has seen where it led (UniC)."""
+    return _multistep(run, correct=True)
+
+
+def _multistep(run: SamplerRun, *, correct: bool) -> Tensor:
     x, last_x, x0s = run.x_T, None, []
     for i in range(run.total):
         x, eps = run.predict(x, i)
         x0 = _clean(x, eps, run.sigmas[i])
-        if i > 0:
+        if correct and i > 0:
             x = _corrector(last_x, x0, x0s, i, run.sigmas)
         last_x, x0s = x, [*x0s[-1:], x0]
         x = _predictor(x, x0, x0s[-2] if i > 0 else None, i, run.sigmas)
