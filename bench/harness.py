@@ -2,10 +2,7 @@
 
 A bench is flags, what measures, and what makes a table of the rows:
 
-    BENCH = Bench("bench.speed.lite", __doc__, LiteFlags, measure, table)
-
-    def main(argv: list[str] | None = None) -> int:
-        return run_bench(BENCH, argv)
+    main = Bench("bench.speed.lite", __doc__, LiteFlags, measure, table).run
 """
 
 from __future__ import annotations
@@ -75,6 +72,40 @@ class Bench:
     missed: Callable[[Rows], list[str]] = lambda rows: []
     adds_up: bool = False
 
+    def run(self, argv: list[str] | None = None) -> int:
+        """Measure, print the table, and return the exit code: 0, 1 for a missed bar, 2 for a mistake, 130."""
+        parser = Parser(f"python -m {self.name}", self.about)
+        add_flags(parser, self.flags)
+        args = parser.parse_args(argv)
+        words = sys.argv[1:] if argv is None else argv
+        command = shlex.join(["python", "-m", self.name, *words])
+        return run_command(
+            lambda: self._run(read_flags(self.flags, args), command),
+            stopped="stopped; what is finished stays where the command keeps it",
+        )
+
+    def _run(self, flags: BenchFlags, command: str) -> int:
+        import torch
+
+        from ldm.util import pick_device
+
+        if flags.threads:
+            torch.set_num_threads(flags.threads)
+        device = str(pick_device(getattr(flags, "device", "cpu")))
+        setting = flags.setting() | {"threads": torch.get_num_threads()}
+        origin = origin_of(self.name, setting, command, device)
+        results, found = ResultsFile(flags.json, origin), []
+        for one in self.measure(flags):
+            found.append(one)
+            results.keep(found, add=self.adds_up)
+        rows = by_subject([*results.earlier(found, add=self.adds_up), *found])
+        title = ", ".join(f"{name} {value}" for name, value in setting.items() if value)
+        sys.stdout.write(f"{origin['device']}, {title}\n\n{self.table(rows, flags)}\n")
+        failures = self.missed(rows)
+        for failure in failures:
+            say(f"not good enough: {failure}")
+        return NOT_MET if failures and getattr(flags, "check", True) else DONE
+
 
 def markdown(head: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
     """A table with a line a row."""
@@ -88,38 +119,3 @@ def chosen(only: Sequence[str], known: Iterable[str], what: str) -> list[str]:
     if unknown := [name for name in only if name not in known]:
         raise ValueError(f"unknown {what} {unknown[0]!r}: use some of {'; '.join(known)}")
     return [name for name in known if not only or name in only]
-
-
-def run_bench(bench: Bench, argv: list[str] | None = None) -> int:
-    """Measure, print the table, and return the exit code: 0, 1 for a missed bar, 2 with one sentence, 130."""
-    parser = Parser(f"python -m {bench.name}", bench.about)
-    add_flags(parser, bench.flags)
-    args = parser.parse_args(argv)
-    words = sys.argv[1:] if argv is None else argv
-    command = shlex.join(["python", "-m", bench.name, *words])
-    return run_command(
-        lambda: _run(bench, read_flags(bench.flags, args), command),
-        stopped="stopped; what is finished stays where the command keeps it",
-    )
-
-
-def _run(bench: Bench, flags: BenchFlags, command: str) -> int:
-    import torch
-
-    from ldm.util import pick_device
-
-    if flags.threads:
-        torch.set_num_threads(flags.threads)
-    device = str(pick_device(getattr(flags, "device", "cpu")))
-    threads = {"threads": torch.get_num_threads()}
-    results = ResultsFile(flags.json, origin_of(bench.name, flags.setting() | threads, command, device))
-    found = []
-    for one in bench.measure(flags):
-        found.append(one)
-        results.keep(found, add=bench.adds_up)
-    rows = by_subject([*results.earlier(found, add=bench.adds_up), *found])
-    sys.stdout.write(f"{bench.table(rows, flags)}\n")
-    failures = bench.missed(rows)
-    for failure in failures:
-        say(f"not good enough: {failure}")
-    return NOT_MET if failures and getattr(flags, "check", True) else DONE

@@ -21,7 +21,7 @@ from pathlib import Path
 import torch
 
 from bench.files import Files, converted
-from bench.harness import GB, SD15, Bench, BenchFlags, chosen, markdown, run_bench
+from bench.harness import GB, SD15, Bench, BenchFlags, chosen, markdown
 from bench.processes import apart, peak_bytes
 from bench.results import Measurement, Rows
 from checkpoints.checkpoint import open_checkpoint
@@ -190,13 +190,7 @@ def missed(rows: Rows) -> list[str]:
 
 
 ABOUT = __doc__.format(limit=LIMIT, branch_limit=BRANCH_LIMIT, cases="; ".join(CASES))
-BENCH = Bench("bench.memory.convert_memory", ABOUT, ConvertFlags, measure, table, missed)
-
-
-def main(argv: list[str] | None = None) -> int:
-    """Run the command."""
-    return run_bench(BENCH, argv)
-
+main = Bench("bench.memory.convert_memory", ABOUT, ConvertFlags, measure, table, missed).run
 
 if __name__ == "__main__":
     raise SystemExit(main())

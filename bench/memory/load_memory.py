@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from bench.files import Files, converted
-from bench.harness import GB, SD15, Bench, BenchFlags, chosen, markdown, run_bench
+from bench.harness import GB, SD15, Bench, BenchFlags, chosen, markdown
 from bench.processes import apart, peak_bytes
 from bench.results import Measurement, Rows
 from common.flags import flag
@@ -116,13 +116,7 @@ def _ratio(row: dict[str, Measurement]) -> float:
 
 
 ABOUT = __doc__.format(limit=LIMIT, forms=", ".join(FORMS))
-BENCH = Bench("bench.memory.load_memory", ABOUT, LoadFlags, measure, table, missed)
-
-
-def main(argv: list[str] | None = None) -> int:
-    """Run the command."""
-    return run_bench(BENCH, argv)
-
+main = Bench("bench.memory.load_memory", ABOUT, LoadFlags, measure, table, missed).run
 
 if __name__ == "__main__":
     raise SystemExit(main())

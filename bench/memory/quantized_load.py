@@ -24,7 +24,7 @@ import torch
 from safetensors import safe_open
 
 from bench.files import Files, converted
-from bench.harness import FOLDER, GB, MB, MIB, ROUNDS, SD15, Bench, BenchFlags, markdown, run_bench
+from bench.harness import FOLDER, GB, MB, MIB, ROUNDS, SD15, Bench, BenchFlags, markdown
 from bench.processes import apart, peak_bytes
 from bench.results import Measurement, Rows
 from common.flags import flag
@@ -197,13 +197,7 @@ def _checks(
     return checks
 
 
-BENCH = Bench("bench.memory.quantized_load", __doc__, QuantizedLoadFlags, measure, table, missed)
-
-
-def main(argv: list[str] | None = None) -> int:
-    """Run the command."""
-    return run_bench(BENCH, argv)
-
+main = Bench("bench.memory.quantized_load", __doc__, QuantizedLoadFlags, measure, table, missed).run
 
 if __name__ == "__main__":
     raise SystemExit(main())

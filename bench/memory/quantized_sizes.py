@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
-from bench.harness import MB, MIB, SD15, Bench, BenchFlags, markdown, run_bench
+from bench.harness import MB, MIB, SD15, Bench, BenchFlags, markdown
 from bench.memory.quantized_load import CONTROL
 from bench.results import Measurement, Rows
 from common.flags import flag
@@ -75,13 +75,7 @@ def table(rows: Rows, flags: SizeFlags) -> str:
     return markdown(head, cells)
 
 
-BENCH = Bench("bench.memory.quantized_sizes", __doc__, SizeFlags, measure, table)
-
-
-def main(argv: list[str] | None = None) -> int:
-    """Run the command."""
-    return run_bench(BENCH, argv)
-
+main = Bench("bench.memory.quantized_sizes", __doc__, SizeFlags, measure, table).run
 
 if __name__ == "__main__":
     raise SystemExit(main())

@@ -19,7 +19,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from bench.harness import ROUNDS, Bench, run_bench
+from bench.harness import ROUNDS, Bench
 from bench.processes import interleaved
 from bench.quality.held_out import HeldOutFlags, quality_table, share
 from bench.results import Measurement, Rows
@@ -133,17 +133,10 @@ def write_grid(flags: LiteQualityFlags, pictures: dict[str, Sequence]) -> None:
 
 def table(rows: Rows, flags: LiteQualityFlags) -> str:
     """A row for each file, then where the grid is."""
-    title = f"{flags.count} held-out scenes of {flags.size} pixels, seed {flags.seed}; steps of {BATCH}"
-    return f"{title}\n{quality_table(rows, COLUMNS, 'branch')}\n{flags.grid}"
+    return f"{quality_table(rows, COLUMNS, 'branch')}\n\n{flags.grid}"
 
 
-BENCH = Bench("bench.quality.lite_quality", __doc__, LiteQualityFlags, measure, table)
-
-
-def main(argv: list[str] | None = None) -> int:
-    """Run the command."""
-    return run_bench(BENCH, argv)
-
+main = Bench("bench.quality.lite_quality", __doc__, LiteQualityFlags, measure, table).run
 
 if __name__ == "__main__":
     raise SystemExit(main())

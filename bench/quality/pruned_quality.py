@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
 
-from bench.harness import Bench, chosen, run_bench
+from bench.harness import Bench, chosen
 from bench.quality.held_out import HeldOutFlags, file_stem
 from bench.quality.quantized_quality import file_rows, table
 from bench.results import Measurement
@@ -88,13 +88,7 @@ def measure(flags: PrunedQualityFlags) -> Iterator[Measurement]:
 
 
 ABOUT = f"{__doc__}Levels: {'; '.join(LEVELS)}.\n"
-BENCH = Bench("bench.quality.pruned_quality", ABOUT, PrunedQualityFlags, measure, table)
-
-
-def main(argv: list[str] | None = None) -> int:
-    """Run the command."""
-    return run_bench(BENCH, argv)
-
+main = Bench("bench.quality.pruned_quality", ABOUT, PrunedQualityFlags, measure, table).run
 
 if __name__ == "__main__":
     raise SystemExit(main())

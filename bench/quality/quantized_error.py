@@ -25,7 +25,7 @@ import torch
 from torch import Tensor
 
 from bench.files import Files
-from bench.harness import FOLDER, MIB, SD15, Bench, BenchFlags, chosen, markdown, run_bench
+from bench.harness import FOLDER, MIB, SD15, Bench, BenchFlags, chosen, markdown
 from bench.inputs import Inputs
 from bench.processes import apart
 from bench.random_weights import WEIGHTS
@@ -143,17 +143,10 @@ def table(rows: Rows, flags: ErrorFlags) -> str:
     for label, row in rows.items():
         percent = [f"{100 * row[what].value:.2f}" for what in ("a step", "sampling")]
         cells.append([label, f"{row['file'].value / MIB:.1f}", *percent])
-    title = f"{flags.config.name}, {flags.size} pixels, {flags.weights} random weights"
-    return f"{title}\n{markdown(head, cells)}"
+    return markdown(head, cells)
 
 
-BENCH = Bench("bench.quality.quantized_error", __doc__, ErrorFlags, measure, table)
-
-
-def main(argv: list[str] | None = None) -> int:
-    """Run the command."""
-    return run_bench(BENCH, argv)
-
+main = Bench("bench.quality.quantized_error", __doc__, ErrorFlags, measure, table).run
 
 if __name__ == "__main__":
     raise SystemExit(main())

@@ -17,7 +17,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from bench.harness import MIB, Bench, chosen, run_bench
+from bench.harness import MIB, Bench, chosen
 from bench.quality.held_out import HeldOutFlags, file_stem, quality_table, share
 from bench.results import Measurement, Rows
 from common.flags import flag
@@ -142,10 +142,9 @@ def _named(text: str) -> tuple[str, Path]:
     return name, Path(path)
 
 
-def table(rows: Rows, flags: HeldOutFlags) -> str:
+def table(rows: Rows, _: HeldOutFlags) -> str:
     """One line a row."""
-    title = f"{flags.count} held-out scenes of {flags.size} pixels, 20 steps, seed {flags.seed}"
-    return f"{title}\n{quality_table(rows, COLUMNS)}"
+    return quality_table(rows, COLUMNS)
 
 
 def missed(rows: Rows) -> list[str]:
@@ -165,13 +164,7 @@ def missed(rows: Rows) -> list[str]:
 
 
 ABOUT = f"{__doc__}Rows: {'; '.join(SCHEME_ROWS)}.\n"
-BENCH = Bench("bench.quality.quantized_quality", ABOUT, QuantizedQualityFlags, measure, table, missed)
-
-
-def main(argv: list[str] | None = None) -> int:
-    """Run the command."""
-    return run_bench(BENCH, argv)
-
+main = Bench("bench.quality.quantized_quality", ABOUT, QuantizedQualityFlags, measure, table, missed).run
 
 if __name__ == "__main__":
     raise SystemExit(main())

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from bench.harness import Bench, chosen, markdown, run_bench
+from bench.harness import Bench, chosen, markdown
 from bench.quality.held_out import HeldOutFlags, quality_table, share
 from bench.quality.savings_rows import BETWEEN, BRANCH, LONG, PEER, SAVING_ROWS, UNSAVED, WHOLE
 from bench.results import Measurement, Rows, read_rows
@@ -152,8 +152,7 @@ def table(rows: Rows, flags: SavingsFlags) -> str:
     """One line a row."""
     if flags.parts:
         return f"Passes a picture, and seconds by measured parts\n\n{seconds_table(rows)}"
-    title = f"{flags.count} held-out scenes of {flags.size} pixels, seed {flags.seed}"
-    return f"{title}\n\n{quality_table(rows, COLUMNS)}"
+    return quality_table(rows, COLUMNS)
 
 
 def seconds_table(rows: Rows) -> str:
@@ -176,13 +175,7 @@ def seconds_table(rows: Rows) -> str:
 
 
 ABOUT = f"{__doc__}Rows: {'; '.join(SAVING_ROWS)}.\n"
-BENCH = Bench("bench.quality.savings", ABOUT, SavingsFlags, measure, table)
-
-
-def main(argv: list[str] | None = None) -> int:
-    """Run the command."""
-    return run_bench(BENCH, argv)
-
+main = Bench("bench.quality.savings", ABOUT, SavingsFlags, measure, table).run
 
 if __name__ == "__main__":
     raise SystemExit(main())

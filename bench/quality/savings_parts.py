@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 
-from bench.harness import ROUNDS, SD15, Bench, BenchFlags, chosen, markdown, run_bench
+from bench.harness import ROUNDS, SD15, Bench, BenchFlags, chosen, markdown
 from bench.inputs import LATENT_FACTOR, Inputs
 from bench.processes import Run, interleaved
 from bench.quality.savings_rows import BRANCH, PEER, SAVING_ROWS, WHOLE
@@ -127,7 +127,7 @@ def measure(flags: PartFlags) -> Iterator[Measurement]:
                 yield Measurement(f"{PICTURE}{name}", stage, seconds, "s")
 
 
-def table(rows: Rows, flags: PartFlags) -> str:
+def table(rows: Rows, _: PartFlags) -> str:
     """The parts, then the whole pictures."""
     cells: list[list[Any]] = []
     for name, row in rows.items():
@@ -137,17 +137,10 @@ def table(rows: Rows, flags: PartFlags) -> str:
         else:
             stages = ", ".join(f"{stage} {one.value:.1f}" for stage, one in row.items())
             cells.append([name, f"{sum(one.value for one in row.values()):.1f} ({stages})", "", ""])
-    title = f"{flags.config.name}, {flags.size} pixels, {torch.get_num_threads()} threads"
-    return f"{title}, medians of {flags.rounds}\n\n{markdown(('part', 's', 'lowest', 'highest'), cells)}"
+    return markdown(("part", "s", "lowest", "highest"), cells)
 
 
-BENCH = Bench("bench.quality.savings_parts", __doc__, PartFlags, measure, table)
-
-
-def main(argv: list[str] | None = None) -> int:
-    """Run the command."""
-    return run_bench(BENCH, argv)
-
+main = Bench("bench.quality.savings_parts", __doc__, PartFlags, measure, table).run
 
 if __name__ == "__main__":
     raise SystemExit(main())

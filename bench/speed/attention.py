@@ -19,7 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from bench.harness import ROUNDS, Bench, BenchFlags, chosen, markdown, run_bench
+from bench.harness import ROUNDS, Bench, BenchFlags, chosen, markdown
 from bench.processes import interleaved
 from bench.results import Measurement, Rows
 from common.flags import flag
@@ -91,7 +91,7 @@ def measure(flags: AttentionFlags) -> Iterator[Measurement]:
                 yield Measurement(f"{name}, {way}", f"error at {spread:g}", found, "of its size")
 
 
-def table(rows: Rows, flags: AttentionFlags) -> str:
+def table(rows: Rows, _: AttentionFlags) -> str:
     """Medians, the gain over torch's float32, and errors."""
     head = ["layer", "way", "ms", "fastest to slowest", "gain"]
     head += [f"error, logits spread by {spread:g}" for spread in SPREADS]
@@ -102,7 +102,7 @@ def table(rows: Rows, flags: AttentionFlags) -> str:
         spread = f"{MS * wall.low:.1f} to {MS * wall.high:.1f}"
         errors = [f"{100 * row[f'error at {one:g}'].value:.2f} %" for one in SPREADS]
         cells.append([layer, way, f"{MS * wall.value:.1f}", spread, f"{base / wall.value:.2f}", *errors])
-    return f"{torch.get_num_threads()} threads, {flags.rounds} rounds\n\n{markdown(head, cells)}"
+    return markdown(head, cells)
 
 
 WAYS: dict[str, Attend] = {
@@ -121,13 +121,7 @@ SIZES = {
     "sd21-64x64": AttentionSize(2, 5, 4096, 4096, 64),
 }
 ABOUT = f"{__doc__}Layers: {', '.join(SIZES)}.\n"
-BENCH = Bench("bench.speed.attention", ABOUT, AttentionFlags, measure, table)
-
-
-def main(argv: list[str] | None = None) -> int:
-    """Run the command."""
-    return run_bench(BENCH, argv)
-
+main = Bench("bench.speed.attention", ABOUT, AttentionFlags, measure, table).run
 
 if __name__ == "__main__":
     raise SystemExit(main())

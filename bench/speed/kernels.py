@@ -21,7 +21,7 @@ from unittest import mock
 
 import torch
 
-from bench.harness import ROUNDS, Bench, BenchFlags, markdown, run_bench
+from bench.harness import ROUNDS, Bench, BenchFlags, markdown
 from bench.processes import Run, interleaved
 from bench.results import Measurement, Rows
 from common.flags import flag
@@ -193,7 +193,7 @@ def measure(flags: KernelFlags) -> Iterator[Measurement]:
             yield Measurement(subject, "moved", case.moved, "B")
 
 
-def table(rows: Rows, flags: KernelFlags) -> str:
+def table(rows: Rows, _: KernelFlags) -> str:
     """Times, their ratio, and what moves in a second."""
     cells = []
     for subject, row in rows.items():
@@ -201,17 +201,10 @@ def table(rows: Rows, flags: KernelFlags) -> str:
         speeds = f"{theirs / ours:.1f} x", f"{moved / ours / GIGA:.1f}"
         cells.append([*subject.split(" | "), f"{MS * theirs:.2f}", f"{MS * ours:.2f}", *speeds])
     head = ("kernel", "input", "plain torch, ms", "ours, ms", "", "GB/s")
-    title = f"threads: {torch.get_num_threads()}, rounds: {flags.rounds}"
-    return f"{title}\n\n{markdown(head, cells)}"
+    return markdown(head, cells)
 
 
-BENCH = Bench("bench.speed.kernels", __doc__, KernelFlags, measure, table)
-
-
-def main(argv: list[str] | None = None) -> int:
-    """Run the command."""
-    return run_bench(BENCH, argv)
-
+main = Bench("bench.speed.kernels", __doc__, KernelFlags, measure, table).run
 
 if __name__ == "__main__":
     raise SystemExit(main())

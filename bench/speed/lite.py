@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 import torch
 
-from bench.harness import MB, ROUNDS, SD15, Bench, BenchFlags, markdown, run_bench
+from bench.harness import MB, ROUNDS, SD15, Bench, BenchFlags, markdown
 from bench.inputs import Inputs, denoising_step
 from bench.processes import Run, interleaved
 from bench.results import Measurement, Rows
@@ -148,7 +148,7 @@ def measure(flags: LiteFlags) -> Iterator[Measurement]:
         yield Measurement(name, "training arithmetic", counter.get_total_flops(), "FLOP")
 
 
-def table(rows: Rows, flags: LiteFlags) -> str:
+def table(rows: Rows, _: LiteFlags) -> str:
     """The rows with their ratios to the full branch, and of denoising to the U-Net alone."""
     head = (
         "", "weights", "of full", "training memory, MB", "of full", "training step, GFLOP", "s", "full takes",
@@ -168,17 +168,10 @@ def table(rows: Rows, flags: LiteFlags) -> str:
             ]  # fmt: skip
         step = value["denoising step"]
         cells.append([name, *training, f"{step:.3f}", f"{step / plain:.{2 if name == PLAIN else 3}f} x"])
-    title = f"{flags.config.name}, batch {flags.batch}, {flags.size} pixels, {flags.device}"
-    return f"{title}, {torch.get_num_threads()} threads, medians of {flags.rounds}\n{markdown(head, cells)}"
+    return markdown(head, cells)
 
 
-BENCH = Bench("bench.speed.lite", __doc__, LiteFlags, measure, table)
-
-
-def main(argv: list[str] | None = None) -> int:
-    """Run the command."""
-    return run_bench(BENCH, argv)
-
+main = Bench("bench.speed.lite", __doc__, LiteFlags, measure, table).run
 
 if __name__ == "__main__":
     raise SystemExit(main())

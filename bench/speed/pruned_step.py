@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import torch
 from torch import Tensor
 
-from bench.harness import MIB, ROUNDS, SD15, Bench, BenchFlags, chosen, markdown, run_bench
+from bench.harness import MIB, ROUNDS, SD15, Bench, BenchFlags, chosen, markdown
 from bench.inputs import Inputs, denoising_step
 from bench.processes import interleaved
 from bench.random_weights import gaussian
@@ -119,7 +119,7 @@ def measure(flags: PrunedStepFlags) -> Iterator[Measurement]:
         yield Measurement.of(name, "cpu", "s", [cost.cpu for cost in taken])
 
 
-def table(rows: Rows, flags: PrunedStepFlags) -> str:
+def table(rows: Rows, _: PrunedStepFlags) -> str:
     """One line a level."""
     head = ["units gone", "U-Net + branch, million", "fp32, MiB", "of whole"]
     head += ["step, s (range)", "CPU-s", "faster"]
@@ -132,18 +132,11 @@ def table(rows: Rows, flags: PrunedStepFlags) -> str:
             faster = f"{whole['wall'].value / row['wall'].value:.2f} x"
             times = [row["wall"].spread(), f"{row['cpu'].value:.1f}", faster]
         cells.append([name, f"{weights / 1e6:.1f}", f"{FLOAT * weights / MIB:.0f}", share, *times])
-    title = f"{flags.config.name}, batch {flags.batch}, {flags.size} pixels, {flags.device}"
-    return f"{title}, {torch.get_num_threads()} threads, medians of {flags.rounds}\n{markdown(head, cells)}"
+    return markdown(head, cells)
 
 
 ABOUT = __doc__.format(levels="; ".join(LEVELS))
-BENCH = Bench("bench.speed.pruned_step", ABOUT, PrunedStepFlags, measure, table)
-
-
-def main(argv: list[str] | None = None) -> int:
-    """Run the command."""
-    return run_bench(BENCH, argv)
-
+main = Bench("bench.speed.pruned_step", ABOUT, PrunedStepFlags, measure, table).run
 
 if __name__ == "__main__":
     raise SystemExit(main())

@@ -27,7 +27,7 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
-from bench.harness import GIB, Bench, chosen, markdown, run_bench
+from bench.harness import GIB, Bench, chosen, markdown
 from bench.processes import Cost, ProcessOptions, Worker, apart
 from bench.results import Measurement, Rows
 from bench.step.contenders import CPU, EQUAL, GPU, SAME, contenders_on, load, prepare_files
@@ -103,11 +103,9 @@ def errors(outputs: Mapping[str, Path]) -> Iterator[Measurement]:
 
 
 def table(rows: Rows, setting: Setting) -> str:
-    """What was measured where, then a row for each contender."""
+    """A row for each contender, those of earlier runs too."""
     rows = {name: rows[name] for name in contenders_on(setting.device) if name in rows}
-    where = f"{setting.size} pixels, batch {setting.batch}, {setting.device}, {setting.threads} threads"
-    title = f"{setting.config.name}, {setting.weights} weights, {where}"
-    return f"{title}\n{(picture_table if setting.picture else step_table)(rows, setting)}"
+    return (picture_table if setting.picture else step_table)(rows, setting)
 
 
 def step_table(rows: Rows, _: Setting) -> str:
@@ -144,9 +142,4 @@ def picture_table(rows: Rows, setting: Setting) -> str:
 
 
 ABOUT = __doc__.format(cpu=", ".join(CPU), gpu=", ".join(GPU))
-BENCH = Bench("bench.step", ABOUT, Setting, measure, table, adds_up=True)
-
-
-def main(argv: list[str] | None = None) -> int:
-    """Run the command."""
-    return run_bench(BENCH, argv)
+main = Bench("bench.step", ABOUT, Setting, measure, table, adds_up=True).run

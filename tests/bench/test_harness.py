@@ -6,7 +6,7 @@ from typing import ClassVar
 
 import pytest
 
-from bench.harness import Bench, BenchFlags, chosen, markdown, run_bench
+from bench.harness import Bench, BenchFlags, chosen, markdown
 from bench.results import Measurement
 from common.flags import flag
 
@@ -61,13 +61,13 @@ def test_what_is_asked_for_comes_in_the_order_that_is_known():
     ],
 )
 def test_numbers_that_cannot_be_are_refused_in_one_sentence(flags, sentence, capsys):
-    assert run_bench(bench(), flags) == 2
+    assert bench().run(flags) == 2
     assert capsys.readouterr().err == f"{sentence}\n"
 
 
 def test_the_table_is_printed_and_the_rows_are_kept_with_their_command(tmp_path, capsys):
     path = tmp_path / "rows.json"
-    assert run_bench(bench(), ["--rounds", "3", "--json", str(path)]) == 0
+    assert bench().run(["--rounds", "3", "--json", str(path)]) == 0
     assert capsys.readouterr().out.splitlines()[-1] == "| a | 3 |"
     (line,) = map(json.loads, path.read_text().splitlines())
     assert line["command"] == f"python -m bench.any --rounds 3 --json {path}"
@@ -78,7 +78,7 @@ def test_the_table_is_printed_and_the_rows_are_kept_with_their_command(tmp_path,
 @pytest.mark.parametrize(("adds_up", "last"), [(True, "| a | 4 |"), (False, "| a | 2 |")])
 def test_rounds_of_two_runs_are_one_table_where_a_bench_says_so(tmp_path, capsys, adds_up, last):
     for _ in range(2):
-        assert run_bench(bench(adds_up=adds_up), ["--json", str(tmp_path / "rows.json")]) == 0
+        assert bench(adds_up=adds_up).run(["--json", str(tmp_path / "rows.json")]) == 0
     assert capsys.readouterr().out.splitlines()[-1] == last
 
 
@@ -86,7 +86,7 @@ def test_rounds_of_two_runs_are_one_table_where_a_bench_says_so(tmp_path, capsys
     ("flags", "words", "code"), [(AnyFlags, [], 1), (CheckedFlags, [], 0), (CheckedFlags, ["--check"], 1)]
 )
 def test_a_missed_bar_is_said_and_counts_unless_it_is_not_checked(flags, words, code, capsys):
-    assert run_bench(bench(flags, missed=lambda rows: ["too slow"]), words) == code
+    assert bench(flags, missed=lambda rows: ["too slow"]).run(words) == code
     assert capsys.readouterr().err == "not good enough: too slow\n"
 
 
@@ -94,5 +94,5 @@ def test_earlier_rows_of_the_same_setting_are_in_the_table(tmp_path, capsys):
     path = tmp_path / "rows.json"
     other = Bench("bench.any", "", AnyFlags, lambda _: [Measurement.of("b", "wall", "s", [1.0])], table)
     for one, size in ((bench(), 64), (bench(), 128), (other, 64)):
-        assert run_bench(one, ["--size", str(size), "--json", str(path)]) == 0
+        assert one.run(["--size", str(size), "--json", str(path)]) == 0
     assert capsys.readouterr().out.splitlines()[-2:] == ["| a | 2 |", "| b | 1 |"]

@@ -29,7 +29,7 @@ def test_kept_branches_are_scored_and_shown(tmp_path, capsys):
     ]
     assert lite_quality.main([f"full={TINY}:{tmp_path}", *flags]) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert [line.split(" | ")[0] for line in lines[3:5]] == ["| full, 5 steps", "| full, 40 steps"]
+    assert [line.split(" | ")[0] for line in lines[4:6]] == ["| full, 5 steps", "| full, 40 steps"]
     height, width = cv2.imread(str(grid)).shape[:2]
     assert height > 4 * 64  # outline, truth and two branches
     assert width > 2 * 64  # two scenes

@@ -87,7 +87,7 @@ def test_a_peer_that_was_measured_is_what_others_are_held_against(tmp_path, caps
     files = [write_parts(tmp_path / "a.json", PARTS | {PEER: 16.0}), write_parts(tmp_path / "b.json", ours)]
     assert savings.main(["--rows", LONG, "--parts", *files]) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert lines[2] == "diffusers, ddim 50: 803.8 s"  # 50 steps, and what ours needs once
+    assert lines[4] == "diffusers, ddim 50: 803.8 s"  # 50 steps, and what ours needs once
     assert lines[-1].endswith(f" | 603.8 | {803.75 / 603.75:.2f} x | 301.9 | {803.75 / 301.875:.2f} x |")
 
 

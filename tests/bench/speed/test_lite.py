@@ -31,7 +31,7 @@ def test_a_lite_step_is_less_arithmetic_onto_the_skips_than_into_the_encoder(row
 
 
 def test_the_table_has_a_row_a_kind_and_its_ratios(rows):
-    _, _, _, plain, *others = lite.table(rows, FLAGS).splitlines()
+    _, _, plain, *others = lite.table(rows, FLAGS).splitlines()
     assert plain.startswith(f"| {lite.PLAIN} |")
     assert [line.split(" | ")[0] for line in others] == [f"| {name}" for name in rows if name != lite.PLAIN]
     assert " | 100.0% | " in others[0]
