@@ -21,12 +21,12 @@ from ldm.modules.layers import expand_batch, shared_batch, zero_module
 from ldm.modules.unet import Encoder, TimestepEmbedSequential, UNetConfig, UNetModel
 from ldm.util import instantiate_from_config
 
-# Widths of the hint block's convolutions; each change of width halves the picture, three times in all: 1/8.
+# Widths of the hint block's convolutions; each change of width halves the image, three times in all: 1/8.
 HINT_WIDTHS = (16, 16, 32, 32, 96, 96, 256)
 
 
 class ControlNet(Encoder):
-    """Control picture, noisy latent, timestep and text -> a residual for each skip and one for the middle."""
+    """Hint image, noisy latent, timestep and text -> a residual for each skip and one for the middle."""
 
     def __init__(self, *, hint_channels: int = 3, **params: Any) -> None:
         self.hint_channels = hint_channels
@@ -40,9 +40,9 @@ class ControlNet(Encoder):
         self.input_hint_block = _hint_block(self.hint_channels, self.model_channels)
 
     def encode_hint(self, hint: Tensor) -> Tensor:
-        """Control picture [b, 3, H, W] in [0, 1] -> features [b, model_channels, H/8, W/8].
+        """Hint image [b, 3, H, W] in [0, 1] -> features [b, model_channels, H/8, W/8].
 
-        They depend on the picture alone: compute them once and hand them to every step with `encoded=True`.
+        They depend on the image alone: compute them once and hand them to every step with `encoded=True`.
         """
         features = hint.to(self.dtype)
         for layer in self.input_hint_block:
@@ -150,7 +150,7 @@ class ControlLDM(LatentDiffusion):
     def get_input(
         self, batch: Mapping[str, Any], key: str, bs: int | None = None
     ) -> tuple[Tensor, dict[str, list[Tensor]]]:
-        """Latents of `batch[key]`, and `cond` from its texts and control pictures [b, H, W, 3] in [0, 1].
+        """Latents of `batch[key]`, and `cond` from its texts and hint images [b, H, W, 3] in [0, 1].
 
         bs: use only so many of the batch.
         """
@@ -200,7 +200,7 @@ class ControlLDM(LatentDiffusion):
         return [*unet.output_blocks.parameters(), *unet.out.parameters()]
 
     def low_vram_shift(self, is_diffusing: bool) -> None:
-        """Keep on the card only what comes next: U-Net and branch, or autoencoder and text encoder."""
+        """Keep on the GPU only what comes next: U-Net and branch, or autoencoder and text encoder."""
         diffusing, rest = (self.model, self.control_model), (self.first_stage_model, self.cond_stage_model)
         stays, leaves = (diffusing, rest) if is_diffusing else (rest, diffusing)
         for module in leaves:  # leave first: both halves together may not fit
@@ -231,7 +231,7 @@ def _hint_block(hint_channels: int, model_channels: int) -> TimestepEmbedSequent
     for index, width in enumerate(HINT_WIDTHS):
         stride = 2 if index and width != before else 1
         conv = nn.Conv2d(before, width, 3, padding=1, stride=stride)
-        # With torch's default a picture's contrast fades 7,000-fold on its way through seven layers, and a
+        # With torch's default an image's contrast fades 7,000-fold on its way through seven layers, and a
         # branch takes many times as many steps to notice it.
         nn.init.kaiming_normal_(conv.weight, nonlinearity="relu")
         nn.init.zeros_(conv.bias)

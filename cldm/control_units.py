@@ -1,6 +1,6 @@
 """Control branches at work: which act at a step, how strongly, and the sum of what they add.
 
-Several branches steer one picture by adding up their residuals (Zhang et al. 2023, "Composing multiple
+Several branches steer one image by adding up their residuals (Zhang et al. 2023, "Composing multiple
 ControlNets").
 """
 

@@ -39,8 +39,8 @@ def fit_classes(control_map: np.ndarray, resolution: int) -> np.ndarray:
     return cv2.resize(classes, (width, height), interpolation=cv2.INTER_NEAREST_EXACT)
 
 
-def picture_itself(image: np.ndarray, *, resolution: int) -> np.ndarray:
-    """The annotator of controls whose map is the picture: uint8 [H' W' 3]."""
+def image_itself(image: np.ndarray, *, resolution: int) -> np.ndarray:
+    """The annotator of controls whose map is the image: uint8 [H' W' 3]."""
     return fit_smooth(image, resolution)
 
 
@@ -75,7 +75,7 @@ def get_control(name: str) -> Control:
 def annotate(
     name: str, image: np.ndarray, resolution: int, *, preprocess: bool = True, **params: object
 ) -> np.ndarray:
-    """The map of control `name` for a picture or drawing uint8 [H W], [H W 3 or 4]: uint8 [H' W' 3].
+    """The map of control `name` for an image or drawing uint8 [H W], [H W 3 or 4]: uint8 [H' W' 3].
 
     preprocess: False says that `image` is a ready-made map, which is only brought to size. `params` go to the
     detector. ValueError for an unknown control or parameter, or when this build has no such detector.
@@ -151,7 +151,7 @@ CONTROLS: dict[str, Control] = {
         stem_10="control_sd15_seg",
         fit=fit_classes,
     ),
-    "inpaint": Control("control_v11p_sd15_inpaint", "the picture", picture_itself, masked_hint=-1.0),
+    "inpaint": Control("control_v11p_sd15_inpaint", "the picture", image_itself, masked_hint=-1.0),
     "lineart": Control("control_v11p_sd15_lineart", "white lines on black", fit=fit_lines),
     "lineart_anime": Control(
         "control_v11p_sd15s2_lineart_anime",
@@ -172,7 +172,7 @@ CONTROLS: dict[str, Control] = {
         pool=True,
         conditional_only=True,
     ),
-    "ip2p": Control("control_v11e_sd15_ip2p", "the picture", picture_itself),
-    "tile": Control("control_v11f1e_sd15_tile", "the picture", picture_itself),
-    "none": Control(None, "the map the model was trained on", picture_itself),
+    "ip2p": Control("control_v11e_sd15_ip2p", "the picture", image_itself),
+    "tile": Control("control_v11f1e_sd15_tile", "the picture", image_itself),
+    "none": Control(None, "the map the model was trained on", image_itself),
 }

@@ -1,4 +1,4 @@
-"""CUDA graphs: a network's step is recorded once for each shape, then replayed with one word to the card.
+"""CUDA graphs: a network's step is recorded once for each shape, then replayed with one call to the GPU.
 
 Of a step's many small kernels none is then launched by Python. Inputs are copied into the tensors that the
 recording reads, outputs out of those it writes. Weights must stay where they are: not for `save_memory`,
@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-KEPT = 4  # recordings of a network: picture sizes, with and without control
+KEPT = 4  # recordings of a network: image sizes, with and without control
 WARM_UPS = 3  # libraries and Triton choose their kernels in the first calls, which cannot be recorded
 
 Replay = Callable[[list[Tensor]], Any]
@@ -42,7 +42,7 @@ class Graphed:
         self._turn = threading.Lock()
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        """What `function` answers, in new tensors."""
+        """What `function` returns, in new tensors."""
         leaves, tree = pytree.tree_flatten((args, kwargs))
         places = [index for index, leaf in enumerate(leaves) if isinstance(leaf, Tensor)]
         tensors = [leaves[index] for index in places]
@@ -66,14 +66,14 @@ class Graphed:
 def use_graphs(networks: Iterable[nn.Module]) -> None:
     """Let calls of `networks` (U-Net, control branches) be replayed from now on, hooks and all.
 
-    Raises ValueError in one sentence for a network that is not on a CUDA card.
+    Raises ValueError in one sentence for a network that is not on a CUDA device.
     """
     networks = list(networks)
     for network in networks:
         place = next(network.parameters()).device
         if place.type != "cuda":
             raise ValueError(
-                f"CUDA graphs need a network on a CUDA card, this one is on {place}: leave them out"
+                f"CUDA graphs need a network on a CUDA device, this one is on {place}: leave them out"
             )
     for network in networks:
         # Where torch puts a compiled call, which `network(...)` then takes; keys and attributes stay.
@@ -104,7 +104,7 @@ def record_graph(function: Callable[[list[Tensor]], Any], example: list[Tensor])
 
 @functools.cache
 def _pool(_: torch.device) -> tuple[int, int]:
-    """Of memory, for all recordings on a card: what lies between a step's inputs and outputs is done with."""
+    """Of memory, for all recordings on a GPU: what lies between a step's inputs and outputs is done with."""
     return torch.cuda.graph_pool_handle()
 
 

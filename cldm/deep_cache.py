@@ -2,50 +2,39 @@
 
 Ma et al. 2023, "DeepCache", and Li et al. 2023, "Faster Diffusion", with control: a branch mostly feeds
 blocks that such a step leaves out, so it rests too. A step is a noise level: all calls of a second-order
-solver at one timestep are of one kind. What is kept lives in the denoiser of one pass of one request:
-pictures that are made at the same time never meet.
+solver at one timestep are of one kind. The cache lives in the denoiser of one pass of one request:
+images that are made at the same time never meet.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 from torch import Tensor
 
 from cldm.cldm import ControlLDM
 from cldm.control_units import ControlUnit, combined_residuals, step_at, unit_residuals
-from ldm.modules.feature_cache import DEFAULT_CACHE_POINT, get_cache_point
-
-
-@dataclass(frozen=True)
-class Reuse:
-    """every: one whole step of the U-Net and the branches in so many; the others compute what `cut` says.
-
-    control_every: one step of the branches in so many, among the whole ones. 1 is every step.
-    """
-
-    every: int = 1
-    cut: str = DEFAULT_CACHE_POINT
-    control_every: int = 1
+from cldm.request import Request
+from ldm.modules.feature_cache import get_cache_point
 
 
 class CachedDenoiser:
     """A pass of one request, called by one sampler: `cldm.control_units.controlled_denoiser` with a memory.
 
-    Where all is computed at every step, both give the same numbers to the bit. Raises ValueError for a U-Net
-    that cannot be cut as `reuse` says.
+    request: its `reuse_every`, `reuse_cut` and `control_every` say what is computed when. Where that is
+    everything at every step, both give the same numbers to the bit. ValueError for a U-Net too small.
     """
 
     def __init__(
         self, model: ControlLDM, text: Tensor, units: Sequence[ControlUnit], timesteps: Sequence[float],
-        reuse: Reuse,
+        request: Request,
     ) -> None:  # fmt: skip
-        self._model, self._units, self._timesteps, self._reuse = model, units, timesteps, reuse
+        self._model, self._units, self._timesteps, self._request = model, units, timesteps, request
         self._dtype = next(model.model.parameters()).dtype
         self._text = text.to(self._dtype)
         blocks = len(model.model.diffusion_model.input_blocks)
-        self._cache = get_cache_point(reuse.cut).make_cache(blocks) if reuse.every > 1 else None
+        point = get_cache_point(request.reuse_cut)
+        self._cache = point.make_cache(blocks) if request.reuse_every > 1 else None
         self._whole: tuple[int, list[int]] | None = None  # step of the last whole call, and who acted in it
         self._residuals: dict[int, tuple[int, list[Tensor]]] = {}  # by unit: when they were made, unscaled
 
@@ -60,11 +49,11 @@ class CachedDenoiser:
                 self._cache.deep = None
 
         def residuals(unit: ControlUnit, *inputs: Tensor) -> list[Tensor]:
-            made, kept = self._residuals.get(id(unit), (None, []))
-            if whole and _is_due(step, made, self._reuse.control_every):
-                kept = unit_residuals(unit, *inputs)
-                self._residuals[id(unit)] = step, kept
-            return kept
+            made, cached = self._residuals.get(id(unit), (None, []))
+            if whole and _is_due(step, made, self._request.control_every):
+                cached = unit_residuals(unit, *inputs)
+                self._residuals[id(unit)] = step, cached
+            return cached
 
         control = combined_residuals(list(acting.values()), latent, t, self._text, residuals)
         cond = {"c_crossattn": [self._text], "c_concat": None, "control": control, "cache": self._cache}
@@ -74,7 +63,7 @@ class CachedDenoiser:
         if self._whole is None:
             return True
         before, acted = self._whole
-        return acting != acted or _is_due(step, before, self._reuse.every)
+        return acting != acted or _is_due(step, before, self._request.reuse_every)
 
 
 def _is_due(step: int, before: int | None, every: int) -> bool:

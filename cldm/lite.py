@@ -1,7 +1,7 @@
 """MLP-lite: a control branch of pixel-wise MLPs in place of the copy of the U-Net's encoder.
 
-All that depends on the control picture is computed once: at each of the U-Net's resolutions a few blocks on
-the picture's features, average pooling down to the next, and a zero convolution for each place that
+All that depends on the hint image is computed once: at each of the U-Net's resolutions a few blocks on
+its features, average pooling down to the next, and a zero convolution for each place that
 ControlNet steers (Zhang et al. 2023). A step only scales the channels of the ready residuals by the timestep.
 Beyond MLPs: depthwise convolutions (Liu et al. 2022, "A ConvNet for the 2020s", the block) and a way back up,
 so that a position knows whether it lies inside an outline.
@@ -52,7 +52,7 @@ class LiteConfig:
 
 
 class ControlLite(nn.Module):
-    """Control picture and timestep -> a residual for each skip and one for the middle; text plays no part."""
+    """Hint image and timestep -> a residual for each skip and one for the middle; text plays no part."""
 
     def __init__(
         self, *, hint_channels: int = 3, lite: Mapping[str, Any] | None = None, **params: Any
@@ -86,9 +86,9 @@ class ControlLite(nn.Module):
         return self.lite.into_encoder
 
     def encode_hint(self, hint: Tensor) -> list[Tensor]:
-        """Control picture [b, 3, H, W] in [0, 1] -> residuals [b, c, h, w], not yet scaled by the timestep.
+        """Hint image [b, 3, H, W] in [0, 1] -> residuals [b, c, h, w], not yet scaled by the timestep.
 
-        They depend on the picture alone: compute them once and hand them to every step with `encoded=True`.
+        They depend on the image alone: compute them once and hand them to every step with `encoded=True`.
         """
         h = self.stem(F.pixel_unshuffle(hint.to(self.stem.weight.dtype), PIXELS_PER_LATENT))
         features = [self.down[0](h)]

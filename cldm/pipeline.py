@@ -1,4 +1,4 @@
-"""One request, from a sketch to a picture: the same for the shell, the demo, the evaluation and the tests.
+"""One request, from a sketch to an image: the same for the shell, the demo, the evaluation and the tests.
 
 Nothing of a request is written to the model; two requests never change each other's strengths.
 """
@@ -40,14 +40,14 @@ from ldm.modules.attention import slice_attention
 from ldm.util import pick_device, pick_dtype
 from scenes.things.vocabulary import READERS
 
-FACTOR = 8  # picture pixels a latent pixel, each way
-VAE_TILE = 64  # latent pixels: a picture of 512 a side is still decoded whole
+FACTOR = 8  # image pixels a latent pixel, each way
+VAE_TILE = 64  # latent pixels: an image of 512 a side is still decoded whole
 PREVIEW_SIDE = 32  # latent pixels: a preview costs little beside a step
 
 
 @dataclass(frozen=True)
 class Result:
-    """Control maps and pictures, uint8 [H W 3]; the request, its defaults filled in; seconds by stage."""
+    """Control maps and images, uint8 [H W 3]; the request, its defaults filled in; seconds by stage."""
 
     maps: list[np.ndarray]
     images: list[np.ndarray]
@@ -56,7 +56,7 @@ class Result:
 
 
 class Pipeline:
-    """A loaded model; call it with a picture and a `Request`.
+    """A loaded model; call it with an image and a `Request`.
 
     branches: further ones by name. save_memory: tiled decoding, sliced attention, on a GPU one stage's parts.
     """
@@ -123,11 +123,11 @@ class Pipeline:
         mask: np.ndarray | None = None,
         on_step: Callable[[Step], None] | None = None,
     ) -> Result:
-        """Make the pictures of `request`.
+        """Make the images of `request`.
 
-        image: uint8 [H W], [H W 3] or [H W 4], one for every control or one for all. init: picture to start
+        image: uint8 [H W], [H W 3] or [H W 4], one for every control or one for all. init: image to start
         from (img2img). mask: uint8 [H W], white where `init` is to be painted anew. on_step hears of every
-        step. Raises ValueError for pictures and settings that do not fit each other.
+        step. Raises ValueError for images and settings that do not fit each other.
         """
         clock = _Clock()
         request = request.completed(self.defaults)
@@ -164,7 +164,7 @@ class Pipeline:
     def generate(
         self, prompts: list[str], hints: Tensor | None, *, seed: int, **fields: Any
     ) -> list[np.ndarray]:
-        """One picture, uint8 [H W 3], a prompt: a batch of different pictures, as evaluation needs them.
+        """One image, uint8 [H W 3], a prompt: a batch of different images, as evaluation needs them.
 
         hints: [n, 3, H, W] in [0, 1], one a prompt; None for no control at the model's own resolution.
         fields: of the `Request` that says how.
@@ -185,7 +185,7 @@ class Pipeline:
 
     @torch.inference_mode()
     def preview(self, x0: Tensor) -> list[np.ndarray]:
-        """Rough pictures, at most 256 pixels a side, of predicted latents [n, c, h, w] (`Step.x0`)."""
+        """Rough images, at most 256 pixels a side, of predicted latents [n, c, h, w] (`Step.x0`)."""
         ratio = min(1.0, PREVIEW_SIDE / max(x0.shape[-2:]))
         small = x0 if ratio == 1 else F.interpolate(x0, scale_factor=ratio, mode="area")
         device = next(self.model.first_stage_model.parameters()).device  # the CPU where memory is short

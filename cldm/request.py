@@ -1,4 +1,4 @@
-"""What is asked of the pipeline: frozen data, all that a picture depends on; it travels inside its PNG."""
+"""What is asked of the pipeline: frozen data, all that an image depends on; it travels inside its PNG."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class ControlInput:
 
     strength: factor on every residual, 0 to 2 is usual. start, end: the part of the steps in which it acts, 0
     is the first. branch: name of a loaded control branch, None for the model's own. preprocess: False says
-    that the picture is a ready-made map. params: the annotator's. scales: one factor a residual in place of
+    that the image is a ready-made map. params: the annotator's. scales: one factor a residual in place of
     strength.
     """
 
@@ -57,14 +57,14 @@ class ControlInput:
 
 @dataclass(frozen=True)
 class Request:
-    """A picture to be made. None stands for the model's own default.
+    """An image to be made. None stands for the model's own default.
 
     scale: of classifier-free guidance, 1 is none. resolution: of the short side, pixels. eta: DDIM's noise, 0
     to 1. guided_control: run the pass without the prompt without the controls too, so that `scale`
     strengthens them as it does the prompt (web UIs: "ControlNet is more important"). denoise: how much of an
-    initial picture is made anew, 1 is all. Picture k of num_samples has seed + k.
+    initial image is made anew, 1 is all. Image k of num_samples has seed + k.
 
-    These save time and change the picture (docs/speed.md); as they are they do nothing. guidance_start,
+    These save time and change the image (docs/speed.md); as they are they do nothing. guidance_start,
     guidance_end: the part of the steps that are guided; the others leave out the pass without the prompt.
     reuse_every: one step in so many computes the whole U-Net and the branches, those between use its deep
     features again, cached at `reuse_cut` (ldm.modules.feature_cache.CACHE_POINTS). control_every: the same

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from cldm.cldm import ControlLDM
 from cldm.control_units import ControlUnit, controlled_denoiser, step_at, within
-from cldm.deep_cache import CachedDenoiser, Reuse
+from cldm.deep_cache import CachedDenoiser
 from cldm.request import Request
 from ldm.models.diffusion.samplers import classifier_free_guidance, get_sampler, inpaint_blend, start_latent
 from ldm.models.diffusion.sampling_run import Denoise, Generators, Step, noise_sampler
@@ -72,8 +72,7 @@ def _denoiser(
 ) -> Denoise:  # fmt: skip
     if not _reuses(request):
         return controlled_denoiser(model, text, units, timesteps)
-    reuse = Reuse(request.reuse_every, request.reuse_cut, request.control_every)
-    return CachedDenoiser(model, text, units, timesteps, reuse)
+    return CachedDenoiser(model, text, units, timesteps, request)
 
 
 def _reuses(request: Request) -> bool:

@@ -324,12 +324,12 @@ def out_of_memory(kind):
     def call(*_, **__):
         if kind == "cpu":
             torch.empty(2**50)
-        raise {"card": torch.OutOfMemoryError("CUDA out of memory."), "numpy": MemoryError()}[kind]
+        raise {"gpu": torch.OutOfMemoryError("CUDA out of memory."), "numpy": MemoryError()}[kind]
 
     return call
 
 
-@pytest.mark.parametrize("kind", ["cpu", "card", "numpy"])
+@pytest.mark.parametrize("kind", ["cpu", "gpu", "numpy"])
 def test_out_of_memory_says_what_to_lower(refused, monkeypatch, kind):
     monkeypatch.setattr(Pipeline, "__call__", out_of_memory(kind))
     sentence = refused()

@@ -1,9 +1,7 @@
-"""The CPU engine: what lies between the int8 layers of a loaded model, in few walks over memory.
+"""Fusing for the CPU: what lies between the int8 layers of a loaded model, in few passes over memory.
 
-Blocks of ldm and cldm get another class in place: children, names and numbers stay. Norms and gates hand
-bytes to the layers behind them, activations lie channels last throughout, so that positions are tokens as
-they are, and keys and values of the text are computed once a text and not at every step. The results are the
-layers' own, up to the rounding of float sums. For inference alone, on float32 activations.
+How it is done says `cldm.compressed`. Activations are float32 and lie channels last throughout, so that
+positions are tokens as they are; keys and values of the text are computed once a text, not at every step.
 """
 
 from __future__ import annotations
@@ -37,7 +35,7 @@ from quantize.model import quantized_layers
 
 
 def fuse_cpu(model: nn.Module) -> None:
-    """Make `model`, loaded and on the CPU, an engine: its blocks compute the same with fewer walks.
+    """Let blocks of `model`, loaded and on the CPU, compute the same with fewer passes over memory.
 
     What has no quantized layers, or ranges that do not allow it, stays as it is. Models whose float weights
     are not float32 stay as a whole.
@@ -56,7 +54,7 @@ def refuse_nan(network: nn.Module, args: tuple, kwargs: Mapping[str, Any]) -> No
     """
     for given in (*args, *kwargs.values()):
         for tensor in given if isinstance(given, list | tuple) else [given]:
-            # Sums keep what is not finite, and are quicker than a look at each number.
+            # Sums keep what is not finite, and are quicker than a test of each number.
             if isinstance(tensor, Tensor) and not torch.isfinite(tensor.sum()):
                 name = type(network).__name__
                 raise ValueError(f"{name} was given NaN or infinity: only numbers can be quantized")
@@ -115,9 +113,8 @@ def _network(network: nn.Module) -> None:
 
 def _branch(network: ControlNet) -> None:
     _network(network)
-    if any(
-        layer.accepts_quantized for _, layer in quantized_layers(network)
-    ):  # else it is as exact as can be
+    # Without such layers the branch is as exact as can be, and stays so.
+    if any(layer.accepts_quantized for _, layer in quantized_layers(network)):
         for conv, *_ in (*network.zero_convs, network.middle_block_out):
             to_bf16(conv)
 
@@ -135,7 +132,7 @@ def _prepare_at_first_call(network: nn.Module) -> None:
 
 
 def _channels_last(network: nn.Module) -> None:
-    """Let float convolutions answer channels last, which what follows them keeps up."""
+    """Let float convolutions output channels last, which what follows them keeps up."""
     for layer in network.modules():
         if isinstance(layer, nn.Conv2d):
             layer.weight.data = layer.weight.contiguous(memory_format=torch.channels_last)

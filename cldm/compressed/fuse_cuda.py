@@ -1,8 +1,7 @@
-"""The GPU's engine: norms of a loaded model hand bytes to the layers behind them.
+"""Fusing for NVIDIA GPUs: norms of a loaded model hand bytes to the layers behind them.
 
-A norm gets another class in place: name, numbers and hooks stay. What it hands on are signed bytes, made by
-the kernels of `quantize.triton`, which never wait for the GPU; they are those that the layer would have
-made, up to the rounding of float sums. For inference alone.
+How it is done says `cldm.compressed`. The bytes are signed, made by the kernels of `quantize.triton`, which
+never wait for the GPU.
 """
 
 from __future__ import annotations
@@ -16,6 +15,7 @@ from torch import Tensor, nn
 from ldm.modules.attention import BasicTransformerBlock, SpatialTransformer
 from ldm.modules.layers import ResBlock
 from quantize.backends.cuda import TensorCores, ranges_of
+from quantize.fused.norms import read_alike
 from quantize.layers import QuantLayer
 
 if TYPE_CHECKING:
@@ -60,7 +60,7 @@ class CudaResBlock(ResBlock):
 def fuse_cuda(model: nn.Module) -> None:
     """Let norms of `model` write bytes, where all that reads them computes with bytes on a GPU.
 
-    Convolutions that stayed float answer channels last, as the quantized ones do.
+    Convolutions that stayed float output channels last, as the quantized ones do.
     """
     for module in list(model.modules()):
         if rule := RULES.get(type(module)):
@@ -99,15 +99,7 @@ def _feed(norm: nn.Module, *layers: nn.Module, silu: bool = False) -> None:
 
 def _read_alike(*layers: nn.Module) -> bool:
     """Whether all of `layers` take bytes on a GPU, and the same ones."""
-    if not all(isinstance(one, QuantLayer) and isinstance(one._compute, TensorCores) for one in layers):
-        return False
-    kinds = {(one.spec.rule.weights, one.spec.rule.inputs, one.spec.ranges) for one in layers}
-    (values, inputs, _), *others = kinds
-    if others or values != "int8" or inputs == "float":
-        return False
-    names = ("in_scale", "in_zero") if inputs == "static" else ()
-    pairs = ((getattr(layers[0], name), getattr(one, name)) for one in layers[1:] for name in names)
-    return all(torch.equal(*pair) for pair in pairs)
+    return read_alike(layers) and all(isinstance(layer._compute, TensorCores) for layer in layers)
 
 
 # What is done to the modules of a class; subclasses are others.

@@ -1,7 +1,6 @@
-"""Blocks of ldm as the CPU engine computes them: the children, names and numbers of what they replace.
+"""Blocks of ldm as a fused model computes them on the CPU; `cldm.compressed.fuse_cpu` says where they go.
 
-Norms and gates hand bytes to the layers behind them, and what goes around a block is added inside its last
-layer. `cldm.compressed.fuse_cpu` says which block becomes which.
+What goes around a block is added inside its last layer.
 """
 
 from __future__ import annotations

@@ -26,7 +26,7 @@ MLP_MULTIPLE = 16  # channels: int8 kernels take them by 16 and more
 def prunable(model: nn.Module) -> list[Group]:
     """Units of the U-Net and of control branches of either kind, as far as `model` has them.
 
-    Not those of text encoder and autoencoder: they run once a picture, so that little is won.
+    Not those of text encoder and autoencoder: they run once an image, so that little is won.
     """
     groups = []
     for name, module in model.named_modules():

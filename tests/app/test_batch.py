@@ -7,9 +7,8 @@ from PIL import Image
 
 import generate
 from app.batch import folder_jobs, images_in, prompt_beside
-from app.provenance import find_place, load_request, satisfies, single_request
 from cldm.pipeline import Pipeline
-from cldm.request import ControlInput, Request
+from cldm.request import Request
 from common.memory import memory_sentence, peak_memory
 from ldm.image import read_image, read_png_text, write_png
 from tests.small_files import write_small_model
@@ -185,31 +184,6 @@ def test_all_pictures_without_prompt_are_counted(folder):
     (folder / "a.txt").unlink()
     with pytest.raises(ValueError, match=r"no prompt for a\.png and 1 more"):
         folder_jobs(folder, Request, None)
-
-
-def test_a_default_is_answered_by_any_value_and_nothing_else_is():
-    made = Request("x", scale=2.0, resolution=64)
-    assert satisfies(made, Request("x"))
-    assert satisfies(made, Request("x", scale=2.0))
-    for other in ({"scale": 3.0}, {"seed": 1}, {"controls": (ControlInput(strength=0.5),)}, {"eta": 1.0}):
-        assert not satisfies(made, Request("x", **other))
-
-
-def test_a_picture_of_a_request_counts_its_seed_up():
-    asked = Request("x", seed=5, num_samples=3)
-    assert [single_request(asked, k) for k in range(3)] == [Request("x", seed=5 + k) for k in range(3)]
-
-
-def test_a_text_of_another_version_is_said(tmp_path):
-    for request, source in (
-        ("{}", "{}"),
-        (Request("x").to_json(), '{"magic": 1}'),
-        (Request("x").to_json(), "3"),
-    ):
-        write_png(tmp_path / "a.png", np.zeros((8, 8, 3), np.uint8), {"request": request, "source": source})
-        with pytest.raises(ValueError, match="carries a request of another version"):
-            load_request(tmp_path / "a.png")
-    assert find_place(tmp_path, "a", Request("x"), None) == (tmp_path / "a_2.png", None)
 
 
 def test_memory_is_told_in_words():

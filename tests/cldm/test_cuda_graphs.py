@@ -1,4 +1,4 @@
-"""Recordings: one for each kind of call, inputs and outputs apart, the card alone."""
+"""Recordings: one for each kind of call, inputs and outputs apart, the GPU alone."""
 
 import threading
 
@@ -83,7 +83,7 @@ def test_threads_take_turns():
 
 def test_a_network_on_the_cpu_is_refused_and_stays_as_it_was():
     network = nn.Linear(2, 2)
-    with pytest.raises(ValueError, match="need a network on a CUDA card, this one is on cpu"):
+    with pytest.raises(ValueError, match="need a network on a CUDA device, this one is on cpu"):
         use_graphs([network])
     assert network._compiled_call_impl is None
 

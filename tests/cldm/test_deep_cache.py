@@ -10,11 +10,11 @@ import pytest
 import torch
 
 from cldm.control_units import ControlUnit, control_scales, controlled_denoiser
-from cldm.deep_cache import CachedDenoiser, Reuse
+from cldm.deep_cache import CachedDenoiser
 from cldm.pipeline import Pipeline
 from cldm.request import ControlInput, Request
 from ldm.models.diffusion.samplers import SAMPLERS, get_sampler
-from ldm.modules.feature_cache import CACHE_POINTS, CachePoint, FeatureCache
+from ldm.modules.feature_cache import CACHE_POINTS, DEFAULT_CACHE_POINT, CachePoint, FeatureCache
 from tests.small_models import SD15, build
 
 BLOCKS = 9  # input blocks of the small model, and output blocks
@@ -40,6 +40,10 @@ def pipe(model):
 def unit(model, strength=1.0, **options):
     scales = control_scales(strength, len(model.control_scales), guess_mode=False)
     return ControlUnit(model.control_model, model.control_model.encode_hint(HINT), scales, **options)
+
+
+def saving(every=1, cut=DEFAULT_CACHE_POINT, control_every=1):
+    return Request("x", reuse_every=every, reuse_cut=cut, control_every=control_every)
 
 
 def walk(denoise, timesteps=TIMESTEPS):
@@ -75,7 +79,7 @@ def counted(model):
 def test_reusing_nothing_is_the_plain_denoiser_to_the_bit(model, cut):
     units = [unit(model), unit(model, 0.5, start=0.5)]
     plain = walk(controlled_denoiser(model, TEXT, units, TIMESTEPS))
-    assert same(walk(CachedDenoiser(model, TEXT, units, TIMESTEPS, Reuse(1, cut, 1))), plain)
+    assert same(walk(CachedDenoiser(model, TEXT, units, TIMESTEPS, saving(1, cut, 1))), plain)
 
 
 @each_cut
@@ -95,7 +99,7 @@ def test_a_step_between_with_nothing_changed_is_the_whole_step_to_the_bit(model,
 def test_whole_steps_are_exact_and_those_between_are_not(model, cut):
     units = [unit(model)]
     plain = walk(controlled_denoiser(model, TEXT, units, TIMESTEPS))
-    reused = walk(CachedDenoiser(model, TEXT, units, TIMESTEPS, Reuse(2, cut)))
+    reused = walk(CachedDenoiser(model, TEXT, units, TIMESTEPS, saving(2, cut)))
     assert same(reused[::2], plain[::2])  # whole steps
     assert not any(torch.equal(a, b) for a, b in zip(reused[1::2], plain[1::2], strict=True))
 
@@ -110,7 +114,7 @@ def test_whole_steps_are_exact_and_those_between_are_not(model, cut):
 )
 def test_every_second_step_computes_only_what_the_cut_says(model, cut, computed):
     with counted(model) as calls:
-        walk(CachedDenoiser(model, TEXT, [unit(model)], TIMESTEPS, Reuse(2, cut)))
+        walk(CachedDenoiser(model, TEXT, [unit(model)], TIMESTEPS, saving(2, cut)))
     assert {name for name in calls if name[:2] in ("in", "ou") and calls[name] == 6} == computed
     assert {calls[name] for name in calls if name not in computed | {"unet"}} == {3}
     assert calls["unet"] == 6
@@ -121,7 +125,7 @@ def test_the_branch_alone_rests_and_its_residuals_stay(model):
     model.apply_model = lambda x, t, cond: seen.append(cond["control"]) or plain(x, t, cond)
     try:
         with counted(model) as calls:
-            walk(CachedDenoiser(model, TEXT, [unit(model, 0.5)], TIMESTEPS, Reuse(control_every=4)))
+            walk(CachedDenoiser(model, TEXT, [unit(model, 0.5)], TIMESTEPS, saving(control_every=4)))
     finally:
         del model.apply_model
     assert (calls["branch"], calls["middle"]) == (2, 6)
@@ -131,7 +135,7 @@ def test_the_branch_alone_rests_and_its_residuals_stay(model):
 
 def test_branches_rest_longer_than_the_unet_where_both_are_asked(model):
     with counted(model) as calls:
-        walk(CachedDenoiser(model, TEXT, [unit(model)], TIMESTEPS, Reuse(2, control_every=4)))
+        walk(CachedDenoiser(model, TEXT, [unit(model)], TIMESTEPS, saving(2, control_every=4)))
     assert (calls["branch"], calls["middle"]) == (2, 3)
 
 
@@ -139,12 +143,12 @@ def test_a_branch_that_comes_or_goes_makes_a_step_whole(model):
     late, early = [unit(model, start=0.5)], [unit(model, end=0.5)]
     for units, calls_of_branch in ((late, 1), (early, 1)):
         with counted(model) as calls:
-            walk(CachedDenoiser(model, TEXT, units, TIMESTEPS, Reuse(6)))
+            walk(CachedDenoiser(model, TEXT, units, TIMESTEPS, saving(6)))
         assert (calls["middle"], calls["branch"]) == (2, calls_of_branch)
 
 
 def test_what_a_branch_added_is_gone_with_it_to_the_bit(model):
-    denoise = CachedDenoiser(model, TEXT, [unit(model, end=0.5)], TIMESTEPS, Reuse(control_every=6))
+    denoise = CachedDenoiser(model, TEXT, [unit(model, end=0.5)], TIMESTEPS, saving(control_every=6))
     plain = walk(controlled_denoiser(model, TEXT, [], TIMESTEPS))
     got = walk(denoise)
     assert same(got[3:], plain[3:])
@@ -155,7 +159,7 @@ def test_what_a_branch_added_is_gone_with_it_to_the_bit(model):
     ("steps", "whole"), [([0, 1, 2, 3, 4, 5], [0, 3]), ([1, 2, 3, 4], [1, 3]), ([2, 4, 5], [2, 4])]
 )
 def test_a_pass_that_begins_late_or_misses_steps_keeps_the_same_rhythm(model, steps, whole):
-    denoise, found = CachedDenoiser(model, TEXT, [], TIMESTEPS, Reuse(3)), []
+    denoise, found = CachedDenoiser(model, TEXT, [], TIMESTEPS, saving(3)), []
     for step in steps:
         with counted(model) as calls:
             denoise(X, torch.full((2,), int(TIMESTEPS[-1 - step])))
@@ -166,7 +170,7 @@ def test_a_pass_that_begins_late_or_misses_steps_keeps_the_same_rhythm(model, st
 def test_both_looks_of_a_second_order_solver_at_a_level_are_of_one_kind(model):
     abar, steps = model.alphas_cumprod, 5
     levels = get_sampler("heun").timesteps(steps, abar)
-    denoise, seen = CachedDenoiser(model, TEXT, [], levels, Reuse(2)), []
+    denoise, seen = CachedDenoiser(model, TEXT, [], levels, saving(2)), []
 
     def listen(x, t):
         with counted(model) as calls:

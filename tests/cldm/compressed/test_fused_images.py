@@ -12,7 +12,7 @@ from cldm.request import ControlInput, Request
 from eval.paired import psnr
 from ldm.image import read_image
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 CONFIG, SKETCH = ROOT / "models" / "tiny.yaml", ROOT / "test_imgs" / "circle.png"
 PROMPT = "cyan circle with brown background"
 SAME_DB = 45  # bytes that round to the neighbour; quantizing at all leaves some 49 dB, less in guess mode
