@@ -35,15 +35,15 @@ class RequestFlags:
 
     prompt: str | None = flag(None, "what to draw; (word:1.2) weighs a word", metavar="TEXT")
     negative_prompt: str | None = flag(None, "what to keep away from", metavar="TEXT")
-    seed: int | None = flag(None, "of the noise, 0 or more (default: 0)", metavar="N")
-    num_samples: int | None = flag(None, "pictures of each, seeds count up (default: 1)", metavar="N")
-    steps: int | None = flag(None, "of the sampler (default: 20)", metavar="N")
+    seed: int | None = flag(None, "of the noise, 0 or more (default: 0)")
+    num_samples: int | None = flag(None, "pictures of each, seeds count up (default: 1)")
+    steps: int | None = flag(None, "of the sampler (default: 20)")
     sampler: str | None = flag(None, "--list names them (default: ddim)", metavar="NAME")
-    eta: float | None = flag(None, "noise of ddim, 0 to 1 (default: 0)", metavar="X")
-    scale: float | None = flag(None, "of the guidance, 1 is none (default: the model's)", metavar="X")
+    eta: float | None = flag(None, "noise of ddim, 0 to 1 (default: 0)")
+    scale: float | None = flag(None, "of the guidance, 1 is none (default: the model's)")
     resolution: int | None = flag(None, "of the short side (default: the model's)", metavar="PX")
-    clip_skip: int | None = flag(None, "text from the N-th layer from the end", metavar="N")
-    denoise: float | None = flag(None, "how much of --init is made anew, up to 1 (default: 1)", metavar="X")
+    clip_skip: int | None = flag(None, "text from the N-th layer from the end")
+    denoise: float | None = flag(None, "how much of --init is made anew, up to 1 (default: 1)")
     guided_control: bool | None = flag(
         None, "let --scale strengthen the control as it does the prompt (default: the model's)"
     )
@@ -54,15 +54,13 @@ class RequestFlags:
 class SavingFlags:
     """Fields of the request that save time."""
 
-    guidance_start: float | None = flag(None, "first guided part of the steps (default: 0)", metavar="X")
-    guidance_end: float | None = flag(None, "last guided part of the steps (default: 1)", metavar="X")
-    reuse_every: int | None = flag(
-        None, "one whole step in K, others reuse it (default: 1, off)", metavar="K"
-    )
+    guidance_start: float | None = flag(None, "first guided part of the steps (default: 0)")
+    guidance_end: float | None = flag(None, "last guided part of the steps (default: 1)")
+    reuse_every: int | None = flag(None, "one whole step in N, others reuse it (default: 1, off)")
     reuse_cut: str | None = flag(
         None, "what steps between compute; --list names it (default: outer-2)", metavar="NAME"
     )
-    control_every: int | None = flag(None, "one step in K computes the control (default: 1)", metavar="K")
+    control_every: int | None = flag(None, "one step in N computes the control (default: 1)")
 
 
 @dataclass(frozen=True)
@@ -73,15 +71,11 @@ class ControlFlags:
         None, "--list names them (default: what the weights are called, else scribble)",
         action="append", metavar="NAME",
     )  # fmt: skip
-    strength: tuple[float, ...] | None = flag(
-        None, "0 is off, 1 as trained (default: 1)", action="append", metavar="X"
-    )
+    strength: tuple[float, ...] | None = flag(None, "0 is off, 1 as trained (default: 1)", action="append")
     start: tuple[float, ...] | None = flag(
-        None, "first part of the steps, 0 to 1 (default: 0)", action="append", metavar="X"
+        None, "first part of the steps, 0 to 1 (default: 0)", action="append"
     )
-    end: tuple[float, ...] | None = flag(
-        None, "last part of the steps, 0 to 1 (default: 1)", action="append", metavar="X"
-    )
+    end: tuple[float, ...] | None = flag(None, "last part of the steps, 0 to 1 (default: 1)", action="append")
     branch: tuple[str, ...] | None = flag(
         None, "weights of its own, or `own` for the model's branch", action="append", metavar="FILE"
     )
@@ -94,12 +88,12 @@ class DetectorFlags:
     preprocess: bool | None = flag(
         None, "--image is a ready-made map", "--no-preprocess", action="store_false"
     )
-    low: float | None = flag(None, "canny: an edge goes on above it (default: 100)", metavar="X")
-    high: float | None = flag(None, "canny: an edge starts above it (default: 200)", metavar="X")
+    low: float | None = flag(None, "canny: an edge goes on above it (default: 100)")
+    high: float | None = flag(None, "canny: an edge starts above it (default: 200)")
     invert: Literal["auto", "yes", "no"] | None = flag(
         None, "scribble: dark lines on light paper? (default: auto)"
     )
-    threshold: int | None = flag(None, "scribble_xdog: 1 to 255, lower draws more (default: 32)", metavar="N")
+    threshold: int | None = flag(None, "scribble_xdog: 1 to 255, lower draws more (default: 32)")
 
 
 @dataclass(frozen=True)

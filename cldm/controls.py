@@ -55,14 +55,8 @@ class Control:
     fit: Annotate = fit_smooth  # (ready-made map, resolution) -> map at the target size
     pool: bool = False  # the model averages the control over all places (global_average_pooling)
     conditional_only: bool = False  # the unconditional pass runs without the hint
-    guess_mode: bool = True  # works without a prompt
     masked_hint: float | None = None  # hint value of pixels to be painted anew; the others are in [0, 1]
     clip_skip: int = 1  # 1 takes the text from the last layer, 2 from the one before
-
-    @property
-    def yaml(self) -> str | None:
-        """The model configuration, relative to the project's root."""
-        return self.stem and f"models/{self.stem}.yaml"
 
 
 def get_control(name: str) -> Control:
@@ -154,11 +148,7 @@ CONTROLS: dict[str, Control] = {
     "inpaint": Control("control_v11p_sd15_inpaint", "the picture", image_itself, masked_hint=-1.0),
     "lineart": Control("control_v11p_sd15_lineart", "white lines on black", fit=fit_lines),
     "lineart_anime": Control(
-        "control_v11p_sd15s2_lineart_anime",
-        "white lines on black",
-        fit=fit_lines,
-        guess_mode=False,
-        clip_skip=2,
+        "control_v11p_sd15s2_lineart_anime", "white lines on black", fit=fit_lines, clip_skip=2
     ),
     "openpose": Control(
         "control_v11p_sd15_openpose", "coloured skeletons on black", stem_10="control_sd15_openpose"

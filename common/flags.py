@@ -22,6 +22,7 @@ from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_
 T = TypeVar("T")
 NOT_SHOWN = ("None", "False", "()", "[]")  # as "(default: …)": the help says it better
 KEY = "flag"
+METAVARS = {int: "N", float: "X"}
 
 
 def flag(default: Any, help: str, *names: str, **options: Any) -> Any:
@@ -77,6 +78,6 @@ def _kind(one: Field, hint: Any, has_action: bool) -> dict[str, Any]:
         return {"action": "store_true" if one.default is False else argparse.BooleanOptionalAction}
     if get_origin(hint) is Literal:
         return {"choices": get_args(hint)}
-    if get_origin(hint) is tuple:
-        return {"type": get_args(hint)[0]} | ({} if has_action else {"nargs": "+"})
-    return {"type": hint}
+    word = get_args(hint)[0] if get_origin(hint) is tuple else hint
+    many = word is not hint and not has_action
+    return {"type": word, "metavar": METAVARS.get(word)} | ({"nargs": "+"} if many else {})

@@ -21,8 +21,9 @@ def picture():
 
 def configuration(control):
     """The yaml of a control over its base, as the model loader merges them."""
-    own = OmegaConf.load(ROOT / control.yaml)
-    base = OmegaConf.load((ROOT / control.yaml).parent / own.pop("base"))
+    models = ROOT / "models"
+    own = OmegaConf.load(models / f"{control.stem}.yaml")
+    base = OmegaConf.load(models / own.pop("base"))
     return base, OmegaConf.merge(base, own)
 
 
@@ -59,7 +60,7 @@ def test_special_rules_belong_to_the_controls_that_have_them():
         return {name for name, control in PUBLISHED.items() if rule(control)}
 
     assert having(lambda c: c.pool) == having(lambda c: c.conditional_only) == {"shuffle"}
-    assert having(lambda c: c.clip_skip != 1) == having(lambda c: not c.guess_mode) == {"lineart_anime"}
+    assert having(lambda c: c.clip_skip != 1) == {"lineart_anime"}
     assert having(lambda c: c.masked_hint is not None) == {"inpaint"}
     assert CONTROLS["inpaint"].masked_hint == -1
 
