@@ -126,10 +126,9 @@ class Block(nn.Module):
 
     def __init__(self, width: int, kernel: int) -> None:
         super().__init__()
-        mixed = (
-            nn.Conv2d(width, width, kernel, padding=kernel // 2, groups=width) if kernel else nn.Identity()
-        )
-        self.mix = mixed
+        self.mix: nn.Module = nn.Identity()
+        if kernel:
+            self.mix = nn.Conv2d(width, width, kernel, padding=kernel // 2, groups=width)
         self.norm = nn.LayerNorm(width)
         self.mlp = nn.Sequential(
             nn.Linear(width, EXPANSION * width), nn.GELU(), nn.Linear(EXPANSION * width, width)

@@ -13,6 +13,9 @@ from ldm.modules.feature_cache import DEFAULT_CACHE_POINT, get_cache_point
 
 MAX_STEPS = 500  # what the published DDIM can do with 1000 training timesteps
 MAX_SAMPLES = 64
+MAX_SCALE = 100
+MAX_STRENGTH = 10
+MIN_SIDE, MAX_SIDE = 64, 4096  # pixels of the short side
 MAX_SEED = 2**32 - 1
 DEFAULTS = {"resolution": 512, "scale": 9.0, "guided_control": False}  # of fields that a model may decide
 
@@ -48,9 +51,8 @@ class ControlInput:
 
     def __post_init__(self) -> None:
         get_control(self.control)
-        _check(
-            0 <= self.strength <= 10, f"strength={self.strength}: use 0 (no control) to 10, 1 is as trained"
-        )
+        fits = 0 <= self.strength <= MAX_STRENGTH
+        _check(fits, f"strength={self.strength}: use 0 (no control) to {MAX_STRENGTH}, 1 is as trained")
         _check_window("", self.start, self.end)
         object.__setattr__(self, "scales", None if self.scales is None else tuple(self.scales))
 
@@ -99,15 +101,12 @@ class Request:
         _check(0 <= self.seed <= MAX_SEED, f"seed={self.seed}: use 0 to {MAX_SEED}")
         _check(0 <= self.eta <= 1, f"eta={self.eta}: use 0 (deterministic) to 1 (ancestral)")
         _check(0 < self.denoise <= 1, f"denoise={self.denoise}: use more than 0, up to 1 (all new)")
-        _check(
-            1 <= self.num_samples <= MAX_SAMPLES, f"num_samples={self.num_samples}: use 1 to {MAX_SAMPLES}"
-        )
-        _check(
-            self.scale is None or 0 <= self.scale <= 100,
-            f"scale={self.scale}: use 0 to 100, 1 is no guidance",
-        )
-        small = self.resolution is not None and not 64 <= self.resolution <= 4096
-        _check(not small, f"resolution={self.resolution}: use 64 to 4096 pixels")
+        count, scale, side = self.num_samples, self.scale, self.resolution
+        _check(1 <= count <= MAX_SAMPLES, f"num_samples={count}: use 1 to {MAX_SAMPLES}")
+        fits = scale is None or 0 <= scale <= MAX_SCALE
+        _check(fits, f"scale={scale}: use 0 to {MAX_SCALE}, 1 is no guidance")
+        fits = side is None or MIN_SIDE <= side <= MAX_SIDE
+        _check(fits, f"resolution={side}: use {MIN_SIDE} to {MAX_SIDE} pixels")
         _check_window("guidance_", self.guidance_start, self.guidance_end)
         for name in ("reuse_every", "control_every"):
             every = getattr(self, name)

@@ -50,8 +50,8 @@ def pictures():
     return sorted(path.name for path in Path("outputs").iterdir())
 
 
-def contents():
-    return {path.name: path.read_bytes() for path in Path("outputs").iterdir()}
+def contents(folder="outputs"):
+    return {path.name: path.read_bytes() for path in Path(folder).iterdir()}
 
 
 # A folder, from the command line
@@ -134,6 +134,13 @@ def test_every_control_sees_the_picture(run):
     code, _, err = run("--control", "canny", "--control", "scribble")
     assert code == 0, err
     assert [one["control"] for one in stored("b_seed0.png")["controls"]] == ["canny", "scribble"]
+
+
+def test_a_folder_is_made_as_an_image_was(run):
+    run("--seed", 5, "--negative-prompt", "blue")
+    code, _, err = run("--from", "outputs/b_seed5.png", "--out", "again", prompt=None)
+    assert code == 0, err
+    assert contents("again") == contents()
 
 
 def test_guess_mode_needs_no_prompts(run, folder):
