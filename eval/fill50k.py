@@ -115,13 +115,12 @@ def generate(
 
 def autoencode(pipe: Pipeline, images: Sequence[np.ndarray]) -> list[np.ndarray]:
     """Each image, uint8 [H W 3], through the autoencoder alone: the best that any control can reach."""
-    from ldm.image import image_to_model, model_to_images
+    from cldm.conditioning import encode_image
+    from ldm.image import model_to_images
 
-    model, results = pipe.model, []
+    results = []
     for image in images:
-        posterior = model.encode_first_stage(image_to_model(image).to(model.device))
-        pixels = model.decode_first_stage(model.get_first_stage_encoding(posterior.mode()))
-        results += model_to_images(pixels)
+        results += model_to_images(pipe.model.decode_first_stage(encode_image(pipe.model, image)))
     return results
 
 
@@ -168,6 +167,7 @@ def robustness(pipe: Pipeline, count: int, settings: Settings) -> dict[str, dict
 def _hints(sources: Sequence[np.ndarray]) -> Tensor:
     import torch
 
+    # Channels last in memory: contiguous hints take other kernels, and the last bits of stored rows change.
     return torch.from_numpy(np.stack(sources)).permute(0, 3, 1, 2).float() / 255  # [n 3 H W] in [0, 1]
 
 

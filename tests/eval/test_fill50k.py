@@ -4,6 +4,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import torch
 
 from eval.fill50k import DRAWINGS, Settings, generate, held_out_scenes, main, quality, robustness, score
 from scenes.colours import COLOURS
@@ -20,7 +21,7 @@ class Painter:
     """
 
     model = SimpleNamespace(
-        device="cpu",
+        first_stage_model=torch.nn.Linear(1, 1),
         encode_first_stage=lambda pixels: SimpleNamespace(mode=lambda: pixels),
         get_first_stage_encoding=lambda latent: latent,
         decode_first_stage=lambda latent: latent,

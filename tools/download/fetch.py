@@ -171,16 +171,13 @@ def _alone(target: Path) -> Iterator[None]:
     """Nobody else fetches `target` meanwhile; DownloadError at once when somebody does."""
     from filelock import FileLock, Timeout
 
-    lock = FileLock(target.with_name(f"{target.name}.lock"))
+    path = target.with_name(f"{target.name}.lock")
     try:
-        lock.acquire(timeout=0)
+        with FileLock(path, timeout=0):
+            try:
+                yield
+            finally:
+                with suppress(PermissionError):  # Windows deletes no open file
+                    path.unlink(missing_ok=True)
     except Timeout:
         raise DownloadError(f"another process is fetching {target}: repeat the command later") from None
-    try:
-        yield
-    finally:
-        if not _parts(target):
-            # Whoever takes a deleted lock finds the finished file first, or nothing that could be spoilt.
-            with suppress(PermissionError):  # Windows deletes no open file
-                Path(lock.lock_file).unlink(missing_ok=True)
-        lock.release()
