@@ -12,8 +12,6 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError, safe_open
-
 FORMAT_VERSION = 1
 METADATA_KEY = "prune"
 SUFFIX = ".safetensors"
@@ -56,19 +54,3 @@ class Record:
         except (AttributeError, KeyError, TypeError, json.JSONDecodeError) as error:
             reason = " ".join(str(error).split())
             raise ValueError(f"{path} says nonsense about its pruning, make it again: {reason}") from None
-
-
-def read_record(path: str | Path) -> Record | None:
-    """What a file says about its pruning; None where it says nothing, as every other kind of file.
-
-    Raises ValueError in one sentence for a newer format or nonsense.
-    """
-    path = Path(path)
-    if path.suffix != SUFFIX or not path.is_file():
-        return None
-    try:
-        with safe_open(path, framework="numpy") as file:
-            text = (file.metadata() or {}).get(METADATA_KEY)
-    except SafetensorError:
-        return None  # whoever loads it says what is wrong with it
-    return None if text is None else Record.from_json(text, path)

@@ -10,16 +10,20 @@ from safetensors.torch import load_file, save_file
 
 import generate
 import tools.compress.quantize
+from checkpoints.checkpoint import open_checkpoint
 from cldm.model import load_model
 from cldm.pipeline import Pipeline
 from cldm.request import Request
 from quantize.model import quantized_layers
 from quantize.prune.masks import has_two_of_four, share_of_zeros
-from quantize.prune.record import read_record
 from tests.small_files import SIDE, write_small_model
 from tools.compress.prune import main
 
 SHARES = ["--heads", "0.25", "--mlp", "0.5", "--res", "0.25"]
+
+
+def read_record(path):
+    return open_checkpoint(path).pruning
 
 
 @pytest.fixture(scope="module")
