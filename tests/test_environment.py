@@ -30,6 +30,7 @@ PYTHONS = [f"3.{minor}" for minor in range(9, 15)]
 EXTRAS_OF = {
     "cldm": {"train"},
     "trainer": {"train"},
+    "scenes": {"train"},  # drawing things
     "app": {"app"},
     "eval": {"eval"},
     "annotator": {"annotators"},
