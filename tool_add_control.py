@@ -49,11 +49,11 @@ def main(
 
     def run() -> object:
         from tools.convert.add_control import BranchInit, add_control
-        from tools.convert.target import open_target
+        from tools.convert.target import Target
 
         init = BranchInit(args.branch, args.seed, use_ema=args.use_ema, replace=args.replace_branch)
-        with open_target(args.output, force=args.force) as target:
-            return add_control(args.base, target, args.config or MODELS / config, init)
+        target = Target(args.output, force=args.force)
+        return add_control(args.base, target, args.config or MODELS / config, init)
 
     return run_command(run)
 

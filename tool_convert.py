@@ -60,15 +60,15 @@ def main(argv: list[str] | None = None) -> int:
 def _run(args: argparse.Namespace) -> object:
     """What there is to say of the result."""
     from tools.convert.conversions import CONVERSIONS, strip_plan
-    from tools.convert.target import open_target
+    from tools.convert.target import Target
 
     own = {name: value for name, value in vars(args).items() if name not in OF_ALL_COMMANDS}
     if args.command == "strip" and args.dry_run:
         return strip_plan(args.input, **own)
     if args.output is None:
         raise ValueError("name the file to write, or add --dry-run to see what would go")
-    with open_target(args.output, force=args.force, dtype=getattr(args, "dtype", None)) as target:
-        return CONVERSIONS[args.command](args.input, target, **own)
+    target = Target(args.output, force=args.force, dtype=getattr(args, "dtype", None))
+    return CONVERSIONS[args.command](args.input, target, **own)
 
 
 if __name__ == "__main__":

@@ -36,7 +36,7 @@ from tools.compress.pruned_files import (
 from tools.compress.report import size_table, sizes_of
 from tools.compress.settings import Finetune, Magnitude, Strip, Structured, TwoOfFour
 from tools.convert import conversions
-from tools.convert.target import open_target
+from tools.convert.target import Target
 
 TAYLOR_NETWORKS = ("control_model", "model.diffusion_model")
 State = Mapping[str, Values]
@@ -45,8 +45,8 @@ State = Mapping[str, Values]
 def strip(job: Strip) -> str:
     """A file without what only training needs."""
     before = job.input.stat().st_size if job.input.is_file() else 0
-    with open_target(job.out, force=job.force, dtype="fp16" if job.half else None) as target:
-        result = conversions.strip(job.input, target, use_ema=job.use_ema)
+    target = Target(job.out, force=job.force, dtype="fp16" if job.half else None)
+    result = conversions.strip(job.input, target, use_ema=job.use_ema)
     return f"{result}\n{before / MIB:.1f} MiB before, {job.out.stat().st_size / MIB:.1f} MiB after"
 
 

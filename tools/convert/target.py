@@ -4,19 +4,17 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
 from tqdm import tqdm
 
 from checkpoints.diffusers.folder import CONFIG, INDEX
 from checkpoints.diffusers.write import Write
 from checkpoints.files.kinds import quote
 from checkpoints.files.lazy import Values
-from checkpoints.files.write import SUFFIXES, Progress, write_weights
+from checkpoints.files.write import SUFFIXES, write_weights
 from checkpoints.surgery import to_dtype
 from common.atomic import MIB, atomic_write, check_space
 from ldm.util import DTYPES
@@ -28,27 +26,11 @@ Fill = Callable[[Path, Mapping[str, State], Write], None]  # where, what, and ho
 
 @dataclass(frozen=True)
 class Target:
-    """A file or folder to be written. force: over an older one; dtype: of the weights, None as they are.
-
-    bar: told how many bytes there will be, gives what hears of each that is written.
-    """
+    """A file or folder to be written. force: over an older one; dtype: such as fp16, None as it is."""
 
     path: Path
     force: bool = False
-    dtype: torch.dtype | None = None
-    bar: Callable[[int], Progress] | None = None
-
-
-@contextmanager
-def open_target(path: Path, *, force: bool, dtype: str | None = None) -> Iterator[Target]:
-    """Where the result goes, with a progress bar on a terminal. dtype: a name such as fp16, None as it is."""
-    with tqdm(unit="B", unit_scale=True, disable=None, leave=False, delay=1) as bar:
-
-        def start(total: int) -> Callable[[int], object]:
-            bar.reset(total)
-            return bar.update
-
-        yield Target(path, force=force, dtype=DTYPES.get(dtype or ""), bar=start)
+    dtype: str | None = None
 
 
 @dataclass(frozen=True)
@@ -88,8 +70,8 @@ def check_folder(target: Target, sources: Sequence[Path]) -> None:
 def write_file(target: Target, state: State, about: About) -> Result:
     """Write `state` in the dtype of the target as one file with the metadata that `about` tells of it."""
     cast, overflow = _cast(target, {"": state})
-    on_bytes = target.bar(_size(cast)) if target.bar else None
-    write_weights(target.path, cast[""], metadata=about(state), on_bytes=on_bytes)
+    with _bar(_size(cast)) as bar:
+        write_weights(target.path, cast[""], metadata=about(state), on_bytes=bar.update)
     return _result(target, cast, overflow)
 
 
@@ -97,22 +79,25 @@ def write_folder(target: Target, parts: Mapping[str, State], about: About, fill:
     """Have `fill` write a folder with `parts`; every file gets the metadata that `about` tells of it."""
     cast, overflow = _cast(target, parts)
     check_space(target.path, _size(cast))
-    on_bytes = target.bar(_size(cast)) if target.bar else None
 
     def write(path: Path, state: State) -> None:
-        write_weights(path, state, metadata=about(state), on_bytes=on_bytes)
+        write_weights(path, state, metadata=about(state), on_bytes=bar.update)
 
-    with atomic_write(target.path) as folder:
+    with _bar(_size(cast)) as bar, atomic_write(target.path) as folder:
         folder.mkdir()
         fill(folder, cast, write)
     return _result(target, cast, overflow)
+
+
+def _bar(size: int) -> tqdm:
+    return tqdm(total=size, unit="B", unit_scale=True, disable=None, leave=False, delay=1)
 
 
 def _cast(target: Target, parts: Mapping[str, State]) -> tuple[dict[str, State], Counter[str]]:
     overflow: Counter[str] = Counter()
     if target.dtype is None:
         return dict(parts), overflow
-    return {part: to_dtype(state, target.dtype, overflow) for part, state in parts.items()}, overflow
+    return {part: to_dtype(state, DTYPES[target.dtype], overflow) for part, state in parts.items()}, overflow
 
 
 def _size(parts: Mapping[str, State]) -> int:
@@ -122,7 +107,7 @@ def _size(parts: Mapping[str, State]) -> int:
 def _result(target: Target, parts: Mapping[str, State], overflow: Counter[str]) -> Result:
     notes = ()
     if overflow:
-        dtype, lost = str(target.dtype).removeprefix("torch."), sum(overflow.values())
+        dtype, lost = str(DTYPES[target.dtype]).removeprefix("torch."), sum(overflow.values())
         where = f"{len(overflow)} tensors ({quote(list(overflow))})"
         notes = (f"{lost} values in {where} are too large for {dtype} and became infinite",)
     return Result(target.path, sum(map(len, parts.values())), _size(parts), notes)
