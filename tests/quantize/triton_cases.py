@@ -52,7 +52,7 @@ LAYERS = {
 def _gpu(monkeypatch):
     """The interpreter stands for a GPU that has everything."""
     assert os.environ.get("TRITON_INTERPRET") == "1", "run test_triton.py, which sets it"
-    monkeypatch.setattr(cuda, "lacks", lambda device=None: None)
+    monkeypatch.setattr(cuda.TensorCores, "lacks", staticmethod(lambda device=None: None))
     monkeypatch.setattr(cuda, "has_fp8", lambda: True)
 
 
