@@ -15,7 +15,7 @@ from app.batch import GenerationJob, folder_jobs
 from app.generate_flags import DetectorFlags, GenerateFlags, InputFlags, given
 from app.provenance import Provenance, check_out, digests, load_request
 from checkpoints.lora.names import parse_lora
-from checkpoints.names.controls import file_stem
+from checkpoints.names.recognize import file_stem
 from cldm.controls import CONTROLS, Control, branch_names, control_of_file
 from cldm.request import ControlInput, Request
 

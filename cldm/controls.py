@@ -16,7 +16,7 @@ import numpy as np
 from annotator.registry import ANNOTATORS, Annotate
 from annotator.scribble import shrink_lines
 from annotator.util import HWC3, check_image, resize_image, target_size
-from checkpoints.names.controls import control_kind, file_stem
+from checkpoints.names.recognize import control_kind, file_stem
 
 
 def fit_smooth(control_map: np.ndarray, resolution: int) -> np.ndarray:

@@ -30,9 +30,9 @@ def reference(model, params):
             diffusers.AutoencoderKL(**form.vae_config(params.first_stage_config.params)),
         )
     states = (
-        names.unet_to_diffusers(model.model.diffusion_model.state_dict()),
-        names.controlnet_to_diffusers(model.control_model.state_dict()),
-        names.vae_to_diffusers(model.first_stage_model.state_dict()),
+        names.COMPONENTS["unet"].to_diffusers(model.model.diffusion_model.state_dict()),
+        names.COMPONENTS["controlnet"].to_diffusers(model.control_model.state_dict()),
+        names.COMPONENTS["vae"].to_diffusers(model.first_stage_model.state_dict()),
     )
     for twin, state in zip(vars(twins).values(), states, strict=True):
         twin.load_state_dict(state, strict=True, assign=True)

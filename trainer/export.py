@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from checkpoints.diffusers.write import write_part
 from checkpoints.files.write import write_weights
-from checkpoints.names.diffusers import controlnet_to_diffusers
+from checkpoints.names.diffusers import COMPONENTS
 from cldm.cldm import ControlNet
 
 FILE = "control"  # its suffix says the format
@@ -57,7 +57,7 @@ def export_branch(
     written = [write_weights(out / f"{FILE}.{suffix}", state, metadata=METADATA)]
     if isinstance(branch, ControlNet):
         own = {name.removeprefix(BRANCH): value for name, value in state.items() if name.startswith(BRANCH)}
-        write_part(out, LAYOUT_PART, controlnet_to_diffusers(own), params)
+        write_part(out, LAYOUT_PART, COMPONENTS["controlnet"].to_diffusers(own), params)
         written += [out / "config.json", out / "diffusion_pytorch_model.safetensors"]
     return written
 

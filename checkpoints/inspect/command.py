@@ -17,8 +17,7 @@ from checkpoints.checkpoint import Checkpoint, open_checkpoint
 from checkpoints.files.kinds import printable
 from checkpoints.inspect.lora import describe_lora
 from checkpoints.inspect.model import FORMATS, Inspection, PartSummary, describe_model
-from checkpoints.names.controls import control_kind
-from checkpoints.names.foreign import ForeignFormat, foreign_format, is_lora
+from checkpoints.names.recognize import ForeignFormat, control_kind, foreign_format, is_lora
 from common.atomic import MIB
 from common.shell import DONE, Parser, run_command, say, sentence
 

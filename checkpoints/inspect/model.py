@@ -13,8 +13,8 @@ from checkpoints.compatibility import context_width
 from checkpoints.diffusers.folder import SCHEDULER
 from checkpoints.files.headers import TensorHeader
 from checkpoints.files.kinds import quote
-from checkpoints.names.controls import control_kind
 from checkpoints.names.original import EMA_PREFIX, PART_LABELS
+from checkpoints.names.recognize import control_kind
 
 Tensors = Mapping[str, TensorHeader]
 

@@ -22,7 +22,7 @@ from checkpoints.files.kinds import quote
 from checkpoints.files.lazy import read
 from checkpoints.lora.alpha import Alphas, stored_alphas
 from checkpoints.lora.names import TEXT_READERS, LoraTarget, lora_targets, split_name
-from checkpoints.names.foreign import is_lora, refuse_foreign
+from checkpoints.names.recognize import is_lora, refuse_foreign
 
 log = logging.getLogger(__name__)
 

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from checkpoints.names.diffusers import COMPONENTS, TEXT_LEVEL, open_clip_to_diffusers
+from checkpoints.names.diffusers import COMPONENTS, OPEN_CLIP, TEXT_LEVEL
 from checkpoints.names.original import OPEN_CLIP_MARKER
 
 ROLES = {"A": "down", "B": "up", "down": "down", "up": "up", "mid": "mid"}
@@ -97,7 +97,7 @@ def _renamed(part: str, shapes: Mapping[str, tuple[int, ...]]) -> Iterator[tuple
         if key.startswith(prefix)
     }
     open_clip = any(OPEN_CLIP_MARKER in name for name in own)
-    to_diffusers = open_clip_to_diffusers if open_clip else COMPONENTS[part].to_diffusers
+    to_diffusers = (OPEN_CLIP if open_clip else COMPONENTS[part]).to_diffusers
     for theirs, target in to_diffusers(own).items():
         if theirs.endswith(".weight") and len(target.shape) > 1:
             yield (

@@ -13,9 +13,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from checkpoints.names.diffusers_tables import (
-    OLD_VAE_ATTENTION,
-    Layout,
+    TABLES,
     control_pairs,
+    count_blocks,
     open_clip_pairs,
     unet_pairs,
     vae_pairs,
@@ -26,40 +26,61 @@ if TYPE_CHECKING:
 
 State = Mapping[str, "Tensor"]
 Pairs = Mapping[str, str]
+Renamed = dict[str, "Tensor"]
 
 POSITIONS = "position_ids"  # 0, 1, 2, ...: older files store them, newer ones and diffusers do not
 TEXT_LEVEL = "text_model."  # above CLIP's names in files from transformers before 5.6, absent in newer ones
 IN_PROJ = "attn.in_proj_"  # open_clip's query, key and value in one
 TEXT_MARKER = "embeddings.position_embedding.weight"
+OPEN_CLIP_BLOCKS = r"transformer\.resblocks\.(\d+)\."
 OPEN_CLIP_WIDTH = 1024  # of the text encoder of Stable Diffusion 2.x; that of 1.x has 768
 HEADS = ("q_proj", "k_proj", "v_proj")
 
 
-def unet_to_diffusers(state: State) -> dict[str, Tensor]:
-    """`state` of a UNetModel (without a prefix) under the names of diffusers' UNet2DConditionModel."""
-    return _renamed(state, unet_pairs(Layout.of_original(state)))
+@dataclass(frozen=True)
+class ComponentNames:
+    """One part of a model: the prefix of its original names, one of diffusers' names, and the ways over.
 
-
-def unet_from_diffusers(state: State) -> dict[str, Tensor]:
-    """The way back from `unet_to_diffusers`."""
-    return _renamed(state, _turned(unet_pairs(Layout.of_diffusers(state))))
-
-
-def controlnet_to_diffusers(state: State) -> dict[str, Tensor]:
-    """`state` of a ControlNet (without a prefix) under the names of diffusers' ControlNetModel."""
-    return _renamed(state, control_pairs(Layout.of_original(state)))
-
-
-def controlnet_from_diffusers(state: State) -> dict[str, Tensor]:
-    """The way back from `controlnet_to_diffusers`."""
-    return _renamed(state, _turned(control_pairs(Layout.of_diffusers(state))))
-
-
-def vae_to_diffusers(state: State) -> dict[str, Tensor]:
-    """`state` of an AutoencoderKL (without a prefix) under the names of diffusers' class of that name.
-
-    Attention weights [c, c, 1, 1] become [c, c].
+    The ways are functions of state dicts without the prefix.
     """
+
+    prefix: str
+    marker_key: str
+    to_diffusers: Callable[[State], Renamed]
+    from_diffusers: Callable[[State], Renamed]
+
+
+def detect_component(names: Iterable[str]) -> str | None:
+    """The entry of COMPONENTS that a file with these diffusers names holds; None for any other file."""
+    bare = {name.removeprefix(TEXT_LEVEL) for name in names}
+    return next((name for name, part in COMPONENTS.items() if part.marker_key in bare), None)
+
+
+def to_original(state: State, name: str, *, open_clip: bool | None = None) -> Renamed:
+    """`state` of the entry `name` of COMPONENTS under the original names, prefix and all.
+
+    open_clip: whether a text encoder is that of Stable Diffusion 2.x; None tells it by its width.
+    """
+    part = COMPONENTS[name]
+    if name == "text_encoder":
+        if open_clip is None:
+            positions = next(tensor for one, tensor in state.items() if one.endswith(TEXT_MARKER))
+            open_clip = positions.shape[1] == OPEN_CLIP_WIDTH
+        part = OPEN_CLIP if open_clip else part
+    return {part.prefix + one: tensor for one, tensor in part.from_diffusers(state).items()}
+
+
+def _blocks_renamed(prefix: str, marker_key: str, pairs_of: Callable[[State], Pairs]) -> ComponentNames:
+    return ComponentNames(
+        prefix,
+        marker_key,
+        lambda state: _renamed(state, pairs_of(state)),
+        lambda state: _renamed(state, _turned(pairs_of(state))),
+    )
+
+
+def _vae_to_diffusers(state: State) -> Renamed:
+    """Attention weights [c, c, 1, 1] become [c, c]."""
     renamed = _renamed(state, vae_pairs(state))
     return {
         name: tensor[:, :, 0, 0] if ".attentions." in name and len(tensor.shape) == 4 else tensor
@@ -67,9 +88,8 @@ def vae_to_diffusers(state: State) -> dict[str, Tensor]:
     }
 
 
-def vae_from_diffusers(state: State) -> dict[str, Tensor]:
-    """The way back from `vae_to_diffusers`; the attention's names from before diffusers 0.17 do as well."""
-    today = {_today(name): tensor for name, tensor in state.items()}
+def _vae_from_diffusers(state: State) -> Renamed:
+    today = {_todays_name(name): tensor for name, tensor in state.items()}
     renamed = _renamed(today, _turned(vae_pairs(today)))
     return {
         name: tensor[:, :, None, None] if ".mid.attn_1." in name and len(tensor.shape) == 2 else tensor
@@ -77,25 +97,20 @@ def vae_from_diffusers(state: State) -> dict[str, Tensor]:
     }
 
 
-def clip_to_diffusers(state: State) -> dict[str, Tensor]:
-    """`state` of a FrozenCLIPEmbedder under the names of published CLIPTextModel files."""
+def _clip_to_diffusers(state: State) -> Renamed:
     kept = {name: tensor for name, tensor in state.items() if not name.endswith(POSITIONS)}
     return {name.removeprefix("transformer."): tensor for name, tensor in kept.items()}
 
 
-def open_clip_to_diffusers(state: State) -> dict[str, Tensor]:
-    """`state` of a FrozenOpenCLIPEmbedder under the names of CLIPTextModel, less what never runs.
-
-    That is the last block, the text projection and the temperature: diffusers' Stable Diffusion 2.x has none.
-    """
+def _open_clip_to_diffusers(state: State) -> Renamed:
+    """Less what never runs, and what diffusers lacks: the last block, the projection, the temperature."""
     bare = {name.removeprefix("model."): tensor for name, tensor in state.items()}
-    last = f"transformer.resblocks.{_blocks(bare, 'transformer.resblocks.') - 1}."
-    unused = (last, "text_projection", "logit_scale")
-    split: dict[str, Tensor] = {}
+    last = f"transformer.resblocks.{count_blocks(bare, OPEN_CLIP_BLOCKS) - 1}."
+    split: Renamed = {}
     for name, tensor in bare.items():
-        if name.startswith(unused):
-            continue
         start, found, kind = name.partition(IN_PROJ)
+        if name.startswith((last, "text_projection", "logit_scale")):
+            continue
         if not found:
             split[name] = tensor
             continue
@@ -105,8 +120,8 @@ def open_clip_to_diffusers(state: State) -> dict[str, Tensor]:
     return _renamed(split, open_clip_pairs(bare))
 
 
-def open_clip_from_diffusers(state: State) -> dict[str, Tensor]:
-    """The way back from `open_clip_to_diffusers`, with or without the level `text_model.`.
+def _open_clip_from_diffusers(state: State) -> Renamed:
+    """With or without the level `text_model.`.
 
     What never runs is filled with zeros: a block of zeros passes on what it gets, so that even a model that
     is told to run its last block gives the same.
@@ -115,7 +130,7 @@ def open_clip_from_diffusers(state: State) -> dict[str, Tensor]:
 
     full = {TEXT_LEVEL + name.removeprefix(TEXT_LEVEL): tensor for name, tensor in state.items()}
     bare = _renamed(full, _turned(open_clip_pairs(full)))
-    fused: dict[str, Tensor] = {}
+    fused: Renamed = {}
     for name, tensor in bare.items():
         start, found, rest = name.partition("attn.q_proj.")
         if found:
@@ -123,64 +138,16 @@ def open_clip_from_diffusers(state: State) -> dict[str, Tensor]:
             fused[f"{start}{IN_PROJ}{rest}"] = torch.cat(parts)
         elif not any(f"attn.{head}." in name for head in HEADS):
             fused[name] = tensor
-    stem, count = "transformer.resblocks.", _blocks(fused, "transformer.resblocks.")
+    count = count_blocks(fused, OPEN_CLIP_BLOCKS)
     for name, tensor in list(fused.items()):
-        if name.startswith(f"{stem}{count - 1}."):
+        if name.startswith(f"transformer.resblocks.{count - 1}."):
             fused[name.replace(f".{count - 1}.", f".{count}.", 1)] = torch.zeros_like(tensor)
             if name.endswith("attn.out_proj.weight"):
                 fused["text_projection"] = torch.zeros_like(tensor)
     return {f"model.{name}": tensor for name, tensor in fused.items()}
 
 
-@dataclass(frozen=True)
-class ComponentNames:
-    """One part of a model: the prefix of its original names, one of diffusers' names, and the ways over."""
-
-    prefix: str
-    marker_key: str
-    to_diffusers: Callable[[State], dict[str, Tensor]]
-    from_diffusers: Callable[[State], dict[str, Tensor]]
-
-
-# By the folder that a diffusers pipeline keeps it in. CLIP's names need no table: whatever the level, they
-# are brought to the published ones with those of every other file.
-COMPONENTS = {
-    "unet": ComponentNames(
-        "model.diffusion_model.", "up_blocks.0.resnets.0.norm1.weight", unet_to_diffusers, unet_from_diffusers
-    ),
-    "vae": ComponentNames(
-        "first_stage_model.",
-        "decoder.up_blocks.0.resnets.0.norm1.weight",
-        vae_to_diffusers,
-        vae_from_diffusers,
-    ),
-    "text_encoder": ComponentNames("cond_stage_model.", TEXT_MARKER, clip_to_diffusers, dict),
-    "controlnet": ComponentNames(
-        "control_model.", "controlnet_mid_block.weight", controlnet_to_diffusers, controlnet_from_diffusers
-    ),
-}
-OPEN_CLIP = ComponentNames("cond_stage_model.", TEXT_MARKER, open_clip_to_diffusers, open_clip_from_diffusers)
-
-
-def detect_component(names: Iterable[str]) -> str | None:
-    """The entry of COMPONENTS that a file with these diffusers names holds; None for any other file."""
-    bare = {name.removeprefix(TEXT_LEVEL) for name in names}
-    return next((name for name, part in COMPONENTS.items() if part.marker_key in bare), None)
-
-
-def to_original(state: State, name: str, *, open_clip: bool | None = None) -> dict[str, Tensor]:
-    """`state` of the entry `name` of COMPONENTS under the original names, prefix and all.
-
-    open_clip: whether a text encoder is that of Stable Diffusion 2.x; None tells it by its width.
-    """
-    if open_clip is None and name == "text_encoder":
-        full = {TEXT_LEVEL + one.removeprefix(TEXT_LEVEL): tensor for one, tensor in state.items()}
-        open_clip = full[TEXT_LEVEL + TEXT_MARKER].shape[1] == OPEN_CLIP_WIDTH
-    part = OPEN_CLIP if open_clip and name == "text_encoder" else COMPONENTS[name]
-    return {part.prefix + one: tensor for one, tensor in part.from_diffusers(state).items()}
-
-
-def _renamed(state: State, pairs: Pairs) -> dict[str, Tensor]:
+def _renamed(state: State, pairs: Pairs) -> Renamed:
     return {_rename(name, pairs): tensor for name, tensor in state.items()}
 
 
@@ -194,16 +161,29 @@ def _rename(name: str, pairs: Pairs) -> str:
     return name
 
 
-def _turned(pairs: Pairs) -> dict[str, str]:
+def _turned(pairs: Pairs) -> Pairs:
     return {theirs: ours for ours, theirs in pairs.items()}
 
 
-def _today(name: str) -> str:
-    for old, new in OLD_VAE_ATTENTION.items():
+def _todays_name(name: str) -> str:
+    for old, new in TABLES["old_vae_attention"].items():
         name = name.replace(f".attentions.0.{old}.", f".attentions.0.{new}.")
     return name
 
 
-def _blocks(names: Iterable[str], stem: str) -> int:
-    numbers = [int(name[len(stem) :].split(".")[0]) for name in names if name.startswith(stem)]
-    return 1 + max(numbers, default=-1)
+# By the folder that a diffusers pipeline keeps it in. CLIP's names need no table: whatever the level, they
+# are brought to the published ones with those of every other file.
+COMPONENTS = {
+    "unet": _blocks_renamed("model.diffusion_model.", "up_blocks.0.resnets.0.norm1.weight", unet_pairs),
+    "vae": ComponentNames(
+        "first_stage_model.",
+        "decoder.up_blocks.0.resnets.0.norm1.weight",
+        _vae_to_diffusers,
+        _vae_from_diffusers,
+    ),
+    "text_encoder": ComponentNames("cond_stage_model.", TEXT_MARKER, _clip_to_diffusers, dict),
+    "controlnet": _blocks_renamed("control_model.", "controlnet_mid_block.weight", control_pairs),
+}
+OPEN_CLIP = ComponentNames(
+    "cond_stage_model.", TEXT_MARKER, _open_clip_to_diffusers, _open_clip_from_diffusers
+)

@@ -13,7 +13,7 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 from checkpoints.names.diffusers import detect_component, to_original
-from checkpoints.names.foreign import is_lora, refuse_foreign
+from checkpoints.names.recognize import is_lora, refuse_foreign
 
 if TYPE_CHECKING:
     from torch import Tensor

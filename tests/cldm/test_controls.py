@@ -6,7 +6,7 @@ from omegaconf import OmegaConf
 
 from annotator import canny, scribble
 from annotator.util import HWC3, resize_image, target_size
-from checkpoints.names.controls import file_stem
+from checkpoints.names.recognize import file_stem
 from cldm.controls import CONTROLS, annotate, branch_names, control_of_file, get_control
 
 ROOT = Path(__file__).parents[2]

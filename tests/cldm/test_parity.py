@@ -128,9 +128,9 @@ def test_every_norm_has_the_references_epsilon(pairs, family):
     """A wrong one hides below the tolerance: random activations are near 1, published ones need not be."""
     ours, theirs = pairs[family]
     for module, rename, twin in (
-        (ours.model.diffusion_model, names.unet_to_diffusers, theirs.unet),
-        (ours.control_model, names.controlnet_to_diffusers, theirs.control),
-        (ours.first_stage_model, names.vae_to_diffusers, theirs.vae),
+        (ours.model.diffusion_model, names.COMPONENTS["unet"].to_diffusers, theirs.unet),
+        (ours.control_model, names.COMPONENTS["controlnet"].to_diffusers, theirs.control),
+        (ours.first_stage_model, names.COMPONENTS["vae"].to_diffusers, theirs.vae),
     ):
         renamed = dict(zip(module.state_dict(), rename(module.state_dict()), strict=True))
         norms = {name: norm.eps for name, norm in module.named_modules() if hasattr(norm, "eps")}

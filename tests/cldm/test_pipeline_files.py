@@ -5,7 +5,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from checkpoints.names.diffusers import controlnet_to_diffusers
+from checkpoints.names.diffusers import COMPONENTS
 from cldm.pipeline import Pipeline
 from cldm.request import ControlInput, Request
 from tests.lora_files import kohya, random_lora, write_lora
@@ -31,7 +31,9 @@ def write_forms(folder, model):
     whole = {name: tensor.contiguous() for name, tensor in model.state_dict().items()}
     branch = {name: tensor for name, tensor in whole.items() if name.startswith(PREFIX)}
     bare = {name.removeprefix(PREFIX): tensor for name, tensor in branch.items()}
-    theirs = {name: tensor.contiguous() for name, tensor in controlnet_to_diffusers(bare).items()}
+    theirs = {
+        name: tensor.contiguous() for name, tensor in COMPONENTS["controlnet"].to_diffusers(bare).items()
+    }
     torch.save(whole, folder / "control_sd15_canny.pth")
     torch.save({"state_dict": branch, "epoch": 1}, folder / "last.ckpt")
     torch.save(bare, folder / "bare.bin", _use_new_zipfile_serialization=False)

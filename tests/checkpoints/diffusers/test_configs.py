@@ -43,9 +43,9 @@ def test_published_sizes_give_exactly_diffusers_keys_and_shapes(config, counts):
         control = diffusers.ControlNetModel(**form.controlnet_config(params.control_stage_config.params))
         vae = diffusers.AutoencoderKL(**form.vae_config(params.first_stage_config.params))
     renamed = (
-        names.unet_to_diffusers(ours.model.diffusion_model.state_dict()),
-        names.controlnet_to_diffusers(ours.control_model.state_dict()),
-        names.vae_to_diffusers(ours.first_stage_model.state_dict()),
+        names.COMPONENTS["unet"].to_diffusers(ours.model.diffusion_model.state_dict()),
+        names.COMPONENTS["controlnet"].to_diffusers(ours.control_model.state_dict()),
+        names.COMPONENTS["vae"].to_diffusers(ours.first_stage_model.state_dict()),
     )
     assert tuple(map(len, renamed)) == counts
     for state, theirs in zip(renamed, (unet, control, vae), strict=True):
@@ -58,8 +58,10 @@ def test_any_width_and_depth_of_unet_and_control_branch_maps(params):
         unet = diffusers.UNet2DConditionModel(**form.unet_config(params))
         control = diffusers.ControlNetModel(**form.controlnet_config(params))
         ours = ControlledUnetModel(**params), ControlNet(**params)
-    assert shapes(names.unet_to_diffusers(ours[0].state_dict())) == shapes(unet.state_dict())
-    assert shapes(names.controlnet_to_diffusers(ours[1].state_dict())) == shapes(control.state_dict())
+    assert shapes(names.COMPONENTS["unet"].to_diffusers(ours[0].state_dict())) == shapes(unet.state_dict())
+    assert shapes(names.COMPONENTS["controlnet"].to_diffusers(ours[1].state_dict())) == shapes(
+        control.state_dict()
+    )
 
 
 @pytest.mark.parametrize("mult", [[1], [1, 2, 2]], ids=str)
@@ -68,16 +70,16 @@ def test_any_depth_of_autoencoder_maps(mult):
     params = {"embed_dim": 3, "ddconfig": inner}
     with torch.device("meta"):
         theirs, ours = diffusers.AutoencoderKL(**form.vae_config(params)), AutoencoderKL(**params)
-    assert shapes(names.vae_to_diffusers(ours.state_dict())) == shapes(theirs.state_dict())
+    assert shapes(names.COMPONENTS["vae"].to_diffusers(ours.state_dict())) == shapes(theirs.state_dict())
 
 
 def test_tensors_are_passed_on_and_only_the_autoencoders_convolutions_become_matrices():
     state = ControlNet(**SMALL).state_dict()
     before = {id(tensor) for tensor in state.values()}
-    assert {id(tensor) for tensor in names.controlnet_to_diffusers(state).values()} == before
+    assert {id(tensor) for tensor in names.COMPONENTS["controlnet"].to_diffusers(state).values()} == before
     inner = {"z_channels": 3, "ch": 4, "ch_mult": [1], "num_res_blocks": 1, "num_groups": 2}
     vae = AutoencoderKL(embed_dim=3, ddconfig=inner).state_dict()
-    query = names.vae_to_diffusers(vae)["encoder.mid_block.attentions.0.to_q.weight"]
+    query = names.COMPONENTS["vae"].to_diffusers(vae)["encoder.mid_block.attentions.0.to_q.weight"]
     assert torch.equal(query[:, :, None, None], vae["encoder.mid.attn_1.q.weight"])
 
 
@@ -97,7 +99,10 @@ def test_published_names_come_back_in_their_order(config):
 
 @pytest.mark.parametrize(
     ("config", "to_diffusers", "layers"),
-    [("cldm_v15.yaml", names.clip_to_diffusers, 12), ("cldm_v21.yaml", names.open_clip_to_diffusers, 23)],
+    [
+        ("cldm_v15.yaml", names.COMPONENTS["text_encoder"].to_diffusers, 12),
+        ("cldm_v21.yaml", names.OPEN_CLIP.to_diffusers, 23),
+    ],
 )
 def test_published_text_encoders_become_transformers_own(config, to_diffusers, layers):
     transformers = pytest.importorskip("transformers")
@@ -128,7 +133,7 @@ def test_renaming_follows_the_published_examples():
         "middle_block_out.0.bias": "controlnet_mid_block.bias",
     }  # fmt: skip
     state = {name: torch.full((1,), float(index)) for index, name in enumerate(published)}
-    assert list(names.controlnet_to_diffusers(state)) == list(published.values())
+    assert list(names.COMPONENTS["controlnet"].to_diffusers(state)) == list(published.values())
 
 
 def test_settings_that_diffusers_must_not_guess_are_written():

@@ -15,7 +15,7 @@ from checkpoints.checkpoint import Checkpoint
 from checkpoints.files.headers import Header, TensorHeader
 from checkpoints.inspect.command import inspect, main, to_text
 from checkpoints.inspect.model import describe_model
-from checkpoints.names.diffusers import unet_to_diffusers
+from checkpoints.names.diffusers import COMPONENTS
 from tests.hostile_files import entry, write_safetensors
 from tests.lora_files import NAMINGS, kohya, random_lora, write_lora
 
@@ -93,7 +93,7 @@ FORMS = {
         lambda: bare("v15", VAE), "autoencoder alone", ["U-Net, text encoder", NO_CONTROL], None,
     ),
     "unet.safetensors": (
-        lambda: unet_to_diffusers(bare("v21", UNET)),
+        lambda: COMPONENTS["unet"].to_diffusers(bare("v21", UNET)),
         "U-Net alone of Stable Diffusion 2.x, in diffusers' names",
         ["autoencoder, text encoder", NO_CONTROL], None,
     ),

@@ -57,17 +57,17 @@ KINDS = ("weight", "bias")
 @pytest.mark.parametrize("params", [SMALL, DEEP, FLAT], ids=["small", "deep", "flat"])
 def test_a_unet_comes_back_bit_for_bit(params):
     state = UNetModel(**params).state_dict()
-    theirs = names.unet_to_diffusers(state)
+    theirs = names.COMPONENTS["unet"].to_diffusers(state)
     assert len(theirs) == len(state)
     assert not theirs.keys() & state.keys()
-    assert_same(names.unet_from_diffusers(theirs), state)
+    assert_same(names.COMPONENTS["unet"].from_diffusers(theirs), state)
 
 
 @pytest.mark.parametrize(("mult", "blocks"), [((1,), 1), ((1, 2), 3), ((1, 2, 2), 1)], ids=str)
 def test_an_autoencoder_comes_back_bit_for_bit(mult, blocks):
     state = vae(mult, blocks)
-    theirs = names.vae_to_diffusers(state)
-    assert_same(names.vae_from_diffusers(theirs), state)
+    theirs = names.COMPONENTS["vae"].to_diffusers(state)
+    assert_same(names.COMPONENTS["vae"].from_diffusers(theirs), state)
     assert theirs["encoder.mid_block.attentions.0.to_q.weight"].ndim == 2
 
 
@@ -75,25 +75,25 @@ def test_old_names_of_the_autoencoders_attention_are_understood():
     old = {"to_q": "query", "to_k": "key", "to_v": "value", "to_out.0": "proj_attn"}
     state = vae()
     theirs = {}
-    for name, tensor in names.vae_to_diffusers(state).items():
+    for name, tensor in names.COMPONENTS["vae"].to_diffusers(state).items():
         for new, before in old.items():
             name = name.replace(f"attentions.0.{new}.", f"attentions.0.{before}.")
         theirs[name] = tensor
     assert any(".query." in name for name in theirs)
-    assert_same(names.vae_from_diffusers(theirs), state)
+    assert_same(names.COMPONENTS["vae"].from_diffusers(theirs), state)
     four_axes = {
         name: tensor[:, :, None, None] if ".attentions." in name and tensor.ndim == 2 else tensor
         for name, tensor in theirs.items()
     }
-    assert_same(names.vae_from_diffusers(four_axes), state)
+    assert_same(names.COMPONENTS["vae"].from_diffusers(four_axes), state)
 
 
 def test_an_open_clip_encoder_comes_back_but_for_what_never_runs():
     state = open_clip(layers=3)
-    theirs = names.open_clip_to_diffusers(state)
+    theirs = names.OPEN_CLIP.to_diffusers(state)
     assert "text_model.encoder.layers.1.self_attn.q_proj.weight" in theirs
     assert not any(".layers.2." in name or "projection" in name for name in theirs)
-    back = names.open_clip_from_diffusers(theirs)
+    back = names.OPEN_CLIP.from_diffusers(theirs)
     unused = {"model.text_projection", "model.logit_scale"}
     unused |= {name for name in state if ".resblocks.2." in name}
     assert back.keys() == state.keys() - {"model.logit_scale"}  # that one the text encoder fills in
@@ -102,13 +102,13 @@ def test_an_open_clip_encoder_comes_back_but_for_what_never_runs():
     for name in back.keys() & unused:
         assert back[name].shape == state[name].shape
         assert not back[name].any()  # a block of zeros passes on what it gets
-    assert_same(names.open_clip_to_diffusers(back), theirs)
+    assert_same(names.OPEN_CLIP.to_diffusers(back), theirs)
 
 
 def test_newer_text_encoder_files_without_the_text_model_level_are_the_same():
-    theirs = names.open_clip_to_diffusers(open_clip())
+    theirs = names.OPEN_CLIP.to_diffusers(open_clip())
     newer = {name.removeprefix("text_model."): tensor for name, tensor in theirs.items()}
-    assert_same(names.open_clip_from_diffusers(newer), names.open_clip_from_diffusers(theirs))
+    assert_same(names.OPEN_CLIP.from_diffusers(newer), names.OPEN_CLIP.from_diffusers(theirs))
 
 
 def test_a_clip_encoder_loses_only_its_positions_which_count_themselves():
@@ -116,7 +116,7 @@ def test_a_clip_encoder_loses_only_its_positions_which_count_themselves():
         "transformer.text_model.embeddings.position_ids": torch.arange(5)[None],
         "transformer.text_model.final_layer_norm.bias": torch.ones(2),
     }
-    assert list(names.clip_to_diffusers(state)) == ["text_model.final_layer_norm.bias"]
+    assert list(names.COMPONENTS["text_encoder"].to_diffusers(state)) == ["text_model.final_layer_norm.bias"]
 
 
 @pytest.mark.parametrize("level", ["", "text_model."])
@@ -131,22 +131,18 @@ def test_a_text_encoder_is_told_by_its_settings_else_by_its_width(level, width, 
 
 
 def test_original_names_have_the_parts_prefix():
-    theirs = names.vae_to_diffusers(vae())
+    theirs = names.COMPONENTS["vae"].to_diffusers(vae())
     assert_same(
         names.to_original(theirs, "vae"),
         {f"first_stage_model.{name}": tensor for name, tensor in vae().items()},
     )
 
 
-@pytest.mark.parametrize(
-    "convert",
-    [
-        names.unet_to_diffusers, names.unet_from_diffusers, names.controlnet_from_diffusers,
-        names.vae_to_diffusers, names.vae_from_diffusers,
-    ],
-)  # fmt: skip
-def test_a_stranger_keeps_its_name_for_the_strict_load_to_report(convert):
-    assert list(convert({"stranger.weight": torch.ones(1)})) == ["stranger.weight"]
+@pytest.mark.parametrize("part", ["unet", "controlnet", "vae"])
+def test_a_stranger_keeps_its_name_for_the_strict_load_to_report(part):
+    ways = names.COMPONENTS[part]
+    for convert in (ways.to_diffusers, ways.from_diffusers):
+        assert list(convert({"stranger.weight": torch.ones(1)})) == ["stranger.weight"]
 
 
 @pytest.mark.parametrize(

@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from checkpoints.names.diffusers import unet_to_diffusers
-from checkpoints.names.foreign import foreign_format, is_lora
+from checkpoints.names.diffusers import COMPONENTS
+from checkpoints.names.recognize import foreign_format, is_lora
 
 GOLDEN = sorted((Path(__file__).parents[2] / "golden").glob("golden_keys_*.tsv"))
 KOHYA = "lora_unet_down_blocks_0_attentions_0_transformer_blocks_0_attn1_to_q"
@@ -97,4 +97,4 @@ def test_diffusers_names_have_no_marker_of_a_foreign_format():
     lines = GOLDEN[0].read_text().splitlines()
     prefix = "model.diffusion_model."
     unet = {line.split("\t")[0].removeprefix(prefix): None for line in lines if line.startswith(prefix)}
-    assert foreign_format(unet_to_diffusers(unet)) is None
+    assert foreign_format(COMPONENTS["unet"].to_diffusers(unet)) is None
