@@ -13,11 +13,10 @@ import sys
 from dataclasses import asdict
 from pathlib import Path
 
-from checkpoints.checkpoint import Checkpoint, open_checkpoint
+from checkpoints.checkpoint import open_checkpoint
 from checkpoints.files.kinds import printable
-from checkpoints.inspect.lora import describe_lora
-from checkpoints.inspect.model import FORMATS, Inspection, PartSummary, describe_model
-from checkpoints.names.recognize import ForeignFormat, control_kind, foreign_format, is_lora
+from checkpoints.inspect.describe import Inspection, describe, describe_lora, describe_model
+from checkpoints.names.recognize import control_kind, foreign_format, is_lora
 from common.atomic import MIB
 from common.shell import DONE, Parser, run_command, say, sentence
 
@@ -33,42 +32,26 @@ def inspect(path: str | Path) -> Inspection:
     checkpoint = open_checkpoint(path)
     names = [*checkpoint.header.tensors, *checkpoint.header.nested]
     if other := foreign_format(names):
-        return _describe_foreign(checkpoint, other)
+        parts = {"all of it": checkpoint.header.tensors.values()}
+        notes = (f"it does not load here: {other.instead}",)
+        return describe(checkpoint, other.what, parts, control=control_kind(checkpoint.path), notes=notes)
     return describe_lora(checkpoint) if is_lora(names) else describe_model(checkpoint)
-
-
-def _describe_foreign(checkpoint: Checkpoint, other: ForeignFormat) -> Inspection:
-    header = checkpoint.header
-    return Inspection(
-        path=checkpoint.label,
-        what=other.what,
-        format=FORMATS[header.kind],
-        size=header.size,
-        parts=(PartSummary.of("all of it", header.tensors.values()),) if header.tensors else (),
-        control=control_kind(checkpoint.path),
-        notes=(f"it does not load here: {other.instead}",),
-    )
 
 
 def to_text(found: Inspection) -> str:
     """Lines for people."""
     rows = [("what", found.what), ("format", f"{found.format}, {_mebibytes(found.size)}")]
-    rows += [(part.name, _numbers(part)) for part in found.parts]
-    rows += [("beside", _beside(found.beside))] if found.beside else []
+    for part in found.parts:
+        numbers = f"{part.parameters:>13,} parameters, {_mebibytes(part.nbytes):>10}"
+        rows.append((part.name, f"{numbers}, {', '.join(part.dtypes)}"))
+    beside = (f"{name} ({_mebibytes(size)})" if size else name for name, size in found.beside.items())
+    rows += [("beside", ", ".join(beside))] if found.beside else []
     rows += [("predicts", found.predicts)] if found.predicts else []
     rows += [("control", f"{found.control}, says its name")] if found.control else []
     rows += [("missing", line) for line in found.missing] + [("note", line) for line in found.notes]
     width = max(len(label) for label, _ in rows)
     lines = (f"{INDENT}{label:{width}}  {printable(text, LONGEST_LINE)}" for label, text in rows)
     return "\n".join([found.path, *lines])
-
-
-def _numbers(part: PartSummary) -> str:
-    return f"{part.parameters:>13,} parameters, {_mebibytes(part.nbytes):>10}, {', '.join(part.dtypes)}"
-
-
-def _beside(entries: dict[str, int]) -> str:
-    return ", ".join(f"{name} ({_mebibytes(size)})" if size else name for name, size in entries.items())
 
 
 def _mebibytes(size: int) -> str:

@@ -20,13 +20,12 @@ from checkpoints.checkpoint import open_checkpoint
 from checkpoints.compatibility import family
 from checkpoints.files.kinds import quote
 from checkpoints.files.lazy import read
-from checkpoints.lora.alpha import Alphas, stored_alphas
-from checkpoints.lora.names import TEXT_READERS, LoraTarget, lora_targets, split_name
+from checkpoints.lora.names import TEXT_READERS, Alphas, LoraTarget, lora_targets, split_name, stored_alphas
+from checkpoints.names.diffusers import COMPONENTS
+from checkpoints.names.original import PART_LABELS
 from checkpoints.names.recognize import is_lora, refuse_foreign
 
 log = logging.getLogger(__name__)
-
-PART_NAMES = {"unet": "U-Net", "text_encoder": "text encoder"}
 
 
 @dataclass(frozen=True)
@@ -38,11 +37,6 @@ class LoraLayer:
     up: Tensor
     mid: Tensor | None
     scale: float
-
-    @property
-    def rank(self) -> int:
-        """Of the difference, at most."""
-        return self.down.shape[0]
 
     def difference(self) -> Tensor:
         """scale * up @ down in float32, in the shape of its target."""
@@ -64,12 +58,13 @@ class LoraReport:
     ranks: tuple[int, ...]
 
     def __str__(self) -> str:
-        counts = ", ".join(f"{count} of the {PART_NAMES[part]}" for part, count in self.layers.items())
+        named = {PART_LABELS[COMPONENTS[part].prefix]: count for part, count in self.layers.items()}
+        counts = ", ".join(f"{count} of the {label}" for label, count in named.items())
         ranks = ", ".join(map(str, self.ranks))
         return f"{self.path} x {self.weight:g} changes weights: {counts}; rank {ranks}"
 
 
-def merge_loras(model: nn.Module, loras: Sequence[tuple[str | Path, float]]) -> tuple[LoraReport, ...]:
+def merge_loras(model: nn.Module, loras: Sequence[tuple[str | Path, float]]) -> list[LoraReport]:
     """Merge files, each with its weight, into the parameters of a whole model; weight 0 changes nothing.
 
     Raises FileNotFoundError, or ValueError in one sentence, with `model` as it was, for a file that is no
@@ -86,9 +81,12 @@ def merge_loras(model: nn.Module, loras: Sequence[tuple[str | Path, float]]) -> 
     merged = {key: _merged(parameters[key], layers, labels) for key, layers in changes.items()}
     for key, tensor in merged.items():
         parameters[key].data = tensor
-    reports = tuple(_report(path, weight, layers) for path, weight, layers in files)
-    for report in reports:
-        log.info("%s", report)
+    reports = []
+    for path, weight, layers in files:
+        counts = Counter(layer.target.part for layer in layers)
+        ranks = sorted({len(layer.down) for layer in layers})
+        reports.append(LoraReport(path, weight, counts, tuple(ranks)))
+        log.info("%s", reports[-1])
     return reports
 
 
@@ -114,14 +112,11 @@ def _read_lora(path: Path, weight: float, table: Mapping[str, LoraTarget]) -> li
     if not is_lora(tensors):
         raise ValueError(f"{path} is no LoRA, it has {quote(list(tensors))}: give models by --weights")
     groups: dict[str, dict[str, Tensor]] = {}
-    unknown = []
     for name, tensor in tensors.items():
         module, role = split_name(name) or (name, "")
-        if role and module in table:
-            groups.setdefault(module, {})[role] = tensor
-        else:
-            unknown.append(name)
-    _check_family(path, tensors, table)
+        groups.setdefault(module, {})[role] = tensor
+    _check_family(path, groups, table)
+    unknown = [name for name in tensors if (split_name(name) or (None,))[0] not in table]
     if unknown:
         raise ValueError(
             f"{path} has {len(unknown)} of {len(tensors)} names unknown to the model "
@@ -166,17 +161,15 @@ def _fits(down: Tensor, up: Tensor, mid: Tensor | None, shape: tuple[int, ...]) 
     return pointwise and same_kernel and same_ends
 
 
-def _check_family(path: Path, tensors: Mapping[str, Tensor], table: Mapping[str, LoraTarget]) -> None:
+def _check_family(
+    path: Path, groups: Mapping[str, Mapping[str, Tensor]], table: Mapping[str, LoraTarget]
+) -> None:
     wanted = next((target.shape[1] for name, target in table.items() if name.endswith(TEXT_READERS)), None)
-    for name, tensor in tensors.items():
-        module, role = split_name(name) or (name, "")
-        if role == "down" and module.endswith(TEXT_READERS) and wanted not in (None, tensor.shape[1]):
-            raise ValueError(
-                f"{path} is a LoRA for {family(tensor.shape[1])}, but the model for {family(wanted)}: "
-                "take one for this model"
-            )
-
-
-def _report(path: str, weight: float, layers: Sequence[LoraLayer]) -> LoraReport:
-    counts = Counter(layer.target.part for layer in layers)
-    return LoraReport(path, weight, dict(counts), tuple(sorted({layer.rank for layer in layers})))
+    for module, roles in groups.items():
+        if wanted and "down" in roles and module.endswith(TEXT_READERS):
+            width = roles["down"].shape[1]
+            if width != wanted:
+                raise ValueError(
+                    f"{path} is a LoRA for {family(width)}, but the model for {family(wanted)}: "
+                    "take one for this model"
+                )

@@ -1,16 +1,20 @@
-"""The names inside LoRA files: which numbers of which matrix of the model they are for.
+"""The names inside LoRA files: which numbers of which matrix of the model they are for; and their alphas.
 
 A LoRA stores two thin matrices, down and up, for each weight it changes (Hu et al. 2021). Every tool names
 the weight in its own way: kohya's with underscores, diffusers' and PEFT's with dots, each after diffusers'
-or the original name. The table of all these is made from the model's own names. torch is not needed.
+or the original name. The table of all these is made from the model's own names. Alphas are tensors in kohya's
+files; diffusers writes them into the metadata, PEFT into adapter_config.json beside the file. Without any,
+alpha is the rank, which leaves up @ down as it is. torch is not needed.
 """
 
 from __future__ import annotations
 
+import json
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from checkpoints.names.diffusers import COMPONENTS, OPEN_CLIP, TEXT_LEVEL
 from checkpoints.names.original import OPEN_CLIP_MARKER
@@ -25,11 +29,8 @@ ENDING = re.compile(
     r"|\.(?P<alpha>alpha))$"
 )
 TEXT_READERS = ("attn2.to_k", "attn2.to_v", "attn2_to_k", "attn2_to_v")  # their input is as wide as the text
-# What trainers on a tree of modules write before its names, and what those who flatten it do.
-DOTTED = {
-    "unet": ("unet.", "", "base_model.model."),
-    "text_encoder": ("text_encoder.", "", "base_model.model."),
-}
+PEFT_PREFIX = "base_model.model."  # of names in PEFT's own files
+# What trainers who flatten the tree of modules write before its names.
 FLAT = {"unet": ("lora_unet_",), "text_encoder": ("lora_te_", "lora_te1_")}
 ORIGINAL = ("diffusion_model.", "model.diffusion_model.")
 # diffusers' first files named attention's matrices so, in the U-Net and in the text encoder.
@@ -41,6 +42,11 @@ OLD_NAMES = {
     ".v_proj": ".to_v",
     ".out_proj": ".to_out",
 }
+METADATA_ENTRY = "lora_adapter_metadata"  # of diffusers
+PEFT_SETTINGS = "adapter_config.json"
+UNUSUAL = {"use_rslora": "rank-stabilised scaling (rsLoRA)", "use_dora": "a DoRA"}
+
+Alphas = Callable[[str], float | None]  # name of what is changed -> alpha, None where it is the rank
 
 
 @dataclass(frozen=True)
@@ -88,6 +94,28 @@ def lora_targets(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, LoraTarget]
     return table
 
 
+def stored_alphas(path: Path, metadata: Mapping[str, str], modules: Iterable[str]) -> Alphas:
+    """What the settings of the LoRA file `path` say of the alpha of each of its `modules`.
+
+    Raises ValueError for settings that are damaged, missing where they must be, or of another method.
+    """
+    if any(module.startswith(PEFT_PREFIX) for module in modules):
+        beside = path.with_name(PEFT_SETTINGS)
+        if not beside.is_file():
+            raise ValueError(
+                f"{path} is a file of PEFT, which needs its {PEFT_SETTINGS} beside it: fetch that too"
+            )
+        settings = {
+            f"{PEFT_PREFIX}{name}": value for name, value in _parsed(beside, beside.read_text()).items()
+        }
+    else:
+        settings = _parsed(path, metadata.get(METADATA_ENTRY, "{}"))
+    for name, value in settings.items():
+        if value and (method := UNUSUAL.get(name.rpartition(".")[2])):
+            raise ValueError(f"{path} is trained with {method}: take a plain LoRA")
+    return lambda module: _alpha(settings, module)
+
+
 def _renamed(part: str, shapes: Mapping[str, tuple[int, ...]]) -> Iterator[tuple[str, str, LoraTarget]]:
     """(original name without prefix, diffusers' name, target) of each weight of a part that is a matrix."""
     prefix = COMPONENTS[part].prefix
@@ -109,7 +137,7 @@ def _renamed(part: str, shapes: Mapping[str, tuple[int, ...]]) -> Iterator[tuple
 
 def _aliases(part: str, ours: str, theirs: str) -> Iterator[str]:
     for name in _spellings(part, theirs):
-        yield from (prefix + name for prefix in DOTTED[part])
+        yield from (prefix + name for prefix in (f"{part}.", "", PEFT_PREFIX))
         yield from (prefix + name.replace(".", "_") for prefix in FLAT[part])
     if part == "unet":
         yield from (prefix + ours for prefix in ORIGINAL)
@@ -122,3 +150,20 @@ def _spellings(part: str, name: str) -> Iterable[str]:
         names.append(name.removeprefix(TEXT_LEVEL))
     old = next((ending for ending in OLD_NAMES if name.endswith(ending)), None)
     return names + [one.removesuffix(old) + OLD_NAMES[old] for one in names] if old else names
+
+
+def _alpha(settings: Mapping[str, Any], module: str) -> float | None:
+    prefix = PEFT_PREFIX if module.startswith(PEFT_PREFIX) else module.partition(".")[0] + "."
+    own = settings.get(f"{prefix}alpha_pattern") or {}
+    matching = (alpha for name, alpha in own.items() if module.endswith(f".{name}"))
+    return next(matching, settings.get(f"{prefix}lora_alpha"))
+
+
+def _parsed(path: Path, text: str) -> dict[str, Any]:
+    try:
+        settings = json.loads(text)
+    except (ValueError, RecursionError):
+        settings = None
+    if not isinstance(settings, dict):
+        raise ValueError(f"{path}: the settings of its LoRA are no readable JSON: fetch it again")
+    return settings

@@ -1,4 +1,8 @@
-"""What a conversion starts from: a file as it is, or anything that loads, under the original names."""
+"""What a conversion starts from: a file as it is, or anything that loads, under the original names.
+
+Results say of themselves what programs look for in the Stability AI model metadata standard (1.0.0), such as
+the architecture; a file of an unknown one gets none of its keys: all or nothing, says the standard.
+"""
 
 from __future__ import annotations
 
@@ -7,9 +11,21 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from checkpoints.checkpoint import FOLDER, Checkpoint, open_checkpoint
+from checkpoints.compatibility import context_width
 from checkpoints.files.lazy import LazyTensor, Values, lazy
-from checkpoints.model_spec import describe, prediction_in
+from checkpoints.names.diffusers import COMPONENTS, detect_component
 from common.atomic import MIB
+
+SPEC_VERSION = "1.0.0"
+ARCHITECTURES = {
+    (768, "epsilon"): "stable-diffusion-v1",
+    (1024, "epsilon"): "stable-diffusion-v2-512",
+    (1024, "v"): "stable-diffusion-v2-768-v",
+}
+ORIGINAL = "https://github.com/lllyasviel/ControlNet"  # the program whose names the tensors have
+SHORT = {"epsilon": "epsilon", "v_prediction": "v"}  # diffusers' word -> the standard's
+LONG = {short: long for long, short in SHORT.items()}
+KEY = "modelspec."
 
 
 @dataclass(frozen=True)
@@ -26,8 +42,27 @@ class Source:
     left_out: tuple[str, ...]
 
     def about(self, state: Mapping[str, Values]) -> dict[str, str]:
-        """Metadata for a file with `state`, which was made of this one."""
-        return describe(state, self.path.stem, self.metadata, self.prediction)
+        """Metadata for a file with `state`, made of this one: that of its source, but for checksums, and more.
+
+        What a Stable Diffusion 2.x model predicts must be known to say more.
+        """
+        kept = {key: value for key, value in self.metadata.items() if "hash" not in key}
+        short = SHORT.get(self.prediction or "") or kept.get(f"{KEY}prediction_type")
+        width = context_width({name: tuple(tensor.shape) for name, tensor in state.items()})
+        if width == min(one for one, _ in ARCHITECTURES):
+            short = short or "epsilon"  # nobody published another Stable Diffusion 1.x
+        if (width, short) not in ARCHITECTURES:
+            return kept
+        part, branch = detect_component(state), COMPONENTS["controlnet"].prefix
+        is_branch = part == "controlnet" or all(name.startswith(branch) for name in state)
+        said = {
+            "sai_model_spec": SPEC_VERSION,
+            "architecture": ARCHITECTURES[width, short] + ("/controlnet" if is_branch else ""),
+            "implementation": "diffusers" if part else ORIGINAL,
+            "prediction_type": short,
+            "title": kept.get(f"{KEY}title", self.path.stem),
+        }
+        return kept | {KEY + name: value for name, value in said.items()}
 
 
 def open_as_it_is(source: Path | Checkpoint) -> Source:
@@ -63,6 +98,6 @@ def left_out(what: str, size: int, count: int | None = None) -> str:
 def _source(checkpoint: Checkpoint, tensors: Mapping[str, Values], notes: list[str]) -> Source:
     said = checkpoint.settings.get("scheduler", {}).get("prediction_type")
     metadata = checkpoint.header.metadata
-    prediction = said if isinstance(said, str) else prediction_in(metadata)
+    prediction = said if isinstance(said, str) else LONG.get(metadata.get(f"{KEY}prediction_type", ""))
     state = {name: lazy(tensor) for name, tensor in tensors.items()}
     return Source(checkpoint.path, state, metadata, prediction, tuple(notes))

@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 from checkpoints.checkpoint import Checkpoint
 from checkpoints.files.headers import Header, TensorHeader
 from checkpoints.inspect.command import inspect, main, to_text
-from checkpoints.inspect.model import describe_model
+from checkpoints.inspect.describe import describe_model
 from checkpoints.names.diffusers import COMPONENTS
 from tests.hostile_files import entry, write_safetensors
 from tests.lora_files import NAMINGS, kohya, random_lora, write_lora

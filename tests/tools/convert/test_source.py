@@ -1,11 +1,23 @@
 """A file says what it is where that can be told, and keeps what its source said."""
 
+from pathlib import Path
+
 import pytest
 import torch
+from safetensors.torch import save_file
 
-from checkpoints.model_spec import describe, prediction_in
+from tools.convert.source import Source, open_as_it_is
 
 TO_K = "transformer_blocks.0.attn2.to_k.weight"
+
+
+def describe(tensors, title, metadata, prediction=None):
+    return Source(Path(f"{title}.ckpt"), {}, metadata, prediction, ()).about(tensors)
+
+
+def prediction_in(metadata, folder):
+    save_file({"a": torch.ones(1)}, folder / "a.safetensors", metadata)
+    return open_as_it_is(folder / "a.safetensors").prediction
 
 
 def state(prefix="model.diffusion_model.", width=768):
@@ -21,12 +33,14 @@ def state(prefix="model.diffusion_model.", width=768):
         ("model.diffusion_model.", 1024, "v_prediction", "stable-diffusion-v2-768-v"),
     ],
 )
-def test_the_architecture_follows_from_the_text_and_the_prediction(prefix, width, prediction, architecture):
+def test_the_architecture_follows_from_the_text_and_the_prediction(
+    tmp_path, prefix, width, prediction, architecture
+):
     told = describe(state(prefix, width), "mine", {}, prediction)
     assert told["modelspec.architecture"] == architecture
     assert told["modelspec.title"] == "mine"
     assert "lllyasviel" in told["modelspec.implementation"]
-    assert prediction_in(told) == (prediction or "epsilon")
+    assert prediction_in(told, tmp_path) == (prediction or "epsilon")
 
 
 def test_files_under_diffusers_names_say_so():
@@ -41,10 +55,10 @@ def test_what_cannot_be_told_is_not_said(width, prediction):
     assert describe(state(width=width), "mine", {"author": "me"}, prediction) == {"author": "me"}
 
 
-def test_what_the_source_said_stays_but_for_its_checksum():
+def test_what_the_source_said_stays_but_for_its_checksum(tmp_path):
     source = {"modelspec.title": "theirs", "sshs_model_hash": "12", "modelspec.prediction_type": "v"}
     told = describe(state(width=1024), "mine", source)
     assert told["modelspec.title"] == "theirs"
     assert told["modelspec.architecture"] == "stable-diffusion-v2-768-v"
     assert "sshs_model_hash" not in told
-    assert prediction_in({}) is None
+    assert prediction_in({}, tmp_path) is None
