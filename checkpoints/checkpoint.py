@@ -22,10 +22,10 @@ from checkpoints.diffusers.folder import (
     read_settings,
 )
 from checkpoints.files.headers import Header, TensorHeader, read_header
-from checkpoints.files.kinds import quote
 from checkpoints.names.diffusers import COMPONENTS, detect_component, to_original
 from checkpoints.names.original import PART_LABELS, missing_prefix, normalize_names
 from checkpoints.names.recognize import refuse_foreign
+from common.shell import quote
 
 if TYPE_CHECKING:
     from torch import Tensor

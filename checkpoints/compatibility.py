@@ -8,8 +8,8 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping
 
-from checkpoints.files.kinds import quote
 from checkpoints.names.original import part_of
+from common.shell import quote
 
 Shapes = Mapping[str, tuple[int, ...]]  # name -> shape
 

@@ -19,9 +19,9 @@ from torch import Tensor, nn
 
 from checkpoints.checkpoint import Source, Weights, open_checkpoint
 from checkpoints.compatibility import Shapes, check_fit
-from checkpoints.files.kinds import quote
 from checkpoints.files.lazy import LazyTensor, Values, read, release, walk
 from checkpoints.names.original import EMA_PREFIX, part_of
+from common.shell import quote
 
 log = logging.getLogger(__name__)
 

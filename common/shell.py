@@ -10,7 +10,7 @@ import argparse
 import errno
 import signal
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, NoReturn
 
@@ -25,6 +25,8 @@ OUT_OF_MEMORY = (
     "can't allocate memory",
     "cannot allocate memory",
 )
+QUOTED = 3  # names in a message
+LONGEST = 120  # characters shown of one name; those of tensors of Stable Diffusion have less than 100
 
 
 class Stopped(Exception):
@@ -91,6 +93,18 @@ def sentence(error: Exception) -> str:
     if "DataLoader worker" in text:  # it sends its whole traceback; the last line is what happened
         text = text.splitlines()[-1].removeprefix(f"{type(error).__name__}: ")
     return " ".join(text.split()) or type(error).__name__
+
+
+def printable(text: object, longest: int = LONGEST) -> str:
+    """`text` on one line, without characters that steer a terminal, and not endless."""
+    words = str(text)
+    shown = "".join(letter if letter.isprintable() else "?" for letter in words[:longest])
+    return shown + ("..." if len(words) > longest else "")
+
+
+def quote(names: Sequence[str]) -> str:
+    """The first few of `names`, for a message."""
+    return ", ".join(map(printable, names[:QUOTED])) + (", ..." if len(names) > QUOTED else "")
 
 
 def is_out_of_memory(error: BaseException) -> bool:

@@ -20,14 +20,11 @@ def reference(model, params):
     """diffusers' networks for the yaml parameters `params`; they share the memory of `model`'s weights."""
     import diffusers
 
-    pooled = params.get("global_average_pooling", False)
     with torch.device("meta"):
         twins = Reference(
-            diffusers.UNet2DConditionModel(**form.unet_config(params.unet_config.params)),
-            diffusers.ControlNetModel(
-                **form.controlnet_config(params.control_stage_config.params, global_average_pooling=pooled)
-            ),
-            diffusers.AutoencoderKL(**form.vae_config(params.first_stage_config.params)),
+            diffusers.UNet2DConditionModel(**form.part_config("unet", params)),
+            diffusers.ControlNetModel(**form.part_config("controlnet", params)),
+            diffusers.AutoencoderKL(**form.part_config("vae", params)),
         )
     states = (
         names.COMPONENTS["unet"].to_diffusers(model.model.diffusion_model.state_dict()),

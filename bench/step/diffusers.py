@@ -45,7 +45,7 @@ def load_networks(files: Files) -> Networks:
 
 def load_part(files: Files, part: str) -> nn.Module:
     """diffusers' module for an entry of `names.diffusers.COMPONENTS`, with the float file's tensors."""
-    from checkpoints.diffusers.choose_yaml import read_params
+    from checkpoints.diffusers.check import read_params
     from checkpoints.diffusers.configs import part_config
     from checkpoints.names.diffusers import COMPONENTS
 

@@ -25,58 +25,12 @@ PREDICTION = {"eps": "epsilon", "v": "v_prediction"}  # parameterization of the 
 FIRST_BETA, LAST_BETA, TIMESTEPS = 0.00085, 0.012, 1000  # SD's, where the yaml says nothing of them
 
 
-def unet_config(params: Mapping[str, Any]) -> dict[str, Any]:
-    """Settings of diffusers' UNet2DConditionModel for the yaml parameters of a UNetModel."""
-    config = _encoder_config(params)
-    config["up_block_types"] = [kind.replace("Down", "Up") for kind in reversed(config["down_block_types"])]
-    return config | {"out_channels": params.get("out_channels", 4)}
+def part_config(part: str, params: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings of one part of a pipeline, named by its folder, for the yaml parameters of a whole model.
 
-
-def controlnet_config(params: Mapping[str, Any], *, global_average_pooling: bool = False) -> dict[str, Any]:
-    """Settings of diffusers' ControlNetModel for the yaml parameters of a ControlNet.
-
-    global_average_pooling: the yaml's setting of that name, true for shuffle.
+    Raises ValueError for what diffusers does not have.
     """
-    return _encoder_config(params) | {
-        "conditioning_channels": params.get("hint_channels", 3),
-        "conditioning_embedding_out_channels": list(HINT_CHANNELS),
-        "global_pool_conditions": global_average_pooling,
-    }
-
-
-def vae_config(params: Mapping[str, Any], *, scale_factor: float = VAE_SCALING) -> dict[str, Any]:
-    """Settings of diffusers' AutoencoderKL for the yaml parameters of ours.
-
-    Raises ValueError for one without norms, which diffusers does not have.
-    """
-    inner = params["ddconfig"]
-    if inner.get("num_groups") == 0:
-        raise ValueError("num_groups=0: diffusers has no autoencoder without norms")
-    widths = [inner["ch"] * mult for mult in inner["ch_mult"]]
-    return {
-        "in_channels": inner.get("in_channels", 3),
-        "out_channels": inner.get("out_ch", 3),
-        "latent_channels": params["embed_dim"],
-        "block_out_channels": widths,
-        "down_block_types": ["DownEncoderBlock2D"] * len(widths),
-        "up_block_types": ["UpDecoderBlock2D"] * len(widths),
-        "layers_per_block": inner["num_res_blocks"],
-        "norm_num_groups": inner.get("num_groups", 32),
-        "scaling_factor": scale_factor,
-    }
-
-
-def text_config(params: Mapping[str, Any]) -> dict[str, Any]:
-    """Settings of transformers' CLIPTextModel for the yaml parameters of a whole model.
-
-    Raises ValueError for a text encoder that it cannot stand for.
-    """
-    stage = params["cond_stage_config"]
-    inner = stage.get("params") or {}
-    if is_open_clip(params):
-        return _open_clip_config(inner)
-    settings = clip_settings(inner.get("version", CLIP_VERSION)) | dict(inner.get("config") or {})
-    return _token_config(OPENAI) | {"hidden_act": "quick_gelu"} | settings
+    return CONFIGS[part](params)
 
 
 def is_open_clip(params: Mapping[str, Any]) -> bool:
@@ -90,8 +44,51 @@ def is_open_clip(params: Mapping[str, Any]) -> bool:
     return TEXT_ENCODERS[name]
 
 
-def scheduler_config(params: Mapping[str, Any]) -> dict[str, Any]:
-    """Settings of diffusers' DDIMScheduler for the yaml parameters of a whole model."""
+def _unet_config(params: Mapping[str, Any]) -> dict[str, Any]:
+    inner = params["unet_config"]["params"]
+    config = _encoder_config(inner)
+    config["up_block_types"] = [kind.replace("Down", "Up") for kind in reversed(config["down_block_types"])]
+    return config | {"out_channels": inner.get("out_channels", 4)}
+
+
+def _controlnet_config(params: Mapping[str, Any]) -> dict[str, Any]:
+    inner = params["control_stage_config"]["params"]
+    return _encoder_config(inner) | {
+        "conditioning_channels": inner.get("hint_channels", 3),
+        "conditioning_embedding_out_channels": list(HINT_CHANNELS),
+        "global_pool_conditions": params.get("global_average_pooling", False),
+    }
+
+
+def _vae_config(params: Mapping[str, Any]) -> dict[str, Any]:
+    stage = params["first_stage_config"]["params"]
+    inner = stage["ddconfig"]
+    if inner.get("num_groups") == 0:
+        raise ValueError("num_groups=0: diffusers has no autoencoder without norms")
+    widths = [inner["ch"] * mult for mult in inner["ch_mult"]]
+    return {
+        "in_channels": inner.get("in_channels", 3),
+        "out_channels": inner.get("out_ch", 3),
+        "latent_channels": stage["embed_dim"],
+        "block_out_channels": widths,
+        "down_block_types": ["DownEncoderBlock2D"] * len(widths),
+        "up_block_types": ["UpDecoderBlock2D"] * len(widths),
+        "layers_per_block": inner["num_res_blocks"],
+        "norm_num_groups": inner.get("num_groups", 32),
+        "scaling_factor": params.get("scale_factor", VAE_SCALING),
+    }
+
+
+def _text_config(params: Mapping[str, Any]) -> dict[str, Any]:
+    inner = params["cond_stage_config"].get("params") or {}
+    if is_open_clip(params):
+        return _open_clip_config(inner)
+    settings = clip_settings(inner.get("version", CLIP_VERSION)) | dict(inner.get("config") or {})
+    return _token_config(OPENAI) | {"hidden_act": "quick_gelu"} | settings
+
+
+def _scheduler_config(params: Mapping[str, Any]) -> dict[str, Any]:
+    """Of diffusers' DDIMScheduler."""
     return {
         "beta_schedule": "scaled_linear",
         "beta_start": params.get("linear_start", FIRST_BETA),
@@ -103,21 +100,6 @@ def scheduler_config(params: Mapping[str, Any]) -> dict[str, Any]:
         "steps_offset": 1,
         "timestep_spacing": "leading",
     }
-
-
-def part_config(part: str, params: Mapping[str, Any]) -> dict[str, Any]:
-    """Settings of one part of a pipeline, named by its folder, for the yaml parameters of a whole model."""
-    if part == "text_encoder":
-        return text_config(params)
-    if part == "scheduler":
-        return scheduler_config(params)
-    if part == "unet":
-        return unet_config(params["unet_config"]["params"])
-    if part == "vae":
-        scale = params.get("scale_factor", VAE_SCALING)
-        return vae_config(params["first_stage_config"]["params"], scale_factor=scale)
-    pooled = params.get("global_average_pooling", False)
-    return controlnet_config(params["control_stage_config"]["params"], global_average_pooling=pooled)
 
 
 def _encoder_config(params: Mapping[str, Any]) -> dict[str, Any]:
@@ -177,3 +159,12 @@ def _token_config(dialect: Dialect) -> dict[str, Any]:
         "eos_token_id": VOCABULARY - 1,
         "pad_token_id": dialect.pad_id,
     }
+
+
+CONFIGS = {
+    "unet": _unet_config,
+    "controlnet": _controlnet_config,
+    "vae": _vae_config,
+    "text_encoder": _text_config,
+    "scheduler": _scheduler_config,
+}

@@ -19,10 +19,22 @@ from typing import Any, NamedTuple
 
 from safetensors import SafetensorError, safe_open
 
-from checkpoints.files.kinds import HEAD_BYTES, SAFETENSORS_BRACE, SUFFIXES, kind_of, printable
 from checkpoints.files.pickles import PickleFile, describe_pickle
 from checkpoints.files.unpickler import DescribedTensor
+from common.shell import printable
 
+HEAD_BYTES = 64  # enough to recognise every kind below
+ZIP_MAGIC = b"PK\x03\x04"  # four bytes: the length before a safetensors header may begin with PK
+LEGACY_MAGIC = b"\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."  # torch's number, after two bytes of pickle header
+GGUF_MAGIC = b"GGUF"
+OTHERS = {  # beginning -> what the file is
+    b"<": "a web page, not weights: the link asked for a login or a licence; fetch it in a browser",
+    b"version https://git-lfs": "a Git LFS pointer, not the weights that it points to: run `git lfs pull`",
+    GGUF_MAGIC: "a GGUF file, quantized for other programs: take the .safetensors file that it was made from",
+    b"\x80": "a plain Python pickle, not a file of torch.save: refused, for reading it could run anything",
+}
+SUFFIXES = (".safetensors", ".ckpt", ".pth")
+SAFETENSORS_BRACE = 8  # the JSON header begins after its own length, eight bytes
 METADATA = "__metadata__"  # the one entry of a safetensors header that is no tensor
 MAX_HEADER_BYTES = 1 << 25  # that of a full SD1.5 model has 200 kB; LoRA trainers write megabytes of settings
 MAX_DEPTH = 4  # of dictionaries in dictionaries: IP-adapters and embeddings have two
@@ -44,7 +56,7 @@ class TensorHeader(NamedTuple):
 
 @dataclass(frozen=True)
 class Header:
-    """What a file holds. kind: as `checkpoints.files.kinds.kind_of`; size: of the file, bytes.
+    """What a file holds. kind: `safetensors`, or `zip` or `legacy`, both of torch.save; size: its bytes.
 
     others: name of each entry beside the weights -> bytes of the tensors in it. nested: where there are no
     weights, the names of tensors in dictionaries of dictionaries, joined by dots. metadata: of safetensors.
@@ -98,10 +110,24 @@ def _kind_at(path: Path) -> str:
             f"{path} is a pipe, a socket or a device, not a file: save the weights to disk first"
         )
     with path.open("rb") as file:
-        try:
-            return kind_of(file.read(HEAD_BYTES))
-        except ValueError as error:
-            raise ValueError(f"{path} is {error}") from None
+        head = file.read(HEAD_BYTES)
+    if head.startswith(ZIP_MAGIC):
+        return "zip"
+    if head[2:].startswith(LEGACY_MAGIC):
+        return "legacy"
+    is_text = b"\0" not in head[:SAFETENSORS_BRACE] and head.lstrip().startswith(b"<")
+    if head[SAFETENSORS_BRACE:].startswith(b"{") and not is_text and not head.startswith(GGUF_MAGIC):
+        return "safetensors"
+    raise ValueError(f"{path} is {_what_else(head)}")
+
+
+def _what_else(head: bytes) -> str:
+    if not head:
+        return "empty (0 bytes): the download did not start; fetch it again"
+    if not head.strip(b"\0"):
+        return "nothing but zeros at its start: the download only reserved its place; fetch it again"
+    known = (what for start, what in OTHERS.items() if head.lstrip().startswith(start))
+    return next(known, f"not a weights file (it starts with {head[:8]!r}): use .safetensors, .ckpt or .pth")
 
 
 def _safetensors_header(path: Path) -> Header:

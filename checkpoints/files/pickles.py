@@ -24,8 +24,8 @@ from io import BytesIO
 from pathlib import Path
 from typing import Any
 
-from checkpoints.files.kinds import printable
 from checkpoints.files.unpickler import DICTIONARIES, PARAMETER_MAKERS, TENSOR_MAKERS, DescribingUnpickler
+from common.shell import printable
 
 MAX_PICKLE_BYTES = 1 << 24  # the pickle of a full SD1.5 training checkpoint has 1 MB
 MAX_INFLATION = 16  # numbers pack to more than half their size, unless nearly all of them are zero

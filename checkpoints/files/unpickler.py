@@ -15,7 +15,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, BinaryIO, NamedTuple
 
-from checkpoints.files.kinds import printable
+from common.shell import printable
 
 # Storage classes and dtypes of torch -> dtype as safetensors writes it, and bytes an element.
 DTYPES = {

@@ -14,11 +14,10 @@ from dataclasses import asdict
 from pathlib import Path
 
 from checkpoints.checkpoint import open_checkpoint
-from checkpoints.files.kinds import printable
 from checkpoints.inspect.describe import Inspection, describe, describe_lora, describe_model
 from checkpoints.names.recognize import control_kind, foreign_format, is_lora
 from common.atomic import MIB
-from common.shell import DONE, Parser, run_command, say, sentence
+from common.shell import DONE, Parser, printable, run_command, say, sentence
 
 INDENT = "  "
 LONGEST_LINE = 1000

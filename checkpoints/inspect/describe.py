@@ -17,10 +17,10 @@ from checkpoints.checkpoint import FOLDER, Checkpoint
 from checkpoints.compatibility import context_width
 from checkpoints.diffusers.folder import SCHEDULER
 from checkpoints.files.headers import TensorHeader
-from checkpoints.files.kinds import quote
 from checkpoints.lora.names import PEFT_PREFIX, TEXT_READERS, split_name, stored_alphas
 from checkpoints.names.original import EMA_PREFIX, PART_LABELS
 from checkpoints.names.recognize import control_kind
+from common.shell import quote
 
 Parts = Mapping[str, Mapping[str, TensorHeader]]  # what messages call a part -> its tensors, without prefix
 

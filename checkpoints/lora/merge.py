@@ -18,12 +18,12 @@ from torch import Tensor, nn
 
 from checkpoints.checkpoint import open_checkpoint
 from checkpoints.compatibility import family
-from checkpoints.files.kinds import quote
 from checkpoints.files.lazy import read
 from checkpoints.lora.names import TEXT_READERS, Alphas, LoraTarget, lora_targets, split_name, stored_alphas
 from checkpoints.names.diffusers import COMPONENTS
 from checkpoints.names.original import PART_LABELS
 from checkpoints.names.recognize import is_lora, refuse_foreign
+from common.shell import quote
 
 log = logging.getLogger(__name__)
 

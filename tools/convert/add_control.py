@@ -18,14 +18,13 @@ from torch import Tensor, nn
 from checkpoints import surgery
 from checkpoints.checkpoint import Checkpoint, open_checkpoint
 from checkpoints.compatibility import check_fit, context_width
-from checkpoints.diffusers.check import check_settings, published_yaml
-from checkpoints.diffusers.choose_yaml import read_params
-from checkpoints.diffusers.configs import scheduler_config
-from checkpoints.files.kinds import quote
+from checkpoints.diffusers.check import check_settings, published_yaml, read_params
+from checkpoints.diffusers.configs import part_config
 from checkpoints.files.lazy import Values
 from checkpoints.load import HALF
 from checkpoints.names.original import DROPPED, PART_LABELS
 from cldm.model import fresh_branch, with_branch
+from common.shell import quote
 from ldm.config import create_meta_model, read_config
 from tools.convert.source import Source, open_original
 from tools.convert.target import Result, Target, check_file, write_file
@@ -60,7 +59,7 @@ def add_control(base: Path | None, target: Target, config: Path, init: BranchIni
     check_file(target, [base])
     checkpoint = open_checkpoint(base)
     source = _open_base(checkpoint, init)
-    predicts = scheduler_config(params)["prediction_type"]
+    predicts = part_config("scheduler", params)["prediction_type"]
     check_settings(checkpoint, params, config)
     if source.prediction not in (None, predicts):
         raise ValueError(f"{base} says that it predicts {source.prediction}, but {config} means {predicts}")

@@ -13,8 +13,8 @@ from typing import Any
 
 from checkpoints import surgery
 from checkpoints.checkpoint import open_checkpoint
-from checkpoints.diffusers.choose_yaml import WHOLE, check_parts, choose_config, read_params
-from checkpoints.diffusers.configs import is_open_clip, scheduler_config
+from checkpoints.diffusers.check import WHOLE, check_parts, choose_config, read_params
+from checkpoints.diffusers.configs import is_open_clip, part_config
 from checkpoints.diffusers.folder import CLASSES
 from checkpoints.diffusers.write import Write, write_part, write_pipeline
 from checkpoints.files.write import SAFETENSORS
@@ -109,7 +109,7 @@ def to_diffusers(
     config = config or choose_config(source, parts, model.prediction)
     check_parts(source, parts, config)
     params = read_params(config)
-    predicts = scheduler_config(params)["prediction_type"]
+    predicts = part_config("scheduler", params)["prediction_type"]
     if "unet" in parts and model.prediction not in (None, predicts):
         raise ValueError(f"{source} says that it predicts {model.prediction}, but {config} means {predicts}")
     text = OPEN_CLIP if is_open_clip(params) else COMPONENTS["text_encoder"]

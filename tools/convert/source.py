@@ -42,10 +42,7 @@ class Source:
     left_out: tuple[str, ...]
 
     def about(self, state: Mapping[str, Values]) -> dict[str, str]:
-        """Metadata for a file with `state`, made of this one: that of its source, but for checksums, and more.
-
-        What a Stable Diffusion 2.x model predicts must be known to say more.
-        """
+        """Metadata for a file with `state`, made of this one: what this one says and more, no checksums."""
         kept = {key: value for key, value in self.metadata.items() if "hash" not in key}
         short = SHORT.get(self.prediction or "") or kept.get(f"{KEY}prediction_type")
         width = context_width({name: tuple(tensor.shape) for name, tensor in state.items()})

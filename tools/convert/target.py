@@ -12,11 +12,11 @@ from tqdm import tqdm
 
 from checkpoints.diffusers.folder import CONFIG, INDEX
 from checkpoints.diffusers.write import Write
-from checkpoints.files.kinds import quote
 from checkpoints.files.lazy import Values
 from checkpoints.files.write import SUFFIXES, write_weights
 from checkpoints.surgery import to_dtype
 from common.atomic import MIB, atomic_write, check_space
+from common.shell import quote
 from ldm.util import DTYPES
 
 State = Mapping[str, Values]

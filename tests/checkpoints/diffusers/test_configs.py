@@ -29,6 +29,12 @@ V21 = ("v21", "v21_v")
 NETWORKS = pytest.mark.parametrize("params", [SMALL, DEEP, FLAT], ids=["small", "deep", "flat"])
 
 
+def config(part, inner):
+    """Settings of a part whose own yaml parameters are `inner`."""
+    stages = ("unet_config", "control_stage_config", "first_stage_config")
+    return form.part_config(part, {stage: {"params": inner} for stage in stages})
+
+
 def shapes(state):
     return {name: tuple(tensor.shape) for name, tensor in state.items()}
 
@@ -39,9 +45,9 @@ def shapes(state):
 def test_published_sizes_give_exactly_diffusers_keys_and_shapes(config, counts):
     ours, params = create_meta_model(MODELS / config), read_config(MODELS / config).model.params
     with torch.device("meta"):
-        unet = diffusers.UNet2DConditionModel(**form.unet_config(params.unet_config.params))
-        control = diffusers.ControlNetModel(**form.controlnet_config(params.control_stage_config.params))
-        vae = diffusers.AutoencoderKL(**form.vae_config(params.first_stage_config.params))
+        unet = diffusers.UNet2DConditionModel(**form.part_config("unet", params))
+        control = diffusers.ControlNetModel(**form.part_config("controlnet", params))
+        vae = diffusers.AutoencoderKL(**form.part_config("vae", params))
     renamed = (
         names.COMPONENTS["unet"].to_diffusers(ours.model.diffusion_model.state_dict()),
         names.COMPONENTS["controlnet"].to_diffusers(ours.control_model.state_dict()),
@@ -55,8 +61,10 @@ def test_published_sizes_give_exactly_diffusers_keys_and_shapes(config, counts):
 @NETWORKS
 def test_any_width_and_depth_of_unet_and_control_branch_maps(params):
     with torch.device("meta"):
-        unet = diffusers.UNet2DConditionModel(**form.unet_config(params))
-        control = diffusers.ControlNetModel(**form.controlnet_config(params))
+        unet = diffusers.UNet2DConditionModel(**form.part_config("unet", {"unet_config": {"params": params}}))
+        control = diffusers.ControlNetModel(
+            **form.part_config("controlnet", {"control_stage_config": {"params": params}})
+        )
         ours = ControlledUnetModel(**params), ControlNet(**params)
     assert shapes(names.COMPONENTS["unet"].to_diffusers(ours[0].state_dict())) == shapes(unet.state_dict())
     assert shapes(names.COMPONENTS["controlnet"].to_diffusers(ours[1].state_dict())) == shapes(
@@ -69,7 +77,7 @@ def test_any_depth_of_autoencoder_maps(mult):
     inner = {"z_channels": 3, "ch": 4, "ch_mult": mult, "num_res_blocks": 1, "num_groups": 2}
     params = {"embed_dim": 3, "ddconfig": inner}
     with torch.device("meta"):
-        theirs, ours = diffusers.AutoencoderKL(**form.vae_config(params)), AutoencoderKL(**params)
+        theirs, ours = (diffusers.AutoencoderKL(**config("vae", params)), AutoencoderKL(**params))
     assert shapes(names.COMPONENTS["vae"].to_diffusers(ours.state_dict())) == shapes(theirs.state_dict())
 
 
@@ -107,7 +115,7 @@ def test_published_names_come_back_in_their_order(config):
 def test_published_text_encoders_become_transformers_own(config, to_diffusers, layers):
     transformers = pytest.importorskip("transformers")
     params = read_config(MODELS / config).model.params
-    text = form.text_config(params)
+    text = form.part_config("text_encoder", params)
     assert text["num_hidden_layers"] == layers
     with torch.device("meta"):
         theirs = transformers.CLIPTextModel(transformers.CLIPTextConfig(**text)).state_dict()
@@ -137,9 +145,9 @@ def test_renaming_follows_the_published_examples():
 
 
 def test_settings_that_diffusers_must_not_guess_are_written():
-    v15, v21 = (read_config(MODELS / f"cldm_{name}.yaml").model.params for name in ("v15", "v21"))
-    one = form.controlnet_config(v15.control_stage_config.params, global_average_pooling=True)
-    two = form.controlnet_config(v21.control_stage_config.params)
+    v15, v21 = (dict(read_config(MODELS / f"cldm_{name}.yaml").model.params) for name in ("v15", "v21"))
+    one = form.part_config("controlnet", v15 | {"global_average_pooling": True})
+    two = form.part_config("controlnet", v21)
     assert (one["cross_attention_dim"], two["cross_attention_dim"]) == (768, 1024)
     assert (one["attention_head_dim"], two["attention_head_dim"]) == (8, [5, 10, 20, 20])
     assert (one["use_linear_projection"], two["use_linear_projection"]) == (False, True)
@@ -150,7 +158,9 @@ def test_settings_that_diffusers_must_not_guess_are_written():
 
 
 def test_the_schedule_is_that_of_the_yaml():
-    one, two = (form.scheduler_config(read_config(MODELS / f"cldm_{name}.yaml").model.params) for name in V21)
+    one, two = (
+        form.part_config("scheduler", read_config(MODELS / f"cldm_{name}.yaml").model.params) for name in V21
+    )
     assert (one["prediction_type"], two["prediction_type"]) == ("epsilon", "v_prediction")
     scheduler = diffusers.DDIMScheduler.from_config(one)
     ours = create_meta_model(MODELS / "cldm_v21.yaml").alphas_cumprod
@@ -167,15 +177,15 @@ def test_every_part_of_a_pipeline_has_settings():
 
 def test_an_autoencoder_without_norms_is_refused():
     with pytest.raises(ValueError, match="num_groups=0: diffusers has no autoencoder"):
-        form.vae_config({"embed_dim": 4, "ddconfig": {"ch": 4, "ch_mult": [1], "num_groups": 0}})
+        config("vae", {"ddconfig": {"num_groups": 0}})
 
 
 def test_a_text_encoder_that_diffusers_cannot_stand_for_is_refused():
     stage = {"target": "ldm.modules.encoders.modules.FrozenOpenCLIPEmbedder", "params": {"layer": "last"}}
     with pytest.raises(ValueError, match="layer='last': diffusers' form"):
-        form.text_config({"cond_stage_config": stage})
+        form.part_config("text_encoder", {"cond_stage_config": stage})
     with pytest.raises(ValueError, match="FrozenT5 has no form in diffusers: FrozenCLIPEmbedder, "):
-        form.text_config({"cond_stage_config": {"target": "x.FrozenT5"}})
+        form.part_config("text_encoder", {"cond_stage_config": {"target": "x.FrozenT5"}})
     stage["params"] = {"arch": "ViT-Q"}
     with pytest.raises(ValueError, match="arch='ViT-Q' is no model"):
-        form.text_config({"cond_stage_config": stage})
+        form.part_config("text_encoder", {"cond_stage_config": stage})

@@ -9,7 +9,7 @@ from omegaconf import OmegaConf
 from safetensors.torch import load_file
 
 import tool_convert
-from checkpoints.diffusers.choose_yaml import read_params
+from checkpoints.diffusers.check import read_params
 from cldm.model import create_model
 from common.shell import USER_ERROR
 from quantize.files.read import load_quantized
