@@ -13,14 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from checkpoints.diffusers.folder import (
-    SCHEDULER,
-    Component,
-    check_component,
-    find_components,
-    is_sd2_text,
-    read_settings,
-)
+from checkpoints.diffusers.folder import SCHEDULER, Component, check_component, find_components, read_settings
 from checkpoints.files.headers import Header, TensorHeader, read_header
 from checkpoints.names.diffusers import COMPONENTS, detect_component, to_original
 from checkpoints.names.original import PART_LABELS, missing_prefix, normalize_names
@@ -34,6 +27,7 @@ if TYPE_CHECKING:
     from quantize.prune.record import Record
 
 TRAINER_STATE = "entries beside the weights (optimizer, callbacks, counters)"
+OPEN_CLIP_ACT = "gelu"  # of Stable Diffusion 2.x; that of 1.x is quick_gelu
 FOLDER, DICTIONARY = "folder", "dictionary"  # kinds of sources beside those of files
 
 
@@ -68,11 +62,6 @@ class Checkpoint:
     def component(self) -> str | None:
         """The entry of COMPONENTS that a file under diffusers' names holds; None for any other source."""
         return detect_component(self.header.tensors)
-
-    @property
-    def has_diffusers_names(self) -> bool:
-        """Whether it is a folder in diffusers' form, or a file of one part under diffusers' names."""
-        return self.header.kind == FOLDER or self.component is not None
 
     @property
     def missing_prefix(self) -> str:
@@ -181,7 +170,8 @@ def _from_folder(folder: Path, components: Mapping[str, Component]) -> Checkpoin
         for part, component in components.items():
             files = (open_tensors(file, headers[file]) for file in component.files)
             own = {name: tensor for file in files for name, tensor in file.items()}
-            state |= to_original(own, part, open_clip=is_sd2_text(component))
+            act = component.config.get("hidden_act")
+            state |= to_original(own, part, open_clip=None if act is None else act == OPEN_CLIP_ACT)
         return state
 
     settings = {part: component.config for part, component in components.items()}

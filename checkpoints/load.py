@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
 
@@ -18,9 +18,8 @@ import torch
 from torch import Tensor, nn
 
 from checkpoints.checkpoint import Source, Weights, open_checkpoint
-from checkpoints.compatibility import Shapes, check_fit
 from checkpoints.files.lazy import LazyTensor, Values, read, release, walk
-from checkpoints.names.original import EMA_PREFIX, part_of
+from checkpoints.names.original import EMA_PREFIX, Shapes, context_width, family, part_of
 from common.shell import quote
 
 log = logging.getLogger(__name__)
@@ -87,26 +86,52 @@ def assign_weights(  # noqa: PLR0913 - one name for each thing that a caller dec
         _leave_out(one, own, only)
     winner = {name: one for one in opened for name in one.state}
     wins = {one.label: [name for name in winner if winner[name] is one] for one in opened}
-    check_fit(shapes, own, {one.label: _shapes(one, wins[one.label]) for one in opened})
+    contributed = {
+        one.label: {name: tuple(one.state[name].shape) for name in wins[one.label]} for one in opened
+    }
+    check_fit(shapes, own, contributed)
+    wanted = {one.label: {name: dtypes[name] for name in wins[one.label]} for one in opened}
     for one in opened:
-        _check_numbers(one, {name: dtypes[name] for name in wins[one.label]})
+        _check_numbers(one, wanted[one.label])
     final: dict[str, Tensor] = {}
     for one in opened:
-        final |= _to_dtypes(one.state, {name: dtypes[name] for name in wins[one.label]})
+        final |= _to_dtypes(one.state, wanted[one.label])
     model.load_state_dict(final, strict=False, assign=True)  # only constants are absent
     bare = [name for name, tensor in chain(model.named_parameters(), model.named_buffers()) if tensor.is_meta]
     assert not bare, f"buffers without memory, register them on the CPU: {bare}"
-    return _report(opened, shapes, final)
+    report = LoadReport(
+        sources=tuple(one.label for one in opened),
+        assigned=len(final),
+        averaged=sum(one.averaged for one in opened),
+        dropped=dict(sum((one.dropped for one in opened), Counter())),  # this sum leaves out the zeros
+        own=tuple(name for name in shapes if name not in final),
+    )
+    log.info("%s", report)
+    return report
+
+
+def check_fit(model: Shapes, optional: set[str], sources: Mapping[str, Shapes]) -> None:
+    """Raise ValueError unless `sources` hold what `model` needs, in its shapes, and nothing else.
+
+    sources: label -> what that source contributes, no name twice. optional: what the model has without them.
+    """
+    for label, shapes in sources.items():
+        if shapes and not shapes.keys() & model.keys():
+            raise ValueError(
+                f"{label} is no checkpoint for this model, which has none of its {len(shapes)} names "
+                f"({quote(list(shapes))})"
+            )
+    _check_family(model, sources)
+    _check_shapes(model, sources)
+    _check_names(model, optional, sources)
 
 
 def _open_all(sources: Sequence[Source], *, use_ema: bool) -> list[Weights]:
     if not sources:
-        raise ValueError(
-            "no weights given: name a .safetensors, .ckpt or .pth file, or a folder of diffusers"
-        )
-    checkpoints = [
-        open_checkpoint(one, f"dictionary {number}") for number, one in enumerate(sources, start=1)
-    ]
+        kinds = "a .safetensors, .ckpt or .pth file, or a folder of diffusers"
+        raise ValueError(f"no weights given: name {kinds}")
+    numbered = enumerate(sources, start=1)
+    checkpoints = [open_checkpoint(one, f"dictionary {number}") for number, one in numbered]
     opened = [one.weights(use_ema=use_ema) for one in checkpoints]
     if use_ema and not any(one.averaged for one in opened):
         labels = " + ".join(one.label for one in opened)
@@ -122,10 +147,6 @@ def _leave_out(one: Weights, own: set[str], only: str) -> None:
             one.dropped[COARSE_SCHEDULE] += coarse
     if only and not one.state:
         raise ValueError(f"{one.label} has no {part_of(only)}: no name in it begins with {only}")
-
-
-def _shapes(one: Weights, names: Iterable[str]) -> Shapes:
-    return {name: tuple(one.state[name].shape) for name in names}
 
 
 def _check_numbers(one: Weights, dtypes: Mapping[str, torch.dtype]) -> None:
@@ -155,13 +176,42 @@ def _dtype(parameter: Tensor, dtype: torch.dtype | None) -> torch.dtype:
     return dtype if changes else parameter.dtype
 
 
-def _report(opened: list[Weights], names: Iterable[str], final: Mapping[str, Tensor]) -> LoadReport:
-    report = LoadReport(
-        sources=tuple(one.label for one in opened),
-        assigned=len(final),
-        averaged=sum(one.averaged for one in opened),
-        dropped=dict(sum((one.dropped for one in opened), Counter())),  # this sum leaves out the zeros
-        own=tuple(name for name in names if name not in final),
-    )
-    log.info("%s", report)
-    return report
+def _check_family(model: Shapes, sources: Mapping[str, Shapes]) -> None:
+    widths = {label: width for label in sources if (width := context_width(sources[label]))}
+    wanted = context_width(model)
+    others = [label for label, width in widths.items() if width != wanted]
+    if wanted and others:
+        fitting = [label for label, width in widths.items() if width == wanted]
+        raise ValueError(
+            f"{' and '.join(others)}: made for {family(widths[others[0]])}, but the model"
+            f"{''.join(' and ' + label for label in fitting)} for {family(wanted)}; "
+            "take a yaml, a base and a control branch of one family"
+        )
+
+
+def _check_shapes(model: Shapes, sources: Mapping[str, Shapes]) -> None:
+    for label, shapes in sources.items():
+        wrong = [name for name in shapes if name in model and shapes[name] != model[name]]
+        if wrong:
+            name = wrong[0]
+            raise ValueError(
+                f"{label} does not fit the model: {len(wrong)} tensors differ in shape, first {name} with "
+                f"{list(shapes[name])} where the model has {list(model[name])}; check that the yaml is theirs"
+            )
+
+
+def _check_names(model: Shapes, optional: set[str], sources: Mapping[str, Shapes]) -> None:
+    found = {name for shapes in sources.values() for name in shapes}
+    missing = [name for name in model if name not in found and name not in optional]
+    complaints, hint = [], "check that the yaml is theirs"
+    if missing:
+        parts = Counter(part_of(name) for name in missing)
+        counts = ", ".join(f"{count} of the {part}" for part, count in parts.items())
+        complaints.append(f"lacks {len(missing)} tensors of the model ({counts}; {quote(missing)})")
+        hint = "name a file for every part: the base model, then the control branch"
+    for label, shapes in sources.items():
+        if unknown := [name for name in shapes if name not in model]:
+            where = f"{label} " if len(sources) > 1 else ""
+            complaints.append(f"{where}has {len(unknown)} unknown to the model ({quote(unknown)})")
+    if complaints:
+        raise ValueError(f"{' + '.join(sources)} {' and '.join(complaints)}; {hint}")

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
 
@@ -120,24 +120,19 @@ def to_dtype(state: State, dtype: torch.dtype, overflow: Counter[str]) -> dict[s
     overflow: counts, for each tensor as it is read, the values that became infinite.
     """
     exact = EXACT | schedule_buffers(2, 0.1, 0.2).keys()
-    cast = {}
-    for name, tensor in state.items():
-        stays = name in exact or not tensor.dtype.is_floating_point or tensor.dtype == dtype
-        cast[name] = tensor if stays else _cast(tensor, dtype, partial(_add, overflow, name))
-    return cast
 
-
-def _cast(tensor: Values, dtype: torch.dtype, count: Callable[[int], None]) -> Values:
-    def cast(values: Tensor) -> Tensor:
+    def cast(name: str, values: Tensor) -> Tensor:
         if lost := _overflowing(values, dtype):
-            count(lost)
+            overflow[name] += lost  # a large tensor comes some rows at a time
         return values.to(dtype)
 
-    return by_rows(cast, dtype, tensor)
+    def stays(name: str, tensor: Values) -> bool:
+        return name in exact or not tensor.dtype.is_floating_point or tensor.dtype == dtype
 
-
-def _add(overflow: Counter[str], name: str, lost: int) -> None:
-    overflow[name] += lost  # a large tensor comes some rows at a time
+    return {
+        name: tensor if stays(name, tensor) else by_rows(partial(cast, name), dtype, tensor)
+        for name, tensor in state.items()
+    }
 
 
 def _overflowing(values: Tensor, dtype: torch.dtype) -> int:

@@ -27,7 +27,7 @@ FREE = {"tools": {"app", "trainer"}, "bench": {"app", "trainer", "tools", "eval"
 # Inside a package, from the bottom up; a module is in the line of its longest prefix, without one on top.
 ROOMS = {
     "ldm": ("util image", "config", "modules.layers modules.feature_cache", "modules.attention", "modules"),
-    "checkpoints": ("files names", "compatibility surgery"),
+    "checkpoints": ("files names", "surgery"),
     "cldm": (
         "log_images controls lite ddim_hacked cuda_graphs",
         "cldm request compressed.pruned compressed.fused_blocks",

@@ -16,10 +16,11 @@ from typing import Any
 import torch
 
 from checkpoints.checkpoint import Checkpoint
-from checkpoints.compatibility import check_fit, context_width, family
 from checkpoints.diffusers.configs import is_open_clip, part_config
 from checkpoints.files.lazy import Values
+from checkpoints.load import check_fit
 from checkpoints.names.diffusers import COMPONENTS
+from checkpoints.names.original import context_width, family
 from ldm.config import model_settings
 from ldm.util import instantiate_from_config
 

@@ -29,7 +29,6 @@ SUFFIXES = (".safetensors", ".bin")
 VARIANTS = ("", ".fp16", ".bf16")  # the first that is there: precision before size
 SCHEDULER = Path("scheduler", "scheduler_config.json")
 OTHER_MODELS = ("text_encoder_2", "text_encoder_3", "transformer", "prior")  # of pipelines not SD 1 or 2
-OPEN_CLIP_ACT = "gelu"  # of Stable Diffusion 2.x; that of 1.x is quick_gelu
 
 
 @dataclass(frozen=True)
@@ -69,12 +68,6 @@ def check_component(component: Component, names: Iterable[str]) -> None:
         raise ValueError(
             f"{component.folder}: {CONFIG} says {wanted}, but the weights are those of a {CLASSES[found]}"
         )
-
-
-def is_sd2_text(component: Component) -> bool | None:
-    """Whether a text encoder is that of Stable Diffusion 2.x; None where its settings do not say."""
-    act = component.config.get("hidden_act")
-    return None if act is None else act == OPEN_CLIP_ACT
 
 
 def read_settings(path: Path) -> dict[str, Any]:
@@ -118,8 +111,9 @@ def _is_part(folder: Path) -> bool:
 def _component(folder: Path, part: str | None) -> Component | None:
     """The part in `folder`: where `part` is None its config tells which, else its weights do, else none."""
     config = read_settings(folder / CONFIG)
-    found = _class_in(config)
-    known = {CLASSES[name]: name for name in CLASSES}
+    said = config.get("_class_name") or config.get("architectures")
+    found = str((said[0] if said and isinstance(said, list) else said) or "")
+    known = {kind: name for name, kind in CLASSES.items()}
     if found and (found not in known or part not in (None, known[found])):
         wanted = CLASSES[part] if part else ", ".join(known)
         raise ValueError(f"{folder} holds {found}, where Stable Diffusion has {wanted}")
@@ -129,12 +123,6 @@ def _component(folder: Path, part: str | None) -> Component | None:
         raise FileNotFoundError(f"{folder} holds no weights: fetch its {stem}.safetensors")
     part = part or known.get(found) or detect_component(read_header(files[0]).tensors)
     return Component(part, folder, files, config) if part else None
-
-
-def _class_in(config: Mapping[str, Any]) -> str | None:
-    said = config.get("_class_name") or config.get("architectures")
-    first = said[0] if isinstance(said, list) and said else said
-    return str(first) if first else None
 
 
 def _weights(folder: Path) -> Iterator[tuple[Path, ...]]:

@@ -28,7 +28,7 @@ TOKENIZER_FILES = (
 )  # fmt: skip
 MERGES_VERSION = "#version: 0.2"  # first line of a merges file, which readers skip
 PIPELINES = {False: "StableDiffusionPipeline", True: "StableDiffusionControlNetPipeline"}  # with a branch?
-TRANSFORMERS = ("text_encoder",)  # parts that are that library's classes
+TEXT = "text_encoder"  # the one part that is a class of transformers
 LATENT_SIDE, FACTOR = 64, 8  # latent pixels where the yaml says nothing, and picture pixels for each of them
 
 
@@ -43,7 +43,7 @@ def write_pipeline(
         write_part(folder / part, part, state, params, write)
     _write_json(folder / SCHEDULER, {**_class(SCHEDULER_CLASS), **part_config("scheduler", params)})
     _write_tokenizer(folder / "tokenizer", params)
-    index = {part: [_library(part), CLASSES[part]] for part in parts}
+    index = {part: ["transformers" if part == TEXT else "diffusers", CLASSES[part]] for part in parts}
     index |= {"scheduler": ["diffusers", SCHEDULER_CLASS], "tokenizer": ["transformers", TOKENIZER_CLASS]}
     index |= dict.fromkeys(("feature_extractor", "image_encoder", "safety_checker"), [None, None])
     about = _class(PIPELINES["controlnet" in parts])
@@ -54,24 +54,17 @@ def write_part(
     folder: Path, part: str, state: State, params: Mapping[str, Any], write: Write = write_weights
 ) -> None:
     """Write one part's settings and its weights, under diffusers' names, into `folder`."""
-    config = part_config(part, params)
     side = params.get("image_size", LATENT_SIDE)
-    if part in TRANSFORMERS:
-        about: dict[str, Any] = {"architectures": [CLASSES[part]], "model_type": "clip_text_model"}
-    else:
-        about = _class(CLASSES[part])
-        if part != "controlnet":
-            about["sample_size"] = side if part == "unet" else side * FACTOR
-    _write_json(folder / CONFIG, about | config)
-    write(folder / f"{STEMS[part in TRANSFORMERS]}{SAFETENSORS}", state)
+    sizes = {"unet": {"sample_size": side}, "vae": {"sample_size": side * FACTOR}}
+    about = _class(CLASSES[part]) | sizes.get(part, {})
+    if part == TEXT:
+        about = {"architectures": [CLASSES[part]], "model_type": "clip_text_model"}
+    _write_json(folder / CONFIG, about | part_config(part, params))
+    write(folder / f"{STEMS[part == TEXT]}{SAFETENSORS}", state)
 
 
 def _class(name: str) -> dict[str, Any]:
     return {"_class_name": name, "_diffusers_version": VERSION}
-
-
-def _library(part: str) -> str:
-    return "transformers" if part in TRANSFORMERS else "diffusers"
 
 
 def _write_tokenizer(folder: Path, params: Mapping[str, Any]) -> None:

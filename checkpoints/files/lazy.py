@@ -8,12 +8,14 @@ piece: without that, reading 5.7 GB would look like, and compete like, 5.7 GB in
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
+from torch.utils import _pytree as pytree
 
 from checkpoints.files.headers import Header, get_state_dict
 
@@ -30,19 +32,19 @@ class MappedFile:
 
     def lazy(self) -> dict[str, LazyTensor]:
         """All of them, by name."""
-        return {name: self._one(name, tensor) for name, tensor in (self._tensors or self._read()).items()}
+        return {
+            name: LazyTensor(tensor.to("meta"), partial(self._get, name), frozenset([self]), tensor.nbytes)
+            for name, tensor in (self._tensors or self._read()).items()
+        }
 
     def release(self) -> None:
         """Give up the mapping; tensors that were handed out keep theirs."""
         self._tensors = None
 
-    def _one(self, name: str, tensor: Tensor) -> LazyTensor:
-        def read() -> Tensor:
-            if self._tensors is None:
-                self._tensors = self._read()
-            return self._tensors[name]
-
-        return LazyTensor(tensor.to("meta"), read, frozenset([self]), tensor.nbytes)
+    def _get(self, name: str) -> Tensor:
+        if self._tensors is None:
+            self._tensors = self._read()
+        return self._tensors[name]
 
 
 class LazyTensor:
@@ -56,21 +58,7 @@ class LazyTensor:
         self, meta: Tensor, read: Callable[[], Tensor], sources: frozenset[MappedFile], cost: int
     ) -> None:
         self.meta, self.read, self.sources, self.cost = meta, read, sources, cost
-
-    @property
-    def shape(self) -> torch.Size:
-        """As of a tensor."""
-        return self.meta.shape
-
-    @property
-    def dtype(self) -> torch.dtype:
-        """As of a tensor."""
-        return self.meta.dtype
-
-    @property
-    def nbytes(self) -> int:
-        """As of a tensor."""
-        return self.meta.nbytes
+        self.shape, self.dtype, self.nbytes = meta.shape, meta.dtype, meta.nbytes
 
     def to(self, dtype: torch.dtype) -> LazyTensor:
         """In another dtype."""
@@ -184,24 +172,10 @@ def release(sources: Iterable[MappedFile]) -> None:
 
 
 def _deferred(function: Callable, args: tuple, kwargs: dict[str, Any]) -> LazyTensor:
-    inputs = [one for one in _flat(args) if isinstance(one, LazyTensor)]
+    inputs = [one for one in pytree.tree_leaves(args) if isinstance(one, LazyTensor)]
     return LazyTensor(
-        function(*_replaced(args, lambda lazy: lazy.meta), **kwargs),
-        lambda: function(*_replaced(args, lambda lazy: lazy.read()), **kwargs),
+        function(*pytree.tree_map_only(LazyTensor, lambda lazy: lazy.meta, args), **kwargs),
+        lambda: function(*pytree.tree_map_only(LazyTensor, lambda lazy: lazy.read(), args), **kwargs),
         frozenset().union(*(one.sources for one in inputs)),
         sum(one.cost for one in inputs),
     )
-
-
-def _flat(value: Any) -> Iterator[Any]:
-    if isinstance(value, list | tuple):
-        for one in value:
-            yield from _flat(one)
-    else:
-        yield value
-
-
-def _replaced(value: Any, by: Callable[[LazyTensor], Tensor]) -> Any:
-    if isinstance(value, list | tuple):
-        return type(value)(_replaced(one, by) for one in value)
-    return by(value) if isinstance(value, LazyTensor) else value

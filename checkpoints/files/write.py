@@ -101,21 +101,19 @@ def _write_torch_zip(
         _add(archive, "version", TORCH_VERSION)
 
 
-class _Storage:
+class _Storage(tuple):
     """Stands in the pickle for the member `data/<number>`."""
-
-    def __init__(self, number: int, tensor: Values) -> None:
-        self.place = ("storage", STORAGES[tensor.dtype], str(number), "cpu", tensor.shape.numel())
 
 
 class _Entry:
     """Stands in the pickle for a tensor, as torch writes one: how to build it from its storage."""
 
     def __init__(self, number: int, tensor: Values) -> None:
+        self.number = number
         shape = tuple(tensor.shape)
         stride = torch.empty(shape, device="meta").stride()
-        self.number = number
-        self.parts = (_Storage(number, tensor), 0, shape, stride, False, OrderedDict())
+        storage = _Storage(("storage", STORAGES[tensor.dtype], str(number), "cpu", tensor.shape.numel()))
+        self.parts = (storage, 0, shape, stride, False, OrderedDict())
 
     def __reduce__(self) -> tuple[Any, ...]:
         return torch._utils._rebuild_tensor_v2, self.parts
@@ -123,7 +121,7 @@ class _Entry:
 
 class _Pickler(pickle.Pickler):
     def persistent_id(self, value: Any) -> tuple[Any, ...] | None:
-        return value.place if isinstance(value, _Storage) else None
+        return tuple(value) if isinstance(value, _Storage) else None
 
 
 def _add(archive: zipfile.ZipFile, name: str, content: bytes | memoryview) -> None:

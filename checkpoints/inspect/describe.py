@@ -14,11 +14,10 @@ from typing import Any
 from safetensors import safe_open
 
 from checkpoints.checkpoint import FOLDER, Checkpoint
-from checkpoints.compatibility import context_width
 from checkpoints.diffusers.folder import SCHEDULER
 from checkpoints.files.headers import TensorHeader
 from checkpoints.lora.names import PEFT_PREFIX, TEXT_READERS, split_name, stored_alphas
-from checkpoints.names.original import EMA_PREFIX, PART_LABELS
+from checkpoints.names.original import EMA_PREFIX, PART_LABELS, context_width
 from checkpoints.names.recognize import control_kind
 from common.shell import quote
 

@@ -17,11 +17,10 @@ import torch
 from torch import Tensor, nn
 
 from checkpoints.checkpoint import open_checkpoint
-from checkpoints.compatibility import family
 from checkpoints.files.lazy import read
 from checkpoints.lora.names import TEXT_READERS, Alphas, LoraTarget, lora_targets, split_name, stored_alphas
 from checkpoints.names.diffusers import COMPONENTS
-from checkpoints.names.original import PART_LABELS
+from checkpoints.names.original import PART_LABELS, family
 from checkpoints.names.recognize import is_lora, refuse_foreign
 from common.shell import quote
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING
 
 from checkpoints.names.diffusers import detect_component, to_original
@@ -41,6 +41,11 @@ DROPPED = {
     re.compile(r"^first_stage_model\.loss\."): "loss of the autoencoder's own training",
 }
 UNUSED_TEXT = "halves of CLIP that a text encoder never runs"
+
+CONTEXT_MARKER = "attn2.to_k.weight"  # [c, d]: it reads the text, so its width d tells the family
+FAMILIES = {768: "SD 1.x", 1024: "SD 2.x", 1280: "the refiner of SDXL", 2048: "SDXL"}
+
+Shapes = Mapping[str, tuple[int, ...]]  # name -> shape
 
 
 def normalize_names(
@@ -93,6 +98,24 @@ def part_of(name: str) -> str:
     return next((part for prefix, part in PART_LABELS.items() if name.startswith(prefix)), "schedule")
 
 
+def context_width(shapes: Shapes) -> int | None:
+    """Width of the text that a model of these shapes reads, in either naming; None where it reads none."""
+    return next((shape[-1] for name, shape in shapes.items() if name.endswith(CONTEXT_MARKER)), None)
+
+
+def family(width: int) -> str:
+    """Whose text is `width` wide, for a message."""
+    return f"text of width {width}" + (f" ({FAMILIES[width]})" if width in FAMILIES else "")
+
+
+def missing_prefix(names: Iterable[str]) -> str:
+    """What the names of a part stored alone lack in front; "" where they lack nothing or are not known."""
+    names = set(names)
+    if any(name.startswith(tuple(PART_LABELS)) for name in names):
+        return ""
+    return next((prefix for key, prefix in BARE_PARTS.items() if key in names), "")
+
+
 def _adapt_text(kept: dict[str, Tensor], dropped: Counter[str]) -> dict[str, Tensor]:
     """`kept` with today's names for the text encoder; what the adapter leaves out is added to `dropped`."""
     # Imported here, for torch comes with it: what a file is can be said from names alone, without torch.
@@ -105,11 +128,3 @@ def _adapt_text(kept: dict[str, Tensor], dropped: Counter[str]) -> dict[str, Ten
     if unused := sum(id(tensor) not in survivors for tensor in text.values()):
         dropped[UNUSED_TEXT] += unused
     return adapted
-
-
-def missing_prefix(names: Iterable[str]) -> str:
-    """What the names of a part stored alone lack in front; "" where they lack nothing or are not known."""
-    names = set(names)
-    if any(name.startswith(tuple(PART_LABELS)) for name in names):
-        return ""
-    return next((prefix for key, prefix in BARE_PARTS.items() if key in names), "")

@@ -17,12 +17,11 @@ from torch import Tensor, nn
 
 from checkpoints import surgery
 from checkpoints.checkpoint import Checkpoint, open_checkpoint
-from checkpoints.compatibility import check_fit, context_width
 from checkpoints.diffusers.check import check_settings, published_yaml, read_params
 from checkpoints.diffusers.configs import part_config
 from checkpoints.files.lazy import Values
-from checkpoints.load import HALF
-from checkpoints.names.original import DROPPED, PART_LABELS
+from checkpoints.load import HALF, check_fit
+from checkpoints.names.original import DROPPED, PART_LABELS, context_width
 from cldm.model import fresh_branch, with_branch
 from common.shell import quote
 from ldm.config import create_meta_model, read_config

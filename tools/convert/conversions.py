@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from checkpoints import surgery
-from checkpoints.checkpoint import open_checkpoint
+from checkpoints.checkpoint import FOLDER, open_checkpoint
 from checkpoints.diffusers.check import WHOLE, check_parts, choose_config, read_params
 from checkpoints.diffusers.configs import is_open_clip, part_config
 from checkpoints.diffusers.folder import CLASSES
@@ -86,7 +86,7 @@ def to_original(source: Path, target: Target) -> Result:
     """A folder or file under diffusers' names as one file under the original ones."""
     check_file(target, [source])
     checkpoint = open_checkpoint(source)
-    if not checkpoint.has_diffusers_names:
+    if checkpoint.header.kind != FOLDER and not checkpoint.component:
         raise ValueError(
             f"{source} has the original names already: to-safetensors and to-dtype change its form"
         )

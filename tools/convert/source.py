@@ -11,9 +11,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from checkpoints.checkpoint import FOLDER, Checkpoint, open_checkpoint
-from checkpoints.compatibility import context_width
 from checkpoints.files.lazy import LazyTensor, Values, lazy
 from checkpoints.names.diffusers import COMPONENTS, detect_component
+from checkpoints.names.original import context_width
 from common.atomic import MIB
 
 SPEC_VERSION = "1.0.0"

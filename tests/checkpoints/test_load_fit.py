@@ -2,7 +2,7 @@
 
 import pytest
 
-from checkpoints.compatibility import check_fit
+from checkpoints.load import check_fit
 
 UNET, CONTROL = "model.diffusion_model.", "control_model."
 WIDTH = "input_blocks.1.1.transformer_blocks.0.attn2.to_k.weight"
