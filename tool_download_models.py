@@ -18,23 +18,8 @@ from urllib.parse import urlsplit
 
 from common.atomic import check_space
 from common.shell import DONE, USER_ERROR, Parser, run_command, say
-from tools.download.catalogue import (
-    BASES,
-    CONTROLS_10,
-    CONTROLS_11,
-    EVERY_CONTROL,
-    HUB,
-    OTHER_HUB,
-    PublishedFile,
-    find_files,
-)
+from tools.download.catalogue import EVERY_CONTROL, HUB, OTHER_HUB, SECTIONS, PublishedFile, find_files
 from tools.download.fetch import DownloadError, NoAnswerError, fetch, fetched_bytes
-
-SECTIONS = {
-    "ControlNet 1.1, the control branch alone": CONTROLS_11,
-    "ControlNet 1.0, base model and control branch in one file": CONTROLS_10,
-    "base models": BASES,
-}
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
@@ -81,8 +66,7 @@ def _get(wanted: dict[str, PublishedFile], mirror: str, dest: Path) -> int:
                 break  # nor would it answer for the next file
         else:
             state = "fetched" if fetched else "there already"
-            goes_with = f"; it goes with {one.config}" if one.config else ""
-            print(f"{target}: {state}, its {checked_by} is right{goes_with}")
+            print(f"{target}: {state}, its {checked_by} is right; it goes with {one.config}")
     return code
 
 
@@ -93,8 +77,9 @@ def _listing(dest: Path) -> Iterator[str]:
             known = "sha256" if one.sha256 else "size" if one.size else "server"
             line = f"  {name:25} {one.name:37} {one.gigabytes:.2f} GB  {known:6}  "
             yield (line + _presence(one, dest / one.name)).rstrip()
-    total = sum(one.gigabytes for one in CONTROLS_11.values())
-    yield f"`get {EVERY_CONTROL}` fetches the first {len(CONTROLS_11)}, {total:.1f} GB"
+    every = find_files([EVERY_CONTROL]).values()
+    total = sum(one.gigabytes for one in every)
+    yield f"`get {EVERY_CONTROL}` fetches the first {len(every)}, {total:.1f} GB"
     yield "checked by: a known sha256, a known size, or what the server says of the file"
 
 

@@ -67,7 +67,7 @@ def _receive(published: PublishedFile, target: Path, mirror: str) -> tuple[Path,
     from huggingface_hub.file_download import http_get
     from huggingface_hub.utils import build_hf_headers
 
-    url = published.url(mirror)
+    url = f"{mirror}/{published.repository}/resolve/main/{published.path}"
     token = None if mirror == HUB else False  # None: of the environment or of a login, for the hub alone
     remote = get_hf_file_metadata(url, token=token)
     expected = _agreed(published, remote.size, remote.etag, mirror)
