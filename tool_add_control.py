@@ -49,7 +49,7 @@ def main(
 
     def run() -> object:
         from tools.convert.add_control import BranchInit, add_control
-        from tools.convert.target import Target
+        from tools.convert.files import Target
 
         init = BranchInit(args.branch, args.seed, use_ema=args.use_ema, replace=args.replace_branch)
         target = Target(args.output, force=args.force)

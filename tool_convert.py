@@ -60,7 +60,7 @@ def main(argv: list[str] | None = None) -> int:
 def _run(args: argparse.Namespace) -> object:
     """What there is to say of the result."""
     from tools.convert.conversions import CONVERSIONS, strip_plan
-    from tools.convert.target import Target
+    from tools.convert.files import Target
 
     own = {name: value for name, value in vars(args).items() if name not in OF_ALL_COMMANDS}
     if args.command == "strip" and args.dry_run:

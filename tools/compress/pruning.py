@@ -36,7 +36,7 @@ from tools.compress.pruned_files import (
 from tools.compress.report import size_table, sizes_of
 from tools.compress.settings import Finetune, Magnitude, Strip, Structured, TwoOfFour
 from tools.convert import conversions
-from tools.convert.target import Target
+from tools.convert.files import Target
 
 TAYLOR_NETWORKS = ("control_model", "model.diffusion_model")
 State = Mapping[str, Values]

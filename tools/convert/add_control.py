@@ -7,7 +7,7 @@ untrained branch is in memory.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -18,15 +18,13 @@ from torch import Tensor, nn
 from checkpoints import surgery
 from checkpoints.checkpoint import Checkpoint, open_checkpoint
 from checkpoints.diffusers.check import check_settings, published_yaml, read_params
-from checkpoints.diffusers.configs import part_config
-from checkpoints.files.lazy import Values
 from checkpoints.load import HALF, check_fit
 from checkpoints.names.original import DROPPED, PART_LABELS, context_width
 from cldm.model import fresh_branch, with_branch
 from common.shell import quote
 from ldm.config import create_meta_model, read_config
-from tools.convert.source import Source, open_original
-from tools.convert.target import Result, Target, check_file, write_file
+from tools.convert.diffusers import check_prediction
+from tools.convert.files import SourceWeights, State, Target, check_file, open_original, write_file
 
 OWN_PRECISION = "the branch is in fp32, the base as it was: half precision would round steps of training away"
 # Of what a base loses on the way in: here the model puts it back.
@@ -46,40 +44,36 @@ class BranchInit:
     replace: bool = False
 
 
-def add_control(base: Path | None, target: Target, config: Path, init: BranchInit) -> Result:
-    """Write `base` with a new control branch as one file for the model of a yaml, in the published order.
+def add_control(base: Path | None, target: Target, config: Path, init: BranchInit) -> str:
+    """Write `base` with a new control branch as one file for the model of a yaml; what was written, in lines.
 
-    base: anything that loads as a whole base model, None for the first weights that the yaml names. Raises
-    ValueError or OSError in one sentence, before anything is written.
+    base: anything that loads as a whole base model, None for the first weights that the yaml names. Names are
+    in the published order. Raises ValueError or OSError in one sentence, before anything is written.
     """
     params = read_params(config)
     settings = with_branch(config, init.kind) if init.kind else read_config(config)
     base = base or _named_base(config, settings)
-    check_file(target, [base])
+    check_file(target, base)
     checkpoint = open_checkpoint(base)
     source = _open_base(checkpoint, init)
-    predicts = part_config("scheduler", params)["prediction_type"]
     check_settings(checkpoint, params, config)
-    if source.prediction not in (None, predicts):
-        raise ValueError(f"{base} says that it predicts {source.prediction}, but {config} means {predicts}")
+    predicts = check_prediction(source.prediction, params, base, config)
     model = create_meta_model(settings)
     check_base(source, model, config)
     joined = surgery.add_control(source.state, fresh_branch(settings, init.seed))
     state, computed = in_published_order(joined.state, model)
     notes = [*_report(joined), *([f"computed from the yaml: {quote(computed)}"] if computed else [])]
     notes += [note for note in source.left_out if COUNTED not in note]
-    result = write_file(target, state, replace(source, prediction=predicts).about)
-    return replace(result, notes=(*notes, *result.notes))
+    return write_file(target, state, source.about(state, predicts), notes)
 
 
-def check_base(source: Source, model: nn.Module, config: Path) -> None:
+def check_base(source: SourceWeights, model: nn.Module, config: Path) -> None:
     """Raise ValueError unless `source` holds all that `model` has beside its branch, in its shapes."""
     parts = {prefix: part for prefix, part in PART_LABELS.items() if prefix != surgery.CONTROL}
     absent = [part for prefix, part in parts.items() if not any(n.startswith(prefix) for n in source.state)]
     if absent:
-        raise ValueError(
-            f"{source.path} has no {', '.join(absent)}: name a file or folder that holds a whole base model"
-        )
+        lacks = ", ".join(absent)
+        raise ValueError(f"{source.path} has no {lacks}: name a file or folder that holds a whole base model")
     wanted = {name: t for name, t in model.state_dict().items() if not name.startswith(surgery.CONTROL)}
     shapes = _shapes(source.state)
     try:
@@ -87,20 +81,15 @@ def check_base(source: Source, model: nn.Module, config: Path) -> None:
     except ValueError as error:
         fitting = published_yaml(context_width(shapes) or 0)
         such_as = f", such as models/{fitting.name}" if fitting and fitting.name != config.name else ""
-        raise ValueError(
-            f"{error}; the settings are those of {config}, --config names others{such_as}"
-        ) from None
-    odd = [name for name, t in source.state.items() if _is_whole(t) != _is_whole(wanted[name])]
-    if odd:
-        raise ValueError(
-            f"{source.path} has {odd[0]} in {source.state[odd[0]].dtype}: is the file quantized? take the "
-            "fp16 or fp32 one"
-        )
+        settings = f"the settings are those of {config}, --config names others{such_as}"
+        raise ValueError(f"{error}; {settings}") from None
+    for name, tensor in source.state.items():
+        if tensor.dtype.is_floating_point != wanted[name].dtype.is_floating_point:
+            cure = "is the file quantized? take the fp16 or fp32 one"
+            raise ValueError(f"{source.path} has {name} in {tensor.dtype}: {cure}")
 
 
-def in_published_order(
-    state: Mapping[str, Values], model: nn.Module
-) -> tuple[dict[str, Values], Sequence[str]]:
+def in_published_order(state: State, model: nn.Module) -> tuple[State, list[str]]:
     """`state` in the order of `model`, with what only the yaml says filled in, and the names of that.
 
     A schedule in half precision counts as absent: the model computes it exactly.
@@ -118,18 +107,18 @@ def _named_base(config: Path, settings: DictConfig) -> Path:
     return config.parent / names[0]
 
 
-def _open_base(base: Checkpoint, init: BranchInit) -> Source:
+def _open_base(base: Checkpoint, init: BranchInit) -> SourceWeights:
     source = open_original(base, use_ema=init.use_ema)
     older = [name for name in source.state if name.startswith(surgery.CONTROL)]
     if not older or len(older) == len(source.state):  # a branch alone is refused with the other half models
         return source
     if not init.replace:
-        raise ValueError(
-            f"{base.label} has a control branch already: train that one, or --replace-branch begins a new one"
-        )
-    state = {name: tensor for name, tensor in source.state.items() if name not in set(older)}
+        cure = "train that one, or --replace-branch begins a new one"
+        raise ValueError(f"{base.label} has a control branch already: {cure}")
     note = f"left out the control branch that was there: {len(older)} tensors"
-    return replace(source, state=state, left_out=(*source.left_out, note))
+    for name in older:
+        del source.state[name]
+    return replace(source, left_out=(*source.left_out, note))
 
 
 def _constants(model: nn.Module) -> dict[str, Tensor]:
@@ -153,15 +142,11 @@ def _report(joined: surgery.WithControl) -> list[str]:
     return [*lines, OWN_PRECISION] if any(t.dtype != torch.float32 for t in unet) else lines
 
 
-def _counted(names: Sequence[str], state: Mapping[str, Values]) -> str:
+def _counted(names: Sequence[str], state: State) -> str:
     weights = sum(state[name].shape.numel() for name in names)
     some = quote([name.removeprefix(surgery.CONTROL) for name in names])
     return f"{len(names)} tensors, {weights:,} weights ({some})"
 
 
-def _shapes(state: Mapping[str, Values]) -> dict[str, tuple[int, ...]]:
+def _shapes(state: State) -> dict[str, tuple[int, ...]]:
     return {name: tuple(tensor.shape) for name, tensor in state.items()}
-
-
-def _is_whole(tensor: Values) -> bool:
-    return not tensor.dtype.is_floating_point

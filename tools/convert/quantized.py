@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from checkpoints.checkpoint import Checkpoint
 from checkpoints.diffusers.check import MODELS
@@ -22,9 +22,8 @@ from ldm.config import create_meta_model
 from quantize.files.read import load_quantized, read_content
 from quantize.files.torchao import CODES, CONFIG, SCALE, WEIGHT, torchao_metadata
 from quantize.layers import QuantLayer, QuantLinear
-from tools.convert.source import Source
+from tools.convert.files import SourceWeights, State
 
-State = Mapping[str, Values]
 WITH_CODES = ("unet", "controlnet")  # parts whose loader takes torchao's tensors
 
 
@@ -36,7 +35,7 @@ class Coded(LazyTensor):
         self.values, self.scale = values, scale
 
 
-def open_quantized(checkpoint: Checkpoint, config: Path | None = None) -> Source:
+def open_quantized(checkpoint: Checkpoint, config: Path | None = None) -> SourceWeights:
     """A quantized file as float tensors under the original names, to be decoded as they are read.
 
     config: the yaml of the model, None for the published one that the file fits. Raises ValueError in one
@@ -53,7 +52,7 @@ def open_quantized(checkpoint: Checkpoint, config: Path | None = None) -> Source
             state[name] = lazy(tensor)
         elif leaf == "qweight":
             state[f"{owner}.weight"] = _weight(model.get_submodule(owner))
-    return Source(path, state, {}, None, ())
+    return SourceWeights(path, state, {}, None, ())
 
 
 def flattened(parts: Mapping[str, State]) -> dict[str, State]:
@@ -86,19 +85,16 @@ def mark(folder: Path, state: State) -> None:
         path.write_text(json.dumps(settings, indent=2, ensure_ascii=False) + "\n", "utf-8")
 
 
-def _weight(layer: nn.Module) -> LazyTensor:
-    assert isinstance(layer, QuantLayer)
+def _weight(layer: QuantLayer) -> LazyTensor:
     spec, values, scale = layer.spec, layer.qweight, layer.scale
     meta = torch.empty(spec.shape, device="meta")
-    decoded = LazyTensor(
-        meta,
-        lambda: spec.format.dequantize(values, scale, spec.shape),
-        frozenset(),
-        values.nbytes + meta.nbytes,
-    )
-    if isinstance(layer, QuantLinear) and spec.rule.weights == "int8":
-        return Coded(values, scale, decoded)
-    return decoded
+
+    def decode() -> Tensor:
+        return spec.format.dequantize(values, scale, spec.shape)
+
+    decoded = LazyTensor(meta, decode, frozenset(), values.nbytes + meta.nbytes)
+    has_codes = isinstance(layer, QuantLinear) and spec.rule.weights == "int8"
+    return Coded(values, scale, decoded) if has_codes else decoded
 
 
 def _fitting(path: Path) -> Path:

@@ -13,8 +13,7 @@ from tests.cldm.test_golden import golden
 from tests.converted_models import write_model, write_training_checkpoint
 from tests.hostile_files import entry, write_safetensors
 from tools.convert.add_control import BranchInit, add_control, check_base, in_published_order
-from tools.convert.source import open_original
-from tools.convert.target import Target
+from tools.convert.files import Target, open_original
 from trainer.model import load_for_training
 
 ROOT = Path(__file__).parents[3]
@@ -39,10 +38,8 @@ def sparse_base(path, version):
 @pytest.mark.parametrize("version", ["v15", "v21"])
 def test_a_published_base_becomes_what_published_scripts_load_strictly(tmp_path, version):
     config = ROOT / f"models/cldm_{version}.yaml"
-    source, model = (
-        open_original(sparse_base(tmp_path / "base.safetensors", version)),
-        create_meta_model(config),
-    )
+    source = open_original(sparse_base(tmp_path / "base.safetensors", version))
+    model = create_meta_model(config)
     check_base(source, model, config)
     with torch.device("meta"):
         fresh = fresh_branch(config, 0)
@@ -101,12 +98,8 @@ def test_an_untrained_branch_adds_nothing_to_the_bit(files, tmp_path, kind):
 def test_tool_and_trainer_begin_the_same_branch(files, tmp_path, kind):
     OmegaConf.save(with_branch(files / "model.yaml", kind), tmp_path / "model.yaml")
     for seed in (0, 1):
-        add_control(
-            files / "base.ckpt",
-            Target(tmp_path / f"{seed}.ckpt"),
-            files / "model.yaml",
-            BranchInit(kind, seed),
-        )
+        target = Target(tmp_path / f"{seed}.ckpt")
+        add_control(files / "base.ckpt", target, files / "model.yaml", BranchInit(kind, seed))
     begun, is_new = load_for_training(tmp_path / "model.yaml", [files / "base.ckpt"], seed=1)
     saved, again = load_for_training(tmp_path / "model.yaml", [tmp_path / "1.ckpt"])
     assert (is_new, again) == (True, False)

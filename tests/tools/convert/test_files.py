@@ -6,13 +6,13 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from tools.convert.source import Source, open_as_it_is
+from tools.convert.files import SourceWeights, open_as_it_is
 
 TO_K = "transformer_blocks.0.attn2.to_k.weight"
 
 
 def describe(tensors, title, metadata, prediction=None):
-    return Source(Path(f"{title}.ckpt"), {}, metadata, prediction, ()).about(tensors)
+    return SourceWeights(Path(f"{title}.ckpt"), {}, metadata, prediction, ()).about(tensors)
 
 
 def prediction_in(metadata, folder):
