@@ -24,10 +24,9 @@ TOLERANCE = 25  # of 255, mean over channels: how far a painted colour may be an
 MIN_CONTRAST = 2 * TOLERANCE + 10
 
 
-def split_name(name: str) -> str:
-    """Give a CSS name in words: "palegoldenrod" -> "pale golden rod"; names of one word stay as they are."""
+def _in_words(name: str) -> str:
     for word in VOCABULARY:
-        rest = split_name(name[len(word) :]) if name.startswith(word) and name not in VOCABULARY else ""
+        rest = _in_words(name[len(word) :]) if name.startswith(word) and name not in VOCABULARY else ""
         if rest in VOCABULARY or " " in rest:
             return f"{word} {rest}"
     return name
@@ -43,9 +42,8 @@ def differ_clearly(first: str, second: str) -> bool:
     return contrast(COLOURS[first], COLOURS[second]) >= MIN_CONTRAST
 
 
-def _colours() -> dict[str, RGB]:
-    names = (name for name in ImageColor.colormap if "grey" not in name and name not in DROPPED)
-    return {split_name(name): ImageColor.getrgb(name) for name in names}
-
-
-COLOURS: dict[str, RGB] = _colours()
+COLOURS: dict[str, RGB] = {
+    _in_words(name): ImageColor.getrgb(name)
+    for name in ImageColor.colormap
+    if "grey" not in name and name not in DROPPED
+}

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -50,17 +50,12 @@ def make_dataset(folder: Path, count: int, recipe: PairRecipe, workers: int = 1)
         raise ValueError(f"count={count}, workers={workers}: both must be 1 or more")
     folder = Path(folder)
     _claim(folder, recipe)
-    missing = [i for i in range(count) if not all(_file(folder, kind, i).exists() for kind in KINDS)]
+    files = [{kind: f"{kind}/{i}.png" for kind in KINDS} for i in range(count)]
+    missing = [i for i in range(count) if not all((folder / name).exists() for name in files[i].values())]
     _write_all(folder, recipe, missing, workers)
-    entries = (
-        {kind: f"{kind}/{i}.png" for kind in KINDS} | {"prompt": recipe.prompt(i)} for i in range(count)
-    )
+    entries = (files[i] | {"prompt": recipe.prompt(i)} for i in range(count))
     _write(folder / "prompt.json", "".join(json.dumps(entry) + "\n" for entry in entries).encode())
     return len(missing)
-
-
-def _file(folder: Path, kind: str, index: int) -> Path:
-    return folder / kind / f"{index}.png"
 
 
 def _claim(folder: Path, recipe: PairRecipe) -> None:
@@ -80,27 +75,20 @@ def _claim(folder: Path, recipe: PairRecipe) -> None:
 
 
 def _write_all(folder: Path, recipe: PairRecipe, indices: list[int], workers: int) -> None:
+    """When one of the processes fails, the others finish what they hold and the rest is dropped."""
     from tqdm import tqdm
 
-    with _mapped(partial(_write_pair, folder, recipe), indices, min(workers, len(indices))) as done:
-        for _ in tqdm(done, total=len(indices), unit="sample", desc=str(folder), disable=None):
-            pass
-
-
-@contextmanager
-def _mapped(work: Callable[[int], None], items: list[int], workers: int) -> Iterator[Iterator[None]]:
-    """Work in so many processes. When one fails, the others finish what they hold and the rest is dropped."""
-    if workers <= 1:
-        yield map(work, items)
-        return
+    write, workers = partial(_write_pair, folder, recipe), min(workers, len(indices))
     context = get_context("spawn")  # fork is unsafe once a caller has threads, as torch does
-    pool = ProcessPoolExecutor(workers, context, _start_worker)
+    pool = ProcessPoolExecutor(workers, context, _start_worker) if workers > 1 else None
     try:
         with _deaf_to_ctrl_c():  # map starts the workers
-            done = pool.map(work, items, chunksize=CHUNK)
-        yield done
+            done = pool.map(write, indices, chunksize=CHUNK) if pool else map(write, indices)
+        for _ in tqdm(done, total=len(indices), unit="sample", desc=str(folder), disable=None):
+            pass
     finally:
-        pool.shutdown(wait=True, cancel_futures=True)
+        if pool:
+            pool.shutdown(cancel_futures=True)
 
 
 @contextmanager
@@ -124,7 +112,7 @@ def _write_pair(folder: Path, recipe: PairRecipe, index: int) -> None:
     for kind, image in zip(KINDS, recipe.pair(index), strict=True):
         done, encoded = cv2.imencode(".png", cv2.cvtColor(image, cv2.COLOR_RGB2BGR), PNG_OPTIONS)
         assert done, "OpenCV encodes any uint8 image"
-        _write(_file(folder, kind, index), encoded.tobytes())
+        _write(folder / kind / f"{index}.png", encoded.tobytes())
 
 
 def _write(path: Path, content: bytes) -> None:

@@ -164,8 +164,6 @@ def _line(scene: Scene, rings: list[np.ndarray], size: int) -> np.ndarray:
 
 def _pieces(ring: np.ndarray, gaps: tuple[tuple[float, float], ...]) -> list[np.ndarray]:
     """Runs of neighbouring points [n 2] that no gap covers; a ring without gaps is one run."""
-    if not gaps:
-        return [ring]
     at = np.arange(len(ring)) / len(ring)
     kept = np.all([(at - start) % 1 >= length for start, length in gaps], axis=0)
     if kept.all() or not kept.any():

@@ -30,15 +30,13 @@ def _corners(count: int, first: float) -> np.ndarray:
     return np.stack([np.cos(angles), np.sin(angles)], axis=1)
 
 
-def star() -> Rings:
-    """A star of five points, one up."""
+def _star() -> Rings:
     points = _corners(10, -np.pi / 2)
     points[1::2] *= STAR_WAIST
     return [points]
 
 
-def heart() -> Rings:
-    """A heart, its tip down (the sextic curve x = 16 sin^3 t)."""
+def _heart() -> Rings:
     t = np.linspace(0, 2 * np.pi, 10 * CONTOUR_POINTS + 1)
     x, y = 16 * np.sin(t) ** 3, 13 * np.cos(t) - 5 * np.cos(2 * t) - 2 * np.cos(3 * t) - np.cos(4 * t)
     length = np.concatenate([[0], np.cumsum(np.hypot(np.diff(x), np.diff(y)))])
@@ -46,8 +44,7 @@ def heart() -> Rings:
     return [np.stack([np.interp(even, length, x), -np.interp(even, length, y)], axis=1)]
 
 
-def crescent() -> Rings:
-    """A moon: a disc from which a second disc is cut at the right."""
+def _crescent() -> Rings:
     tip = np.array([np.cos(CRESCENT_TIP), np.sin(CRESCENT_TIP)])
     bite = np.hypot(tip[0] - CRESCENT_BITE, tip[1])
     lower = np.arctan2(-tip[1], tip[0] - CRESCENT_BITE) + 2 * np.pi
@@ -56,8 +53,7 @@ def crescent() -> Rings:
     return [np.concatenate([outer, _arc(lower, upper, bite, CRESCENT_BITE)])]
 
 
-def cross() -> Rings:
-    """A plus sign with four equal arms."""
+def _cross() -> Rings:
     a = CROSS_ARM
     arm = np.array([[a, -a], [1, -a], [1, a]])
     quarter_turn = np.array([[0, -1], [1, 0]])
@@ -91,11 +87,11 @@ OUTLINES: dict[str, Callable[[], Rings]] = {
     "circle": lambda: [_arc(0, 2 * np.pi)],
     "square": lambda: [_corners(4, np.pi / 4)],  # standing on its side
     "triangle": lambda: [_corners(3, -np.pi / 2)],  # one corner up
-    "star": star,
-    "heart": heart,
+    "star": _star,  # of five points, one up
+    "heart": _heart,  # its tip down: the sextic curve x = 16 sin^3 t
     "ring": lambda: [_arc(0, 2 * np.pi), _arc(0, 2 * np.pi, RING_HOLE)],  # the fill lies between the circles
     "hexagon": lambda: [_corners(6, 0.0)],  # two corners left and right
-    "crescent": crescent,
-    "cross": cross,
+    "crescent": _crescent,  # a disc from which a second disc is cut at the right
+    "cross": _cross,  # four equal arms
 }
 SHAPES: tuple[str, ...] = tuple(OUTLINES)
