@@ -26,15 +26,15 @@ def filled_mask(image: np.ndarray, fill: RGB, background: RGB) -> np.ndarray:
     gives an empty one.
     """
     pixels = image.reshape(-1, 3).astype(np.float64)
-    upper = _upper_part(pixels)
+    upper, plain = _upper_part(pixels), np.zeros(image.shape[:2], bool)
     if not upper.any():
-        return np.zeros(image.shape[:2], bool)
+        return plain
     low, high = pixels[~upper].mean(axis=0), pixels[upper].mean(axis=0)
     if np.linalg.norm(high - low) < MIN_DISTANCE:
-        return np.zeros(image.shape[:2], bool)
-    high_is_fill = _distance(high, fill) + _distance(low, background)
-    low_is_fill = _distance(low, fill) + _distance(high, background)
-    return (upper if high_is_fill <= low_is_fill else ~upper).reshape(image.shape[:2])
+        return plain
+    found, named = np.stack([high, low]), np.array([fill, background])
+    as_named, swapped = (np.linalg.norm(pair - named, axis=1).sum() for pair in (found, found[::-1]))
+    return (upper if as_named <= swapped else ~upper).reshape(image.shape[:2])
 
 
 def mask_iou(first: np.ndarray, second: np.ndarray) -> float:
@@ -49,21 +49,13 @@ def colour_error(image: np.ndarray, region: np.ndarray, colour: RGB) -> np.ndarr
     """Mean absolute difference from `colour` in a region (bool [H W]) of uint8 [H W 3]: float [3], 0 to 255.
 
     One value per channel. The region's edge, where the two colours blend, is left out if anything remains
-    without it.
+    without it; the image's border is no edge.
     """
     if not region.any():
         raise ValueError("the region is empty: there is no colour to compare")
-    core = without_edge(region)
+    core = cv2.erode(region.astype(np.uint8), np.ones((3, 3), np.uint8)) > 0
     pixels = image[core if core.any() else region].astype(np.float64)
     return np.abs(pixels - np.array(colour)).mean(axis=0)
-
-
-def without_edge(region: np.ndarray) -> np.ndarray:
-    """Drop the pixels of a region (bool [H W]) that touch its outside; the image's border is no edge."""
-    padded = np.pad(region, 1, mode="edge")
-    height, width = region.shape
-    neighbours = [padded[y : y + height, x : x + width] for y in range(3) for x in range(3)]
-    return np.logical_and.reduce(neighbours)
 
 
 def normalised(mask: np.ndarray) -> np.ndarray:
@@ -109,7 +101,3 @@ def _upper_part(pixels: np.ndarray) -> np.ndarray:
     means_below, means_above = sums / counts, -sums / (len(ordered) - counts)
     best = np.argmax(counts * (len(ordered) - counts) * (means_above - means_below) ** 2)
     return values > (means_below[best] + means_above[best]) / 2
-
-
-def _distance(first: np.ndarray, second: RGB) -> float:
-    return float(np.linalg.norm(first - np.array(second)))

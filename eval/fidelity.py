@@ -63,16 +63,13 @@ class FidelityScores:
 
 
 def measure(images: Sequence[np.ndarray], truths: Sequence[Truth]) -> FidelityScores:
-    """Score images uint8 [H W 3], each against its truth of the same size."""
-    if len(images) != len(truths) or not len(images):
-        raise ValueError(f"{len(images)} images and {len(truths)} truths: give one truth for each image")
-    pairs = list(zip(images, truths, strict=True))
+    """Score images uint8 [H W 3], each against its truth of the same size; errors as `eval.paired.psnr`."""
     targets = [truth.target for truth in truths]
-    masks = (filled_mask(image, truth.fill, truth.background) for image, truth in pairs)
+    likeness = {"psnr": psnr(images, targets), "ssim": ssim(images, targets)}
+    pairs = list(zip(images, truths, strict=True))
     return FidelityScores(
-        iou=np.array([mask_iou(mask, truth.mask) for mask, truth in zip(masks, truths, strict=True)]),
+        iou=np.array([mask_iou(filled_mask(p, t.fill, t.background), t.mask) for p, t in pairs]),
         fill_error=np.array([colour_error(p, t.mask, t.fill).mean() for p, t in pairs]),
         background_error=np.array([colour_error(p, ~t.mask, t.background).mean() for p, t in pairs]),
-        psnr=psnr(images, targets),
-        ssim=ssim(images, targets),
+        **likeness,
     )

@@ -68,7 +68,7 @@ class Settings:
 
 
 @dataclass(frozen=True)
-class Report:
+class Scope:
     """How much is measured, and what becomes of the numbers."""
 
     count: int = flag(200, "pictures a row")
@@ -79,12 +79,8 @@ class Report:
 
 def held_out_scenes(count: int, seed: int = 0) -> list[Scene]:
     """Draw scenes of held-out combinations, every third hand-drawn; scene i depends on seed and i alone."""
-    return [
-        random_scene(
-            np.random.default_rng([seed, i]), held_out=True, hand_drawn=float(i % HAND_DRAWN_EVERY == 0)
-        )
-        for i in range(count)
-    ]
+    states = ((np.random.default_rng([seed, i]), float(i % HAND_DRAWN_EVERY == 0)) for i in range(count))
+    return [random_scene(rng, held_out=True, hand_drawn=hand_drawn) for rng, hand_drawn in states]
 
 
 def score(images: Sequence[np.ndarray], scenes: Sequence[Scene]) -> FidelityScores:
@@ -101,9 +97,8 @@ def generate(
     """
     from tqdm import tqdm
 
-    options = {"steps": settings.steps, "sampler": settings.sampler}
-    if settings.scale is not None:
-        options["scale"] = settings.scale
+    options = {"steps": settings.steps, "sampler": settings.sampler, "scale": settings.scale}
+    options = {name: value for name, value in options.items() if value is not None}
     images = []
     for number, start in enumerate(tqdm(range(0, len(scenes), settings.batch), unit="batch", disable=None)):
         part = slice(start, start + settings.batch)
@@ -118,10 +113,8 @@ def autoencode(pipe: Pipeline, images: Sequence[np.ndarray]) -> list[np.ndarray]
     from cldm.conditioning import encode_image
     from ldm.image import model_to_images
 
-    results = []
-    for image in images:
-        results += model_to_images(pipe.model.decode_first_stage(encode_image(pipe.model, image)))
-    return results
+    latents = (encode_image(pipe.model, image) for image in images)
+    return [model_to_images(pipe.model.decode_first_stage(latent))[0] for latent in latents]
 
 
 def quality(pipe: Pipeline, count: int, settings: Settings) -> dict[str, Any]:
@@ -182,10 +175,6 @@ def _off_centre(scene: Scene) -> Scene:
     return replace(scene, centre=tuple(1 - scene.reach if far else scene.reach for far in corner))
 
 
-def _with_line(scene: Scene, width: float) -> Scene:
-    return replace(scene, width=width, gaps=())
-
-
 def _shaky(scene: Scene) -> Scene:
     scene = replace(scene, wobble=1.0, gaps=())
     centre = np.clip(scene.centre, scene.reach, 1 - scene.reach)
@@ -193,7 +182,7 @@ def _shaky(scene: Scene) -> Scene:
 
 
 DRAWINGS: dict[str, tuple[Callable[[Scene], Scene], bool]] = {  # how the scene changes; black on white
-    **{f"line of {w} px at {DRAWING_SIZE}": (partial(_with_line, width=w), False) for w in LINE_WIDTHS},
+    **{f"line of {w} px at {DRAWING_SIZE}": (partial(replace, width=w, gaps=()), False) for w in LINE_WIDTHS},
     "black on white": (replace, True),
     "in a corner": (_off_centre, False),
     "three gaps": (partial(replace, gaps=THREE_GAPS), False),
@@ -204,27 +193,27 @@ DRAWINGS: dict[str, tuple[Callable[[Scene], Scene], bool]] = {  # how the scene 
 def main(argv: list[str] | None = None) -> int:
     """Run the command and return its exit code: 1 where --check finds a bar that is missed."""
     parser = Parser("python -m eval.fill50k", __doc__)
-    for settings in (ModelFiles, Settings, Report):
+    kinds = ModelFiles, Settings, Scope
+    for settings in kinds:
         add_flags(parser, settings)
     args = parser.parse_args(argv)
-    files, settings = read_flags(ModelFiles, args), read_flags(Settings, args)
-    return run_command(lambda: _run(files, settings, read_flags(Report, args)), stopped=STOPPED)
+    return run_command(lambda: _run(*(read_flags(kind, args) for kind in kinds)), stopped=STOPPED)
 
 
-def _run(files: ModelFiles, settings: Settings, report: Report) -> int:
-    if report.count < 1 or settings.batch < 1:
-        raise ValueError(f"count={report.count}, batch={settings.batch}: both must be 1 or more")
-    if report.json and not report.json.parent.is_dir():
-        raise FileNotFoundError(f"no folder {report.json.parent} for --json: create it first")
+def _run(files: ModelFiles, settings: Settings, scope: Scope) -> int:
+    if scope.count < 1 or settings.batch < 1:
+        raise ValueError(f"count={scope.count}, batch={settings.batch}: both must be 1 or more")
+    if scope.json and not scope.json.parent.is_dir():
+        raise FileNotFoundError(f"no folder {scope.json.parent} for --json: create it first")
     pipe = files.open()
-    found: dict[str, Any] = {"quality": quality(pipe, report.count, settings)}
+    found: dict[str, Any] = {"quality": quality(pipe, scope.count, settings)}
     print(quality_table(found["quality"]))
-    if report.robustness:
-        found["robustness"] = robustness(pipe, report.count, settings)
+    if scope.robustness:
+        found["robustness"] = robustness(pipe, scope.count, settings)
         print("\n" + robustness_table(found["robustness"]))
-    if report.json:
-        report.json.write_text(json.dumps(found, indent=1))
-    failures = missed(found["quality"]) if report.check else []
+    if scope.json:
+        scope.json.write_text(json.dumps(found, indent=1))
+    failures = missed(found["quality"]) if scope.check else []
     for failure in failures:
         say(f"not good enough: {failure}")
     return NOT_MET if failures else DONE

@@ -57,10 +57,8 @@ class PromptScores:
     def table(self) -> str:
         """Shares over all images, and for each shape what was seen in place of it."""
         both = self.shaped & self.coloured
-        lines = [
-            f"shape as named {_percent(self.shaped)}, colours as named {_percent(self.coloured)}, "
-            f"both {_percent(both)}"
-        ]
+        shares = {"shape as named": self.shaped, "colours as named": self.coloured, "both": both}
+        lines = [", ".join(f"{name} {100 * which.mean():.1f} %" for name, which in shares.items())]
         for name in dict.fromkeys(self.named):
             mine = [seen for named, seen in zip(self.named, self.seen, strict=True) if named == name]
             others = {seen or "no shape": mine.count(seen) for seen in dict.fromkeys(mine) if seen != name}
@@ -81,11 +79,9 @@ def score(images: Sequence[np.ndarray], scenes: Sequence[Scene]) -> PromptScores
         fill, background = COLOURS[scene.fill], COLOURS[scene.background]
         mask = filled_mask(image, fill, background)
         seen.append(read(mask))
-        errors = [
-            colour_error(image, region, colour).mean() if region.any() else np.inf
-            for region, colour in ((mask, fill), (~mask, background))
-        ]
-        coloured.append(max(errors) <= COLOUR_BAR)
+        regions = (mask, fill), (~mask, background)
+        errors = [colour_error(image, region, colour).mean() for region, colour in regions if region.any()]
+        coloured.append(len(errors) == len(regions) and max(errors) <= COLOUR_BAR)
     return PromptScores([scene.shape for scene in scenes], seen, np.array(coloured))
 
 
@@ -97,18 +93,14 @@ def _examples(shape: str) -> Iterator[np.ndarray]:
             yield render(hand, EXAMPLE_SIZE)[2]
 
 
-def _percent(which: np.ndarray) -> str:
-    return f"{100 * which.mean():.1f} %"
-
-
 def main(argv: list[str] | None = None) -> int:
     """Run the command and return its exit code."""
     parser = Parser("python -m eval.prompts", __doc__)
-    for settings in (ModelFiles, PromptSettings):
+    kinds = ModelFiles, PromptSettings
+    for settings in kinds:
         add_flags(parser, settings)
     args = parser.parse_args(argv)
-    files, settings = read_flags(ModelFiles, args), read_flags(PromptSettings, args)
-    return run_command(lambda: _run(files, settings), stopped=STOPPED)
+    return run_command(lambda: _run(*(read_flags(kind, args) for kind in kinds)), stopped=STOPPED)
 
 
 def _run(files: ModelFiles, settings: PromptSettings) -> str:

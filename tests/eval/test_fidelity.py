@@ -68,5 +68,5 @@ def test_scores_keep_the_order_of_the_pictures():
 
 @pytest.mark.parametrize("count", [0, 1])
 def test_pictures_and_truths_must_pair_up(count):
-    with pytest.raises(ValueError, match="one truth for each image"):
+    with pytest.raises(ValueError, match="one target for each image"):
         measure([truth().target] * count, [truth()] * (2 * count))
