@@ -3,8 +3,7 @@
 import pytest
 import torch
 
-from scenes.dataset import make_dataset
-from scenes.fill50k import Recipe
+from scenes.fill50k import Recipe, make_dataset
 from tests.small_models import build
 from trainer.data.dataset import ControlDataset, SampleStream, StreamLoader
 from trainer.settings import LearningRate, Loss, Optimization, TrainingSettings, Transform

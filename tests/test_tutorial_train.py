@@ -12,8 +12,7 @@ from safetensors.torch import load_file, save_file
 
 import tutorial_train
 from cldm.model import load_model, with_branch
-from scenes.dataset import make_dataset
-from scenes.fill50k import Recipe
+from scenes.fill50k import Recipe, make_dataset
 from tests.hub_server import hub_on_this_machine
 from tests.small_files import SIDE, write_small_model
 from trainer.flags import PRESETS, TINY, Preset, parse_args

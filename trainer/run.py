@@ -109,8 +109,7 @@ def _generate_data(plan: RunPlan) -> None:
     folder = plan.settings.data.path
     if folder != GENERATED_DATA or (folder / "prompt.json").exists():
         return
-    from scenes.dataset import make_dataset
-    from scenes.fill50k import Recipe
+    from scenes.fill50k import Recipe, make_dataset
 
     folder.mkdir(parents=True, exist_ok=True)
     with FileLock(folder.with_suffix(".lock")):

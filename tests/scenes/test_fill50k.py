@@ -11,8 +11,7 @@ import cv2
 import numpy as np
 import pytest
 
-from scenes.dataset import make_dataset
-from scenes.fill50k import Recipe, main
+from scenes.fill50k import Recipe, main, make_dataset
 from scenes.shape_scenes import is_held_out, render
 from scenes.shapes import SHAPES
 

@@ -9,8 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from scenes.dataset import make_dataset
-from scenes.fill50k import Recipe
+from scenes.fill50k import Recipe, make_dataset
 from tests.small_runs import SIDE, Run, pl
 from trainer.checkpointing import CheckpointFolder
 from trainer.data.dataset import ControlDataset

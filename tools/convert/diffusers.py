@@ -41,16 +41,15 @@ def to_diffusers(source: Path, target: Target, config: Path | None = None, *, us
     def write(path: Path, state: State) -> None:
         about = model.about(state, predicts) | metadata_of(state)
         write_weights(path, state, metadata=about, on_bytes=bar.update)
+        mark(path.parent, state)
 
     with bytes_bar(states.values()) as bar, atomic_write(target.path) as folder:
         folder.mkdir()
         if len(states) > 1:
             write_pipeline(folder, states, params, write)
-        for part, state in states.items():
-            if len(states) == 1:
-                write_part(folder, part, state, params, write)
-            mark(folder / part if len(states) > 1 else folder, state)
-
+        else:
+            [(part, state)] = states.items()
+            write_part(folder, part, state, params, write)
     notes = [f"the settings are those of {config}", *model.left_out]
     if "text_encoder" in parts and is_open_clip(params):
         notes.append("left out the last text block and the text projection, which never run")

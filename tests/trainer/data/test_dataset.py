@@ -9,8 +9,7 @@ import pytest
 from torch.utils.data import DataLoader
 
 from ldm.image import read_image, write_png
-from scenes.dataset import make_dataset
-from scenes.fill50k import Recipe
+from scenes.fill50k import Recipe, make_dataset
 from trainer.data.dataset import ControlDataset, SampleStream, ShardedSampler, validate
 from trainer.settings import Columns, Transform
 from tutorial_dataset import MyDataset
