@@ -165,7 +165,7 @@ class ControlLDM(LatentDiffusion):
 
         control_scales: one factor for each residual, `self.control_scales` when None. `cond` may hold ready
         residuals under "control" (see `cldm.control_units`): they are used as they are; and `FeatureCache`
-        under "cache" (see `cldm.deep_cache`).
+        under "cache".
         """
         text = torch.cat(list(cond["c_crossattn"]), dim=1)
         residuals = cond.get("control")

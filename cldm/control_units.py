@@ -1,7 +1,9 @@
-"""Control branches at work: which act at a step, how strongly, and the sum of what they add.
+"""Control branches at work: which act at a step, how strongly, and the noise that a model sees under them.
 
 Several branches steer one image by adding up their residuals (Zhang et al. 2023, "Composing multiple
-ControlNets").
+ControlNets"). Steps between may use features again (Ma et al. 2023, "DeepCache", and Li et al. 2023, "Faster
+Diffusion"): deep ones of the U-Net, and what the branches added, since a branch mostly feeds blocks that such
+a step leaves out. All calls of a second-order solver at one noise level are one step, of one kind.
 """
 
 from __future__ import annotations
@@ -13,7 +15,8 @@ from dataclasses import dataclass
 from torch import Tensor, nn
 
 from cldm.cldm import ControlLDM, scale_residuals
-from ldm.models.diffusion.sampling_run import Denoise
+from cldm.request import Request
+from ldm.modules.feature_cache import get_cache_point
 from ldm.modules.layers import expand_batch
 
 GUESS_MODE_DECAY = 0.825  # per block, deepest = 1: 0.825**12 is about 0.1, so shallow blocks hardly steer
@@ -65,13 +68,12 @@ def control_scales(strength: float, count: int, *, guess_mode: bool) -> tuple[fl
     return tuple(strength * decay ** (count - 1 - index) for index in range(count))
 
 
-def unit_residuals(unit: ControlUnit, x: Tensor, t: Tensor, text: Tensor) -> list[Tensor]:
-    """What the unit's branch adds for latents [b, c, h, w], not yet scaled."""
+def _unscaled(unit: ControlUnit, x: Tensor, t: Tensor, text: Tensor) -> list[Tensor]:
     return unit.branch(x, _for_each(x, unit.features), t, text, encoded=True)
 
 
 def combined_residuals(
-    units: Sequence[ControlUnit], x: Tensor, t: Tensor, text: Tensor, compute: Compute = unit_residuals
+    units: Sequence[ControlUnit], x: Tensor, t: Tensor, text: Tensor, compute: Compute = _unscaled
 ) -> list[Tensor] | None:
     """The sum over `units` of their scaled residuals for latents [b, c, h, w]; None for no units."""
     total: list[Tensor] | None = None
@@ -87,23 +89,55 @@ def _for_each(x: Tensor, features: Tensor | list[Tensor]) -> Tensor | list[Tenso
     return features.expand(len(x), -1, -1, -1) if len(features) == 1 else expand_batch(features, x)
 
 
-def controlled_denoiser(
-    model: ControlLDM, text: Tensor, units: Sequence[ControlUnit], timesteps: Sequence[float]
-) -> Denoise:
+class ControlledDenoiser:
     """Noise prediction of `model` under `text` [b, n, d] and the branches that act at each of `timesteps`.
 
-    timesteps: ascending, as samplers take them. Latents are float32 outside,
-    whatever the model computes in.
+    A pass of one request, called by one sampler: images that are made at the same time share no cache.
+    timesteps: ascending, as samplers take them. request: its `reuse_every`, `reuse_cut` and `control_every`
+    say what is computed when. ValueError for a U-Net too small for the cut.
     """
-    dtype, total = next(model.model.parameters()).dtype, len(timesteps)
-    text = text.to(dtype)
 
-    def denoise(x: Tensor, t: Tensor) -> Tensor:
-        step = step_at(timesteps, t)
-        latent = x.to(dtype)
-        acting = [unit for unit in units if unit.acts(step, total)]
-        control = combined_residuals(acting, latent, t, text)
-        cond = {"c_crossattn": [text], "c_concat": None, "control": control}
-        return model.predict_eps(latent, t, cond).float()
+    def __init__(
+        self, model: ControlLDM, text: Tensor, units: Sequence[ControlUnit], timesteps: Sequence[float],
+        request: Request,
+    ) -> None:  # fmt: skip
+        self._model, self._units, self._timesteps, self._request = model, units, timesteps, request
+        self._dtype = next(model.model.parameters()).dtype
+        self._text = text.to(self._dtype)
+        blocks = len(model.model.diffusion_model.input_blocks)
+        point = get_cache_point(request.reuse_cut)
+        self._cache = point.make_cache(blocks) if request.reuse_every > 1 else None
+        self._whole: tuple[int, list[int]] | None = None  # step of the last whole call, and who acted in it
+        self._residuals: dict[int, tuple[int, list[Tensor]]] = {}  # by unit: when they were made, unscaled
 
-    return denoise
+    def __call__(self, x: Tensor, t: Tensor) -> Tensor:
+        """The noise, always float32, that the model sees in x [b, c, h, w] at t [b]."""
+        step, total, latent = step_at(self._timesteps, t), len(self._timesteps), x.to(self._dtype)
+        acting = {id(unit): unit for unit in self._units if unit.acts(step, total)}
+        whole = self._is_whole(step, list(acting))
+        if whole:
+            self._whole = step, list(acting)
+            if self._cache is not None:
+                self._cache.deep = None
+
+        def residuals(unit: ControlUnit, *inputs: Tensor) -> list[Tensor]:
+            made, cached = self._residuals.get(id(unit), (None, []))
+            if whole and _is_due(step, made, self._request.control_every):
+                cached = _unscaled(unit, *inputs)
+                self._residuals[id(unit)] = step, cached
+            return cached
+
+        control = combined_residuals(list(acting.values()), latent, t, self._text, residuals)
+        cond = {"c_crossattn": [self._text], "c_concat": None, "control": control, "cache": self._cache}
+        return self._model.predict_eps(latent, t, cond).float()
+
+    def _is_whole(self, step: int, acting: list[int]) -> bool:
+        if self._whole is None:
+            return True
+        before, acted = self._whole
+        return acting != acted or _is_due(step, before, self._request.reuse_every)
+
+
+def _is_due(step: int, before: int | None, every: int) -> bool:
+    """Whether what is computed once in `every` steps, last at step `before`, is to be computed again."""
+    return before is None or step % every == 0 or step // every != before // every

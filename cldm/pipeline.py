@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from cldm.cldm import ControlLDM
-from cldm.compressed.load import load_quantized_model
+from cldm.compressed.quantized import load_quantized_model
 from cldm.conditioning import (
     control_hint,
     control_maps,

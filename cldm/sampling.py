@@ -9,11 +9,10 @@ import torch
 from torch import Tensor
 
 from cldm.cldm import ControlLDM
-from cldm.control_units import ControlUnit, controlled_denoiser, step_at, within
-from cldm.deep_cache import CachedDenoiser
+from cldm.control_units import ControlledDenoiser, ControlUnit, step_at, within
 from cldm.request import Request
 from ldm.models.diffusion.samplers import classifier_free_guidance, get_sampler, inpaint_blend, start_latent
-from ldm.models.diffusion.sampling_run import Denoise, Generators, Step, noise_sampler
+from ldm.models.diffusion.sampling_run import Generators, Step, noise_sampler
 
 
 @dataclass(frozen=True)
@@ -51,29 +50,17 @@ def sample_latents(model: ControlLDM, job: SamplingJob) -> Tensor:
         if job.keep is not None:
             blend = inpaint_blend(known, job.keep.to(known), abar, job.noise)
     unconditional = [unit for unit in job.units if unit.unconditional]
-    cond = _denoiser(model, job.texts[0], job.units, timesteps, request)
-    uncond = _denoiser(model, job.texts[1], unconditional, timesteps, request)
+    cond = ControlledDenoiser(model, job.texts[0], job.units, timesteps, request)
+    uncond = ControlledDenoiser(model, job.texts[1], unconditional, timesteps, request)
 
     def guides(t: Tensor) -> bool:
         step = step_at(timesteps, t)
         return within(step, len(timesteps), request.guidance_start, request.guidance_end)
 
     both = None
-    if job.together and len(unconditional) == len(job.units) and not _reuses(request):
-        both = controlled_denoiser(model, torch.cat(job.texts), job.units, timesteps)
+    reuses = request.reuse_every > 1 or request.control_every > 1
+    if job.together and len(unconditional) == len(job.units) and not reuses:
+        both = ControlledDenoiser(model, torch.cat(job.texts), job.units, timesteps, request)
     denoise = classifier_free_guidance(cond, uncond, request.scale, guides, both)
     hooks = {"generator": job.noise, "on_step": job.on_step, "blend": blend}
     return sampler(denoise, x_T, timesteps, abar, eta=request.eta, **hooks)
-
-
-def _denoiser(
-    model: ControlLDM, text: Tensor, units: Sequence[ControlUnit], timesteps: Sequence[float],
-    request: Request,
-) -> Denoise:  # fmt: skip
-    if not _reuses(request):
-        return controlled_denoiser(model, text, units, timesteps)
-    return CachedDenoiser(model, text, units, timesteps, request)
-
-
-def _reuses(request: Request) -> bool:
-    return request.reuse_every > 1 or request.control_every > 1

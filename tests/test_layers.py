@@ -31,8 +31,7 @@ ROOMS = {
     "cldm": (
         "log_images controls lite ddim_hacked cuda_graphs",
         "cldm request compressed.pruned compressed.fused_blocks",
-        "conditioning control_units model compressed.fuse_cpu compressed.fuse_cuda",
-        "deep_cache compressed.load",
+        "conditioning control_units model compressed.quantized",
         "sampling",
         "pipeline",
     ),

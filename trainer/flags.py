@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from argparse import ArgumentTypeError, BooleanOptionalAction
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, get_args, get_type_hints
 
@@ -23,11 +24,13 @@ ALL_DEVICES = -1
 BESIDE_THE_DATA = Path()  # --cache-latents without a folder
 
 
-def positive(text: str) -> int:
-    """A whole number above 0, as argparse wants its types."""
+def _positive(text: str) -> int:
     if not text.isdigit() or int(text) < 1:
         raise ArgumentTypeError(f"{text}: give 1 or more")
     return int(text)
+
+
+count = partial(flag, type=_positive)  # a flag whose number is 1 or more
 
 
 @dataclass(frozen=True)
@@ -39,9 +42,7 @@ class ModelSettings:
         None, "base model; where no branch is in it a new one begins as its encoder's copy",
         "--resume-path", "--pretrained-model-name-or-path", metavar="FILE",
     )  # fmt: skip
-    controlnet: Path | None = flag(
-        None, "control branch to begin with", "--controlnet-model-name-or-path", metavar="FILE"
-    )
+    controlnet: Path | None = flag(None, "branch to begin with", "--controlnet-model-name-or-path")
     branch: BranchKind | None = flag(None, "its kind (default: what the yaml has, else full)")
     use_ema: bool = flag(False, "begin from the moving averages that the base carries")
     unlock_sd: bool = flag(False, "train the U-Net's output half too (sd_locked=False)")
@@ -56,9 +57,9 @@ class DataSettings:
         GENERATED_DATA, "folder or list of pairs; the default one is generated if it is missing",
         "--data", "--train-data-dir", metavar="PATH",
     )  # fmt: skip
-    train_samples: int = flag(2000, "how many pairs to generate then", metavar="N", type=positive)
-    max_train_samples: int | None = flag(None, "use only the first N pairs", metavar="N", type=positive)
-    workers: int = flag(0, "processes that read images", "--dataloader-num-workers", metavar="N")
+    train_samples: int = count(2000, "how many pairs to generate then")
+    max_train_samples: int | None = count(None, "use only the first N pairs")
+    workers: int = flag(0, "processes that read images", "--dataloader-num-workers")
     validate_data: bool = flag(False, "check every pair, name the first bad ones, and stop")
 
 
@@ -66,14 +67,12 @@ class DataSettings:
 class LengthSettings:
     """How long a run is, and where it stops by the way."""
 
-    batch: int = flag(
-        4, "pairs a step and device", "--train-batch-size", "--batch-size", metavar="N", type=positive
-    )
-    accumulate: int = flag(1, "batches a step", "--gradient-accumulation-steps", metavar="N", type=positive)
-    epochs: int = flag(1, "turns through the data", "--num-train-epochs", metavar="N", type=positive)
-    max_train_steps: int | None = flag(None, "optimizer steps, instead of turns", metavar="N", type=positive)
-    checkpointing_steps: int = flag(500, "steps between checkpoints", metavar="N", type=positive)
-    checkpoints_total_limit: int | None = flag(None, "keep only the last N checkpoints", metavar="N")
+    batch: int = count(4, "pairs a step and device", "--train-batch-size", "--batch-size")
+    accumulate: int = count(1, "batches a step", "--gradient-accumulation-steps")
+    epochs: int = count(1, "turns through the data", "--num-train-epochs")
+    max_train_steps: int | None = count(None, "optimizer steps, instead of turns")
+    checkpointing_steps: int = count(500, "steps between checkpoints")
+    checkpoints_total_limit: int | None = flag(None, "keep only the last N checkpoints")
     resume_from: str | None = flag(
         None, "go on from a checkpoint: a path, or latest",
         "--resume-from", "--resume-from-checkpoint", metavar="NAME",
@@ -85,9 +84,7 @@ class MemorySettings:
     """What trades memory against time."""
 
     preset: Preset | None = flag(None, "flags for a GPU of this size; each may be given besides")
-    gradient_checkpointing: bool | None = flag(
-        None, "compute activations twice (default: as the config says)"
-    )
+    gradient_checkpointing: bool | None = flag(None, "compute activations twice (default: the config's)")
     mixed_precision: Literal["no", "fp16", "bf16"] = flag("no", "of what is computed")
     lean_attention: bool = flag(
         False, "never fall back to attention that holds whole matrices; torch's own kernels, no xformers",
@@ -105,11 +102,9 @@ class MachineSettings:
     """Where a run computes."""
 
     device: str = flag("auto", "auto, cpu, cuda or mps", metavar="NAME")
-    devices: int = flag(1, "processes on each node, one a GPU", metavar="N")
-    num_nodes: int = flag(1, "", metavar="M", type=positive)
-    strategy: str = flag(
-        "auto", "ddp, fsdp, deepspeed_stage_2[_offload] and others of Lightning's", metavar="NAME"
-    )
+    devices: int = flag(1, "processes on each node, one a GPU")
+    num_nodes: int = count(1, "")
+    strategy: str = flag("auto", "of Lightning: ddp, fsdp, deepspeed_stage_2[_offload], …", metavar="NAME")
 
     @property
     def is_deepspeed(self) -> bool:
@@ -126,15 +121,13 @@ class MachineSettings:
 class ReportSettings:
     """What a run shows of itself while it goes on."""
 
-    image_log_steps: int = flag(300, "steps between grids in image_log/train, 0 for none", metavar="N")
+    image_log_steps: int = flag(300, "steps between grids in image_log/train, 0 for none")
     validation_prompt: tuple[str, ...] = flag((), "as many as images, or one for all", metavar="TEXT")
     validation_image: tuple[Path, ...] = flag((), "control images", metavar="FILE")
-    num_validation_images: int = flag(4, "samples of each", metavar="N", type=positive)
-    validation_steps: int = flag(
-        100, "steps between grids in image_log/validation", metavar="N", type=positive
-    )
-    sample_steps: int = flag(20, "of the sampler, in both", metavar="N", type=positive)
-    guidance_scale: float | None = flag(None, "in both (default: the model's, else 9)", metavar="X")
+    num_validation_images: int = count(4, "samples of each")
+    validation_steps: int = count(100, "steps between grids in image_log/validation")
+    sample_steps: int = count(20, "of the sampler, in both")
+    guidance_scale: float | None = flag(None, "in both (default: the model's, else 9)")
     report_to: tuple[Report, ...] = flag(
         ("tensorboard",), "where numbers go (default: tensorboard)", type=str, choices=get_args(Report)
     )
@@ -147,14 +140,10 @@ class OutputSettings:
     """What a run hands out."""
 
     folder: Path = flag(Path("controlnet-model"), "made if missing", "--output-dir", "--out", metavar="DIR")
-    file_format: Literal["safetensors", "ckpt"] = flag(
-        "safetensors", "of the original-names file", "--output-format"
-    )
+    file_format: Literal["safetensors", "ckpt"] = flag("safetensors", "of the result", "--output-format")
     push_to_hub: bool = flag(False, "upload the result")
     hub_token: str | None = flag(None, "default: the one you logged in with", metavar="TOKEN")
-    hub_model_id: str | None = flag(
-        None, "of the repository (default: the output folder's name)", metavar="NAME"
-    )
+    hub_model_id: str | None = flag(None, "of the repository (default: the folder's name)", metavar="NAME")
 
 
 @dataclass(frozen=True)
@@ -172,11 +161,10 @@ class RunSettings(TrainingSettings):
     output: OutputSettings = OutputSettings()
 
 
-KINDS: dict[str, type] = get_type_hints(RunSettings)
-GROUPS = (
-    "model", "data", "columns", "transform", "length", "rate", "optimization", "loss", "memory", "machines",
-    "reports", "output",
-)  # fmt: skip
+# In the order of --help: the base class's, finer ones, come last.
+GROUPS: dict[str, type] = dict(
+    sorted(get_type_hints(RunSettings).items(), key=lambda group: hasattr(TrainingSettings, group[0]))
+)
 
 
 def parse_args(
@@ -187,15 +175,15 @@ def parse_args(
     Without --config the tiny model's defaults hold. SystemExit with one sentence when it is wrong.
     """
     parser = Parser(prog, description)
-    for name in GROUPS:
-        add_flags(parser, KINDS[name], name)
+    for name, settings in GROUPS.items():
+        add_flags(parser, settings, name)
     parser.set_defaults(**defaults)
     first = parser.parse_args(argv)
     parser.set_defaults(**(TINY if first.config is None else {}))
     parser.set_defaults(**PRESETS.get(first.preset, {}))
     args = parser.parse_args(argv)
     try:
-        return RunSettings(**{name: read_flags(settings, args) for name, settings in KINDS.items()})
+        return RunSettings(**{name: read_flags(settings, args) for name, settings in GROUPS.items()})
     except ValueError as error:
         parser.error(str(error))
 

@@ -23,9 +23,7 @@ class Columns:
     """Names of the columns of a list; None for the usual ones."""
 
     image: str | None = flag(None, "(default: target or image)", "--image-column", metavar="NAME")
-    hint: str | None = flag(
-        None, "(default: source or conditioning_image)", "--conditioning-image-column", metavar="NAME"
-    )
+    hint: str | None = flag(None, "(default: source or conditioning_image)", "--conditioning-image-column")
     text: str | None = flag(None, "(default: prompt or text)", "--caption-column", metavar="NAME")
 
 
@@ -33,12 +31,10 @@ class Columns:
 class Transform:
     """How a pair becomes a sample; resolution: side of the square in pixels, None for the model's."""
 
-    resolution: int | None = flag(
-        None, "side of the images, a multiple of 64 (default: the model's)", metavar="PX"
-    )
+    resolution: int | None = flag(None, "pixels a side, a multiple of 64 (default: the model's)")
     random_crop: bool = flag(False, "cut images that are no squares anywhere, not in the middle")
     flip: bool = flag(False, "turn every second pair over, left to right")
-    empty_prompts: float = flag(0.0, "share of prompts left out", "--proportion-empty-prompts", metavar="X")
+    empty_prompts: float = flag(0.0, "share of prompts left out", "--proportion-empty-prompts")
 
     def __post_init__(self) -> None:
         side = self.resolution
@@ -57,11 +53,11 @@ class Transform:
 class LearningRate:
     """How the learning rate goes over a run; total: its optimizer steps, which the plan fills in."""
 
-    peak: float = flag(1e-5, "", "--learning-rate", metavar="X")
+    peak: float = flag(1e-5, "", "--learning-rate")
     schedule: Schedule = flag("constant", "its course", "--lr-scheduler")
-    warmup: int = flag(500, "of every course but constant", "--lr-warmup-steps", metavar="N")
-    cycles: int = flag(1, "of cosine_with_restarts", "--lr-num-cycles", metavar="N")
-    power: float = flag(1.0, "of polynomial", "--lr-power", metavar="X")
+    warmup: int = flag(500, "of every course but constant", "--lr-warmup-steps")
+    cycles: int = flag(1, "of cosine_with_restarts", "--lr-num-cycles")
+    power: float = flag(1.0, "of polynomial", "--lr-power")
     scale_lr: bool = flag(False, "multiply the rate by batch, accumulation and devices")
     total: int = 1
 
@@ -76,11 +72,9 @@ class LearningRate:
 class Loss:
     """What the loss is made of; with the number of a sample, `seed` says all that is random about it."""
 
-    snr_gamma: float | None = flag(
-        None, "Min-SNR weights of noise or velocity, usually 5; off by default", metavar="X"
-    )
-    noise_offset: float = flag(0.0, "usually 0.1; 0 is off", metavar="X")
-    seed: int = flag(0, "of everything random", metavar="N")
+    snr_gamma: float | None = flag(None, "Min-SNR weights of noise or velocity, usually 5; off by default")
+    noise_offset: float = flag(0.0, "usually 0.1; 0 is off")
+    seed: int = flag(0, "of everything random")
 
     def __post_init__(self) -> None:
         if self.snr_gamma is not None and self.snr_gamma <= 0:
@@ -96,13 +90,13 @@ class Optimization:
     """The optimizer, AdamW, and the average of what it makes."""
 
     use_8bit_adam: bool = flag(False, "needs bitsandbytes", action=BooleanOptionalAction)
-    beta1: float = flag(0.9, "", "--adam-beta1", metavar="X")
-    beta2: float = flag(0.999, "", "--adam-beta2", metavar="X")
-    weight_decay: float = flag(1e-2, "", "--adam-weight-decay", metavar="X")
-    epsilon: float = flag(1e-8, "", "--adam-epsilon", metavar="X")
-    max_grad_norm: float = flag(1.0, "of all gradients together, 0 is no limit", metavar="X")
+    beta1: float = flag(0.9, "", "--adam-beta1")
+    beta2: float = flag(0.999, "", "--adam-beta2")
+    weight_decay: float = flag(1e-2, "", "--adam-weight-decay")
+    epsilon: float = flag(1e-8, "", "--adam-epsilon")
+    max_grad_norm: float = flag(1.0, "of all gradients together, 0 is no limit")
     set_grads_to_none: bool = flag(True, "free gradients between steps")
-    ema_decay: float = flag(0.0, "average what learns, such as 0.999; 0 is off", metavar="X")
+    ema_decay: float = flag(0.0, "average what learns, such as 0.999; 0 is off")
 
     def __post_init__(self) -> None:
         if not 0 <= self.ema_decay < 1:

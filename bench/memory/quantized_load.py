@@ -67,7 +67,7 @@ def make(files: Files, plan: str) -> dict[str, float]:
 
 def load(files: Files, plan: str) -> dict[str, float]:
     """Load a plan's file, or the float .ckpt by torch.load: seconds, peak, seconds to read it."""
-    from cldm.compressed.load import load_quantized_model
+    from cldm.compressed.quantized import load_quantized_model
     from ldm.config import create_meta_model
 
     create_meta_model(files.config)  # brings in every import, so that the baseline has them

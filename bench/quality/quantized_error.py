@@ -73,7 +73,7 @@ class ErrorFlags(BenchFlags):
 
 def load(files: Files, scheme: str, size: int) -> ControlLDM:
     """The model of a scheme's file, made if it is not there."""
-    from cldm.compressed.load import load_quantized_model
+    from cldm.compressed.quantized import load_quantized_model
     from cldm.model import load_model
     from ldm.config import create_meta_model
     from quantize.files.read import load_quantized

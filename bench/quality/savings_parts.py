@@ -53,7 +53,7 @@ class PartFlags(BenchFlags):
 
 def load(flags: PartFlags) -> ControlLDM:
     """The model to be measured; random weights where no file is given."""
-    from cldm.compressed.load import load_quantized_model
+    from cldm.compressed.quantized import load_quantized_model
     from cldm.model import create_model, load_model
 
     if flags.quantized:

@@ -89,7 +89,7 @@ def _prepare_openvino(setting: Setting) -> None:
 
 def our_model(setting: Setting, files: Files, scheme: str | None) -> ControlLDM:
     """The float model, or the one of a quantized file, as `Pipeline.from_files` loads them."""
-    from cldm.compressed.load import load_quantized_model
+    from cldm.compressed.quantized import load_quantized_model
     from cldm.model import load_model
     from ldm.util import pick_dtype
 

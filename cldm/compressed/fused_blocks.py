@@ -1,6 +1,6 @@
-"""Blocks of ldm as a fused model computes them on the CPU; `cldm.compressed.fuse_cpu` says where they go.
+"""Blocks of ldm as a fused model computes them; `cldm.compressed.quantized` says where they go.
 
-What goes around a block is added inside its last layer.
+All but `CudaResBlock` are for the CPU. What goes around a block is added inside its last layer.
 """
 
 from __future__ import annotations
@@ -28,6 +28,15 @@ class FusedResBlock(ResBlock):
         if isinstance(self.skip_connection, nn.Identity):  # x may be a skip too, which later blocks read
             return x + self.out_layers[-1](h)
         return _add(self.out_layers[-1], h, self.skip_connection(x))
+
+
+class CudaResBlock(ResBlock):
+    """SiLU and the sum with the time embedding happen inside the norms."""
+
+    def _forward(self, x: Tensor, emb: Tensor) -> Tensor:
+        h = self.in_layers[-1](self.in_layers[0](x))
+        h = self.out_layers[-1](self.out_layers[0](h, self.emb_layers(emb)))
+        return self.skip_connection(x) + h
 
 
 class FusedResnetBlock(vae.ResnetBlock):

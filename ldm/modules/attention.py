@@ -65,7 +65,7 @@ class CrossAttention(nn.Module):
         """[b, n, heads * d] -> [b, heads, n, d]."""
         return rearrange(projected, "b n (h d) -> b h n d", h=self.heads)
 
-    # An inference engine puts its own in place of `attend_heads` and this (`cldm.compressed.fuse_cpu`).
+    # An inference engine puts its own in place of `attend_heads` and this (`cldm.compressed.fused_blocks`).
     def keys_and_values(self, context: Tensor) -> tuple[Tensor, Tensor]:
         """Of context [b, m, d]: [b, heads, m, d] each."""
         return self.split(self.to_k(context)), self.split(self.to_v(context))

@@ -8,13 +8,18 @@ those that the layer would have made, up to the rounding of float sums. For infe
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
 from quantize.activations import Quantized
+from quantize.backends.cuda import TensorCores, ranges_of
 from quantize.cpu.activations import group_norm_quantize, group_norm_silu, layer_norm_quantize
 from quantize.layers import QuantLayer
+
+if TYPE_CHECKING:
+    from quantize.triton.activations import CudaQuantized
 
 
 class QuantGroupNorm(nn.GroupNorm):
@@ -48,25 +53,59 @@ class QuantLayerNorm(nn.LayerNorm):
         return layer_norm_quantize(x, self.weight, self.bias, self.eps, self.consumers[0].input_qparams())
 
 
-def read_alike(layers: Sequence[nn.Module]) -> bool:
-    """Whether all of `layers` take bytes, and the same ones: one look at their input then serves them all."""
+class CudaGroupNorm(nn.GroupNorm):
+    """As `QuantGroupNorm`, by a kernel of a GPU."""
+
+    consumers: tuple[QuantLayer]
+    silu: bool
+
+    def forward(self, x: Tensor, shift: Tensor | None = None) -> CudaQuantized:
+        """Of x [b, c, h, w] + shift [b, c]; the bytes lie channels last."""
+        from quantize.triton.normalize import group_norm_quantize
+
+        return group_norm_quantize(self, x, ranges_of(self.consumers[0]), silu=self.silu, added=shift)
+
+
+class CudaLayerNorm(nn.LayerNorm):
+    """As `QuantLayerNorm`, by a kernel of a GPU."""
+
+    consumers: tuple[QuantLayer, ...]
+
+    def forward(self, x: Tensor) -> CudaQuantized:
+        """[..., d] -> bytes of that shape."""
+        from quantize.triton.normalize import layer_norm_quantize
+
+        return layer_norm_quantize(self, x, ranges_of(self.consumers[0]))
+
+
+CPU_NORMS = {nn.GroupNorm: QuantGroupNorm, nn.LayerNorm: QuantLayerNorm}
+CUDA_NORMS = {nn.GroupNorm: CudaGroupNorm, nn.LayerNorm: CudaLayerNorm}
+
+
+def read_alike(layers: Sequence[nn.Module], *, on_gpu: bool = False) -> bool:
+    """Whether all of `layers` take bytes, and the same ones: one look at their input then serves them all.
+
+    on_gpu: they must compute on tensor cores too.
+    """
     if not all(isinstance(layer, QuantLayer) and layer.accepts_quantized for layer in layers):
+        return False
+    if on_gpu and not all(isinstance(layer._compute, TensorCores) for layer in layers):
         return False
     first, *others = layers
     return all(_same_ranges(first, other) for other in others)
 
 
-def fuse_quantize(norm: nn.Module, *layers: nn.Module, silu: bool = False) -> bool:
+def fuse_quantize(norm: nn.Module, *layers: nn.Module, silu: bool = False, on_gpu: bool = False) -> bool:
     """Let `norm`, if it is a norm, hand bytes to `layers`, through SiLU if asked; whether that is possible.
 
     layers: all that read its output. Where it is not possible nothing changes.
     """
-    made = {nn.GroupNorm: QuantGroupNorm, nn.LayerNorm: QuantLayerNorm}.get(type(norm))
-    if made is None or norm.weight is None or not read_alike(layers):
+    made = (CUDA_NORMS if on_gpu else CPU_NORMS).get(type(norm))
+    if made is None or norm.weight is None or not read_alike(layers, on_gpu=on_gpu):
         return False
     norm.__class__ = made
     norm.consumers = layers
-    if made is QuantGroupNorm:
+    if isinstance(norm, nn.GroupNorm):
         norm.silu = silu
     return True
 

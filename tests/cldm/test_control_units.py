@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from cldm.control_units import ControlUnit, combined_residuals, control_scales, controlled_denoiser
+from cldm.control_units import ControlledDenoiser, ControlUnit, combined_residuals, control_scales
+from cldm.request import Request
 from tests.small_models import SD15, build
 
 HINT = torch.rand(1, 3, 64, 64, generator=torch.Generator().manual_seed(1))
@@ -59,7 +60,7 @@ def test_pooled_residuals_are_the_same_everywhere(model):
 
 
 def test_the_denoiser_equals_apply_model_with_the_published_cond(model):
-    denoise = controlled_denoiser(model, TEXT, [unit(model, 0.5)], [1.0, 500.0])
+    denoise = ControlledDenoiser(model, TEXT, [unit(model, 0.5)], [1.0, 500.0], Request("x"))
     cond = {"c_crossattn": [TEXT], "c_concat": [HINT.expand(2, -1, -1, -1)]}
     scales = [0.5] * len(model.control_scales)
     expected = model.apply_model(X, T, cond, control_scales=scales)
@@ -68,8 +69,8 @@ def test_the_denoiser_equals_apply_model_with_the_published_cond(model):
 
 def test_outside_its_part_a_branch_changes_nothing_to_the_bit(model):
     late = [unit(model, start=0.5)]
-    denoise = controlled_denoiser(model, TEXT, late, [1.0, 250.6, 500.4, 999.0])
-    plain = controlled_denoiser(model, TEXT, [], [1.0, 250.6, 500.4, 999.0])
+    denoise = ControlledDenoiser(model, TEXT, late, [1.0, 250.6, 500.4, 999.0], Request("x"))
+    plain = ControlledDenoiser(model, TEXT, [], [1.0, 250.6, 500.4, 999.0], Request("x"))
     for timestep, acts in [(999, False), (500, False), (251, True), (1, True)]:
         t = torch.full((2,), timestep)
         assert torch.equal(denoise(X, t), plain(X, t)) != acts

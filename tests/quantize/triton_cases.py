@@ -11,13 +11,14 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from cldm.compressed.fuse_cuda import CudaGroupNorm, CudaLayerNorm, fuse_cuda
+from cldm.compressed.quantized import fuse_cuda
 from ldm.modules.attention import BasicTransformerBlock
 from ldm.modules.layers import ResBlock
 from quantize.activations import Quantized, qparams_of, quantize_uint8, range_of
 from quantize.arithmetic import FP8_PEAK, sqnr_db, to_fp8
 from quantize.backends import cuda
 from quantize.calibration.ranges import watch
+from quantize.fused.norms import CudaGroupNorm, CudaLayerNorm
 from quantize.layers import quantize_layer
 from quantize.model import quantize_
 from quantize.schemes import SCHEMES

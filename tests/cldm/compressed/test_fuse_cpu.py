@@ -8,7 +8,6 @@ import pytest
 import torch
 
 from cldm.compressed import fused_blocks as engine_blocks
-from cldm.compressed.fuse_cpu import fuse_cpu
 from cldm.compressed.fused_blocks import (
     FusedAttention,
     FusedResBlock,
@@ -16,6 +15,7 @@ from cldm.compressed.fused_blocks import (
     FusedUpsample,
     QuantGEGLU,
 )
+from cldm.compressed.quantized import fuse_cpu
 from ldm.modules.attention import BasicTransformerBlock, SpatialTransformer, slice_attention
 from ldm.modules.layers import ResBlock, Upsample
 from ldm.modules.vae import AttnBlock, ResnetBlock

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 import tools.compress.quantize
-from cldm.compressed import load as quantized
+from cldm.compressed import quantized
 from cldm.compressed.fused_blocks import FusedResBlock
 from cldm.pipeline import Pipeline
 from cldm.request import ControlInput, Request

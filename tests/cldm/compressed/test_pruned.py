@@ -8,8 +8,8 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from cldm.compressed.load import load_quantized_model
 from cldm.compressed.pruned import HEADS, MLP, RES, prunable, shrink
+from cldm.compressed.quantized import load_quantized_model
 from cldm.model import create_model, load_control, load_model, with_branch
 from ldm.config import create_meta_model
 from quantize.files.write import Content, write_quantized

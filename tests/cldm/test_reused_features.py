@@ -9,8 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from cldm.control_units import ControlUnit, control_scales, controlled_denoiser
-from cldm.deep_cache import CachedDenoiser
+from cldm.control_units import ControlledDenoiser, ControlUnit, combined_residuals, control_scales, step_at
 from cldm.pipeline import Pipeline
 from cldm.request import ControlInput, Request
 from ldm.models.diffusion.samplers import SAMPLERS, get_sampler
@@ -46,6 +45,18 @@ def saving(every=1, cut=DEFAULT_CACHE_POINT, control_every=1):
     return Request("x", reuse_every=every, reuse_cut=cut, control_every=control_every)
 
 
+def plain_denoiser(model, text, units, timesteps):
+    """Every branch and the whole U-Net at each step, nothing kept."""
+
+    def denoise(x, t):
+        acting = [one for one in units if one.acts(step_at(timesteps, t), len(timesteps))]
+        control = combined_residuals(acting, x, t, text)
+        cond = {"c_crossattn": [text], "c_concat": None, "control": control}
+        return model.predict_eps(x, t, cond)
+
+    return denoise
+
+
 def walk(denoise, timesteps=TIMESTEPS):
     """The answers of a denoiser at each step, from the noisiest on, for another latent each."""
     return [denoise(X * (1 + 0.1 * i), torch.full((2,), int(t))) for i, t in enumerate(reversed(timesteps))]
@@ -78,8 +89,8 @@ def counted(model):
 @each_cut
 def test_reusing_nothing_is_the_plain_denoiser_to_the_bit(model, cut):
     units = [unit(model), unit(model, 0.5, start=0.5)]
-    plain = walk(controlled_denoiser(model, TEXT, units, TIMESTEPS))
-    assert same(walk(CachedDenoiser(model, TEXT, units, TIMESTEPS, saving(1, cut, 1))), plain)
+    plain = walk(plain_denoiser(model, TEXT, units, TIMESTEPS))
+    assert same(walk(ControlledDenoiser(model, TEXT, units, TIMESTEPS, saving(1, cut, 1))), plain)
 
 
 @each_cut
@@ -98,8 +109,8 @@ def test_a_step_between_with_nothing_changed_is_the_whole_step_to_the_bit(model,
 @each_cut
 def test_whole_steps_are_exact_and_those_between_are_not(model, cut):
     units = [unit(model)]
-    plain = walk(controlled_denoiser(model, TEXT, units, TIMESTEPS))
-    reused = walk(CachedDenoiser(model, TEXT, units, TIMESTEPS, saving(2, cut)))
+    plain = walk(plain_denoiser(model, TEXT, units, TIMESTEPS))
+    reused = walk(ControlledDenoiser(model, TEXT, units, TIMESTEPS, saving(2, cut)))
     assert same(reused[::2], plain[::2])  # whole steps
     assert not any(torch.equal(a, b) for a, b in zip(reused[1::2], plain[1::2], strict=True))
 
@@ -114,7 +125,7 @@ def test_whole_steps_are_exact_and_those_between_are_not(model, cut):
 )
 def test_every_second_step_computes_only_what_the_cut_says(model, cut, computed):
     with counted(model) as calls:
-        walk(CachedDenoiser(model, TEXT, [unit(model)], TIMESTEPS, saving(2, cut)))
+        walk(ControlledDenoiser(model, TEXT, [unit(model)], TIMESTEPS, saving(2, cut)))
     assert {name for name in calls if name[:2] in ("in", "ou") and calls[name] == 6} == computed
     assert {calls[name] for name in calls if name not in computed | {"unet"}} == {3}
     assert calls["unet"] == 6
@@ -125,7 +136,7 @@ def test_the_branch_alone_rests_and_its_residuals_stay(model):
     model.apply_model = lambda x, t, cond: seen.append(cond["control"]) or plain(x, t, cond)
     try:
         with counted(model) as calls:
-            walk(CachedDenoiser(model, TEXT, [unit(model, 0.5)], TIMESTEPS, saving(control_every=4)))
+            walk(ControlledDenoiser(model, TEXT, [unit(model, 0.5)], TIMESTEPS, saving(control_every=4)))
     finally:
         del model.apply_model
     assert (calls["branch"], calls["middle"]) == (2, 6)
@@ -135,7 +146,7 @@ def test_the_branch_alone_rests_and_its_residuals_stay(model):
 
 def test_branches_rest_longer_than_the_unet_where_both_are_asked(model):
     with counted(model) as calls:
-        walk(CachedDenoiser(model, TEXT, [unit(model)], TIMESTEPS, saving(2, control_every=4)))
+        walk(ControlledDenoiser(model, TEXT, [unit(model)], TIMESTEPS, saving(2, control_every=4)))
     assert (calls["branch"], calls["middle"]) == (2, 3)
 
 
@@ -143,13 +154,13 @@ def test_a_branch_that_comes_or_goes_makes_a_step_whole(model):
     late, early = [unit(model, start=0.5)], [unit(model, end=0.5)]
     for units, calls_of_branch in ((late, 1), (early, 1)):
         with counted(model) as calls:
-            walk(CachedDenoiser(model, TEXT, units, TIMESTEPS, saving(6)))
+            walk(ControlledDenoiser(model, TEXT, units, TIMESTEPS, saving(6)))
         assert (calls["middle"], calls["branch"]) == (2, calls_of_branch)
 
 
 def test_what_a_branch_added_is_gone_with_it_to_the_bit(model):
-    denoise = CachedDenoiser(model, TEXT, [unit(model, end=0.5)], TIMESTEPS, saving(control_every=6))
-    plain = walk(controlled_denoiser(model, TEXT, [], TIMESTEPS))
+    denoise = ControlledDenoiser(model, TEXT, [unit(model, end=0.5)], TIMESTEPS, saving(control_every=6))
+    plain = walk(plain_denoiser(model, TEXT, [], TIMESTEPS))
     got = walk(denoise)
     assert same(got[3:], plain[3:])
     assert not torch.equal(got[2], plain[2])
@@ -159,7 +170,7 @@ def test_what_a_branch_added_is_gone_with_it_to_the_bit(model):
     ("steps", "whole"), [([0, 1, 2, 3, 4, 5], [0, 3]), ([1, 2, 3, 4], [1, 3]), ([2, 4, 5], [2, 4])]
 )
 def test_a_pass_that_begins_late_or_misses_steps_keeps_the_same_rhythm(model, steps, whole):
-    denoise, found = CachedDenoiser(model, TEXT, [], TIMESTEPS, saving(3)), []
+    denoise, found = ControlledDenoiser(model, TEXT, [], TIMESTEPS, saving(3)), []
     for step in steps:
         with counted(model) as calls:
             denoise(X, torch.full((2,), int(TIMESTEPS[-1 - step])))
@@ -170,7 +181,7 @@ def test_a_pass_that_begins_late_or_misses_steps_keeps_the_same_rhythm(model, st
 def test_both_looks_of_a_second_order_solver_at_a_level_are_of_one_kind(model):
     abar, steps = model.alphas_cumprod, 5
     levels = get_sampler("heun").timesteps(steps, abar)
-    denoise, seen = CachedDenoiser(model, TEXT, [], levels, saving(2)), []
+    denoise, seen = ControlledDenoiser(model, TEXT, [], levels, saving(2)), []
 
     def listen(x, t):
         with counted(model) as calls:
