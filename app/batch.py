@@ -17,15 +17,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from app.provenance import (
-    IMAGE_SUFFIXES,
-    Provenance,
-    digests,
-    find_place,
-    is_one_file,
-    single_request,
-    write_image,
-)
+from app.provenance import IMAGE_SUFFIXES, Provenance, digests, find_place, is_one_file, write_image
 from checkpoints.lora.names import parse_lora
 from cldm.request import Request
 from ldm.image import read_image, write_png
@@ -92,54 +84,41 @@ def folder_jobs(folder: Path, ask: Callable[[str], Request], prompt: str | None)
     prompts = {path: prompt_beside(path) or prompt for path in images}
     if missing := [path for path in images if prompts[path] is None]:
         others = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
-        raise ValueError(
-            f"no prompt for {missing[0].name}{others}: "
-            f"write one into {missing[0].stem}.txt beside it, or give --prompt for all"
-        )
-    stems = Counter(path.stem for path in images)
-    # a.png and a.jpg would both become a_seed0.png
-    names = {path: path.stem if stems[path.stem] == 1 else path.name for path in images}
-    requests = {path: ask(prompts[path]) for path in images}
-    return [
-        GenerationJob(names[path], (path,) * len(requests[path].controls), requests[path]) for path in images
-    ]
+        words = f"write one into {missing[0].stem}.txt beside it, or give --prompt for all"
+        raise ValueError(f"no prompt for {missing[0].name}{others}: {words}")
+    stems, jobs = Counter(path.stem for path in images), []
+    for path in images:
+        name = path.stem if stems[path.stem] == 1 else path.name  # else a.png and a.jpg were both a_seed0.png
+        request = ask(prompts[path])
+        jobs.append(GenerationJob(name, (path,) * len(request.controls), request))
+    return jobs
 
 
 def load_pipeline(provenance: Provenance) -> Pipeline:
     """The model of `provenance`. Errors as `Pipeline.from_files` and `cldm.cuda_graphs.use_graphs`."""
     from cldm.cuda_graphs import use_graphs
-
-    if provenance.cuda_graphs and provenance.save_memory:
-        raise ValueError("--save-memory moves the weights that --cuda-graphs has to find in place: give one")
-    pipeline = _from_files(provenance)
-    if provenance.cuda_graphs:
-        model = pipeline.model
-        use_graphs([model.model.diffusion_model, model.control_model, *pipeline.branches.values()])
-    return pipeline
-
-
-def _from_files(provenance: Provenance) -> Pipeline:
     from cldm.pipeline import Pipeline
 
-    files = (provenance.config, provenance.weights, provenance.quantized, provenance.branches)
+    asked = provenance
+    if asked.cuda_graphs and asked.save_memory:
+        raise ValueError("--save-memory moves the weights that --cuda-graphs has to find in place: give one")
     try:
-        return Pipeline.from_files(
-            provenance.config or TINY_CONFIG,
-            *provenance.weights,
-            device=provenance.device,
-            dtype=provenance.dtype,
-            controls=provenance.branches,
-            loras=[parse_lora(one) for one in provenance.loras],
-            save_memory=provenance.save_memory,
-            quantized=provenance.quantized,
-        )
+        pipeline = Pipeline.from_files(
+            asked.config or TINY_CONFIG, *asked.weights, device=asked.device, dtype=asked.dtype,
+            controls=asked.branches, loras=[parse_lora(one) for one in asked.loras],
+            save_memory=asked.save_memory, quantized=asked.quantized,
+        )  # fmt: skip
     except FileNotFoundError as error:
-        if any(files) or provenance.loras:
+        if asked.config or asked.weights or asked.quantized or asked.branches or asked.loras:
             raise
         raise FileNotFoundError(
             f"the tiny model that ships with this project is not complete ({error}): "
             f"get its files again, or make them with python -m trainer.tiny"
         ) from error
+    if asked.cuda_graphs:
+        model = pipeline.model
+        use_graphs([model.model.diffusion_model, model.control_model, *pipeline.branches.values()])
+    return pipeline
 
 
 @dataclass(frozen=True)
@@ -181,9 +160,11 @@ class BatchRunner:
         inputs = [None if path is None else _read(path) for path in paths]
         names = tuple(path.as_posix() for path in job.images)
         provenance = replace(self.provenance, image=names, digests=digests(paths))
-        requests = [single_request(job.request, index) for index in range(job.request.num_samples)]
-        for request in requests:
-            path, finished = self._place(job, request, provenance)
+        for index in range(job.request.num_samples):
+            request = replace(job.request, seed=job.request.seed + index, num_samples=1)
+            path, finished = self._out, None
+            if not is_one_file(path):
+                path, finished = find_place(path, f"{job.name}_seed{request.seed}", request, provenance)
             if finished is not None and self._keep_finished:
                 yield Generated(path, finished, {})
             else:
@@ -204,13 +185,6 @@ class BatchRunner:
                 write_png(path.with_name(f"{path.stem}_map{number or ''}.png"), control_map)
         write_image(path, result.images[0], result.request, provenance)
         return Generated(path, result.request, dict(result.seconds))
-
-    def _place(
-        self, job: GenerationJob, request: Request, provenance: Provenance
-    ) -> tuple[Path, Request | None]:
-        if is_one_file(self._out):
-            return self._out, None
-        return find_place(self._out, f"{job.name}_seed{request.seed}", request, provenance)
 
 
 def _read(path: str | Path) -> np.ndarray:

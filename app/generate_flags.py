@@ -7,23 +7,22 @@ of `cldm.request.Request` and `ControlInput`, of detectors and of `app.provenanc
 from __future__ import annotations
 
 from dataclasses import dataclass, fields
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, get_type_hints
 
 from common.flags import add_flags, flag, read_flags
 from common.shell import Parser
 
+each = partial(flag, None, action="append")  # once for all controls, or once for each
+
 
 @dataclass(frozen=True)
 class InputFlags:
     """What is to be drawn from."""
 
-    image: tuple[Path, ...] | None = flag(
-        None, "drawing, photograph or map; repeat for each control", action="append", metavar="FILE"
-    )
-    batch_dir: Path | None = flag(
-        None, "all pictures of a folder; circle.txt is circle.png's prompt", metavar="DIR"
-    )
+    image: tuple[Path, ...] | None = each("drawing, photograph or map; one for each control", metavar="FILE")
+    batch_dir: Path | None = flag(None, "its pictures; circle.txt is circle.png's prompt", metavar="DIR")
     from_image: Path | None = flag(None, "make this picture again; flags change it", "--from", metavar="PNG")
     init: Path | None = flag(None, "picture to start from", metavar="FILE")
     mask: Path | None = flag(None, "white where it is painted anew, the rest stays", metavar="FILE")
@@ -44,9 +43,7 @@ class RequestFlags:
     resolution: int | None = flag(None, "of the short side (default: the model's)", metavar="PX")
     clip_skip: int | None = flag(None, "text from the N-th layer from the end")
     denoise: float | None = flag(None, "how much of --init is made anew, up to 1 (default: 1)")
-    guided_control: bool | None = flag(
-        None, "let --scale strengthen the control as it does the prompt (default: the model's)"
-    )
+    guided_control: bool | None = flag(None, "--scale strengthens the control too (default: the model's)")
     guess_mode: bool | None = flag(None, "let the control speak; no prompt needed", action="store_true")
 
 
@@ -57,9 +54,7 @@ class SavingFlags:
     guidance_start: float | None = flag(None, "first guided part of the steps (default: 0)")
     guidance_end: float | None = flag(None, "last guided part of the steps (default: 1)")
     reuse_every: int | None = flag(None, "one whole step in N, others reuse it (default: 1, off)")
-    reuse_cut: str | None = flag(
-        None, "what steps between compute; --list names it (default: outer-2)", metavar="NAME"
-    )
+    reuse_cut: str | None = flag(None, "what others compute, see --list (default: outer-2)", metavar="NAME")
     control_every: int | None = flag(None, "one step in N computes the control (default: 1)")
 
 
@@ -67,32 +62,23 @@ class SavingFlags:
 class ControlFlags:
     """Fields of each control, once for all or once for each."""
 
-    control: tuple[str, ...] | None = flag(
-        None, "--list names them (default: what the weights are called, else scribble)",
-        action="append", metavar="NAME",
-    )  # fmt: skip
-    strength: tuple[float, ...] | None = flag(None, "0 is off, 1 as trained (default: 1)", action="append")
-    start: tuple[float, ...] | None = flag(
-        None, "first part of the steps, 0 to 1 (default: 0)", action="append"
+    control: tuple[str, ...] | None = each(
+        "--list names them (default: what the weights are called, else scribble)", metavar="NAME"
     )
-    end: tuple[float, ...] | None = flag(None, "last part of the steps, 0 to 1 (default: 1)", action="append")
-    branch: tuple[str, ...] | None = flag(
-        None, "weights of its own, or `own` for the model's branch", action="append", metavar="FILE"
-    )
+    strength: tuple[float, ...] | None = each("0 is off, 1 as trained (default: 1)")
+    start: tuple[float, ...] | None = each("first part of the steps, 0 to 1 (default: 0)")
+    end: tuple[float, ...] | None = each("last part of the steps, 0 to 1 (default: 1)")
+    branch: tuple[str, ...] | None = each("its weights, or `own` for the model's branch", metavar="FILE")
 
 
 @dataclass(frozen=True)
 class DetectorFlags:
     """What detectors are told, and whether there is anything to detect."""
 
-    preprocess: bool | None = flag(
-        None, "--image is a ready-made map", "--no-preprocess", action="store_false"
-    )
+    preprocess: bool | None = flag(None, "--image is a map", "--no-preprocess", action="store_false")
     low: float | None = flag(None, "canny: an edge goes on above it (default: 100)")
     high: float | None = flag(None, "canny: an edge starts above it (default: 200)")
-    invert: Literal["auto", "yes", "no"] | None = flag(
-        None, "scribble: dark lines on light paper? (default: auto)"
-    )
+    invert: Literal["auto", "yes", "no"] | None = flag(None, "scribble: dark on light? (default: auto)")
     threshold: int | None = flag(None, "scribble_xdog: 1 to 255, lower draws more (default: 32)")
 
 
@@ -101,14 +87,9 @@ class ModelFlags:
     """Which model draws, and how it is run."""
 
     config: Path | None = flag(None, "default: models/tiny.yaml", metavar="YAML")
-    weights: tuple[Path, ...] | None = flag(
-        None, "a base and a control file, or one with both", metavar="FILE"
-    )
+    weights: tuple[Path, ...] | None = flag(None, "a base and a control file, or both in one", metavar="FILE")
     quantized: Path | None = flag(None, "of python -m quantize, in place of --weights", metavar="FILE")
-    loras: tuple[str, ...] | None = flag(
-        None, "merge it into the model; repeat for more (weight: 1)", "--lora",
-        action="append", metavar="FILE[:WEIGHT]",
-    )  # fmt: skip
+    loras: tuple[str, ...] | None = each("merge it; repeat for more", "--lora", metavar="FILE[:WEIGHT]")
     device: str | None = flag(None, "auto, cpu, cuda, cuda:1, mps (default: auto)", metavar="NAME")
     dtype: Literal["auto", "fp32", "fp16", "bf16"] | None = flag(None, "default: auto, fp16 on a GPU")
     save_memory: bool | None = flag(None, "slower, fits into less", action="store_true")
@@ -142,10 +123,7 @@ class GenerateFlags:
 TITLES = {
     "inputs": ("what to draw from", ""),
     "request": ("what to make, and how", ""),
-    "savings": (
-        "save time",
-        "these change the picture a little: docs/speed.md measures how much, and what they save",
-    ),
+    "savings": ("save time", "and change the picture a little: docs/speed.md has what they save and cost"),
     "control": ("control", "a flag given once is for all controls, else give it once for each"),
     "detector": ("detectors", ""),
     "model": ("model", ""),

@@ -91,11 +91,9 @@ def _check_unchanged(origin: Provenance, inputs: InputFlags) -> None:
         paths += [("image", path) for path in origin.image]
     for name, path in paths:
         if not Path(path).is_file():
-            words = f"the picture was made from {path}, which is not there"
-            raise FileNotFoundError(f"{words}: give it by --{name}")
+            raise FileNotFoundError(f"it was made from {path}, which is not there: give it by --{name}")
         if digests([path]).get(path) != origin.digests.get(path):
-            words = f"{path} is not what it was when the picture was made"
-            raise ValueError(f"{words}: give the old one by --{name}")
+            raise ValueError(f"{path} is not what it was when the picture was made: give the old --{name}")
 
 
 def _controls(flags: GenerateFlags, base: Sequence[ControlInput] | None) -> tuple[ControlInput, ...]:
@@ -129,10 +127,8 @@ def _count(lists: Mapping[str, Sequence[Any]]) -> int:
     most = max(counts, key=lambda flag: counts[flag])
     for flag, count in counts.items():
         if count not in (1, counts[most]):
-            raise ValueError(
-                f"{most} stands for {counts[most]} controls, {flag} for {count}: "
-                f"give a flag once for all controls or once for each"
-            )
+            words = f"{most} stands for {counts[most]} controls, {flag} for {count}"
+            raise ValueError(f"{words}: give a flag once for all controls or once for each")
     return counts[most]
 
 
@@ -141,10 +137,8 @@ def _check_detectors(params: Mapping[str, Any], controls: Sequence[ControlInput]
     detected = [one.control for one in controls if one.preprocess]
     for name in detected:
         if CONTROLS[name].annotate is None:
-            shows = CONTROLS[name].shows
-            raise ValueError(
-                f"{name} has no detector here: give its map ({shows}) as --image and --no-preprocess"
-            )
+            words = f"give its map ({CONTROLS[name].shows}) as --image and --no-preprocess"
+            raise ValueError(f"{name} has no detector here: {words}")
     used = {option for name in detected for option in _detector_options(CONTROLS[name])}
     for name in params:
         if name not in used:

@@ -10,7 +10,7 @@ import hashlib
 import json
 import os
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -64,11 +64,6 @@ def digests(paths: Iterable[str | Path | None]) -> dict[str, str]:
     return {path.as_posix(): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
 
 
-def single_request(request: Request, index: int) -> Request:
-    """The request of image `index` of `request.num_samples`, to be made by itself."""
-    return replace(request, seed=request.seed + index, num_samples=1)
-
-
 def write_image(path: Path, image: np.ndarray, request: Request, provenance: Provenance) -> Path:
     """Write uint8 [H W 3] with its texts, whole or not at all. Errors as `ldm.image.write_png`."""
     text = {"request": request.to_json(), "seed": str(request.seed), "source": provenance.to_json()}
@@ -98,9 +93,7 @@ def check_out(out: Path, inputs: Iterable[Path], count: int) -> None:
     """
     if is_one_file(out):
         if out.suffix.lower() != ".png":
-            raise ValueError(
-                f"--out {out}: only PNG carries the request of a picture, name it {out.stem}.png"
-            )
+            raise ValueError(f"--out {out}: only PNG carries a picture's request, name it {out.stem}.png")
         if count > 1:
             raise ValueError(f"--out {out} is one file for {count} pictures: name a folder")
         if out.resolve() in {path.resolve() for path in inputs}:

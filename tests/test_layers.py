@@ -53,7 +53,7 @@ ROOMS = {
         "settings",
         "flags losses optim data.rows",
         "plan model export data.dataset",
-        "data callbacks",
+        "data",
         "module",
         "checkpointing",
         "lightning",

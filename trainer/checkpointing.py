@@ -135,14 +135,6 @@ class Checkpoints(pl.Callback):
                 raise OSError(f"{error}; {self.folder.kept()}") from error
         trainer.strategy.barrier("checkpoint")
 
-    def on_train_end(self, trainer: pl.Trainer, pl_module: ControlTraining) -> None:
-        """Stop listening."""
-        pl_module.stop.ignore()
-
-    def on_exception(self, trainer: pl.Trainer, pl_module: ControlTraining, exception: BaseException) -> None:
-        """Stop listening."""
-        self.on_train_end(trainer, pl_module)
-
 
 class DirectCheckpointIO(TorchCheckpointIO):
     """Checkpoints straight to disk: Lightning's own way holds each a second time in memory."""

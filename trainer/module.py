@@ -40,23 +40,16 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM)
 class StopRequest:
     """Ctrl-C and SIGTERM as a wish: the run ends after the step it is in, and saves first.
 
-    Listens between `listen` and `ignore`; `asked` is the signal that came, 0 for none. A second one ends at
-    once: as `Stopped`, since Lightning turns a KeyboardInterrupt into exit code 1.
+    `asked` is the signal that came, 0 for none. A second one ends at once: as `Stopped`, as Lightning turns
+    a KeyboardInterrupt into exit code 1.
     """
 
-    def __init__(self) -> None:
-        self.asked = 0
-        self._before: dict[int, Any] = {}
+    asked = 0
 
     def listen(self) -> None:
-        """Put our handlers in the place of those that are there."""
-        self._before = {number: signal.signal(number, self._hear) for number in SIGNALS}
-
-    def ignore(self) -> None:
-        """Put them back."""
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
-        self._before = {}
+        """Put our handlers in the place of those that are there; Lightning's trainer puts these back."""
+        for number in SIGNALS:
+            signal.signal(number, self._hear)
 
     def _hear(self, number: int, frame: FrameType | None) -> None:
         if self.asked:

@@ -11,7 +11,7 @@ from cldm.logger import GAP, ImageLogger
 from ldm.image import read_image, write_png
 from tests.small_runs import SIDE, Run, small_data
 from tests.trainer.test_module import assert_equal_to_the_bit
-from trainer.callbacks import ThroughputLogger, ValidationImages, read_validation
+from trainer.lightning import ThroughputLogger, ValidationImages, read_validation
 
 QUICK = {"ddim_steps": 1, "unconditional_guidance_scale": 2.0}
 
