@@ -7,7 +7,6 @@ from collections.abc import Sequence
 import cv2
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from annotator.util import HWC3
@@ -76,13 +75,3 @@ def fit_image(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
 def fit_mask(mask: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     """`mask`, white where an image is to be painted anew, as bool [H W] of `size` (height, width)."""
     return fit_image(mask, size)[..., 0] > HALF_WHITE
-
-
-def latent_keep(mask: np.ndarray, factor: int) -> Tensor:
-    """[1, 1, h, w]: 1 where no pixel of a latent cell, `factor` pixels a side, is to be painted anew."""
-    return 1 - F.max_pool2d(torch.from_numpy(mask)[None, None].float(), factor)
-
-
-def paste(image: np.ndarray, init: np.ndarray, mask: np.ndarray) -> np.ndarray:
-    """`image` where `mask`, `init` elsewhere: the autoencoder must not touch what is to be kept."""
-    return np.where(mask[..., None], image, init)

@@ -81,15 +81,12 @@ def annotate(
             raise ValueError(f"{', '.join(params)}: a ready-made map (preprocess=False) takes no parameters")
         return control.fit(image, resolution)
     if control.annotate is None:
-        raise ValueError(
-            f"{name} has no detector in this build: "
-            f"give a ready-made map ({control.shows}) and preprocess=False"
-        )
+        words = f"give a ready-made map ({control.shows}) and preprocess=False"
+        raise ValueError(f"{name} has no detector in this build: {words}")
     known = [p for p in inspect.signature(control.annotate).parameters if p not in ("image", "resolution")]
     if unknown := [p for p in params if p not in known]:
-        raise ValueError(
-            f"{name} has no parameter {', '.join(unknown)}: it takes {', '.join(known) or 'none'}"
-        )
+        words = f"it takes {', '.join(known) or 'none'}"
+        raise ValueError(f"{name} has no parameter {', '.join(unknown)}: {words}")
     return control.annotate(image, resolution=resolution, **params)
 
 
@@ -98,7 +95,7 @@ def control_of_file(path: str | Path) -> str | None:
     kind = control_kind(path)
     if kind is None or kind in CONTROLS:
         return kind
-    old = (name for name, control in CONTROLS.items() if control.stem_10 == f"control_sd15_{kind}")
+    old = (name for name, control in CONTROLS.items() if control.stem_10 == f"{V10}{kind}")
     return next(old, None)
 
 
@@ -111,51 +108,29 @@ def branch_names(paths: Iterable[str | Path]) -> dict[str, str | Path]:
     return named
 
 
-_SCRIBBLE = Control(
-    "control_v11p_sd15_scribble",
-    "white lines on black, 1 to 24 pixels wide at 512",
-    ANNOTATORS["scribble"],
-    "control_sd15_scribble",
-    fit_lines,
-)
+V11, V10 = "control_v11p_sd15_", "control_sd15_"  # how most of the published files begin
+SCRIBBLE = "white lines on black, 1 to 24 pixels wide at 512"
+CLASSES = "the class colours of ADE20K or COCO"
+NORMALS = "surface normals as (n + 1) / 2 in red, green, blue"
+SKETCH = Control(f"{V11}scribble", SCRIBBLE, ANNOTATORS["scribble"], f"{V10}scribble", fit_lines)
 
 CONTROLS: dict[str, Control] = {
     "canny": Control(
-        "control_v11p_sd15_canny",
-        "thin white edges on black",
-        ANNOTATORS["canny"],
-        "control_sd15_canny",
-        fit_lines,
+        f"{V11}canny", "thin white edges on black", ANNOTATORS["canny"], f"{V10}canny", fit_lines
     ),
-    "mlsd": Control(
-        "control_v11p_sd15_mlsd",
-        "thin straight white lines on black",
-        stem_10="control_sd15_mlsd",
-        fit=fit_lines,
-    ),
-    "depth": Control("control_v11f1p_sd15_depth", "grey, near is white", stem_10="control_sd15_depth"),
-    "normalbae": Control(
-        "control_v11p_sd15_normalbae",
-        "surface normals as (n + 1) / 2 in red, green, blue",
-        stem_10="control_sd15_normal",
-    ),
-    "seg": Control(
-        "control_v11p_sd15_seg",
-        "the class colours of ADE20K or COCO",
-        stem_10="control_sd15_seg",
-        fit=fit_classes,
-    ),
-    "inpaint": Control("control_v11p_sd15_inpaint", "the picture", image_itself, masked_hint=-1.0),
-    "lineart": Control("control_v11p_sd15_lineart", "white lines on black", fit=fit_lines),
+    "mlsd": Control(f"{V11}mlsd", "thin straight white lines on black", None, f"{V10}mlsd", fit_lines),
+    "depth": Control("control_v11f1p_sd15_depth", "grey, near is white", None, f"{V10}depth"),
+    "normalbae": Control(f"{V11}normalbae", NORMALS, None, f"{V10}normal"),
+    "seg": Control(f"{V11}seg", CLASSES, None, f"{V10}seg", fit_classes),
+    "inpaint": Control(f"{V11}inpaint", "the picture", image_itself, masked_hint=-1.0),
+    "lineart": Control(f"{V11}lineart", "white lines on black", fit=fit_lines),
     "lineart_anime": Control(
         "control_v11p_sd15s2_lineart_anime", "white lines on black", fit=fit_lines, clip_skip=2
     ),
-    "openpose": Control(
-        "control_v11p_sd15_openpose", "coloured skeletons on black", stem_10="control_sd15_openpose"
-    ),
-    "scribble": _SCRIBBLE,
-    "scribble_xdog": replace(_SCRIBBLE, annotate=ANNOTATORS["scribble_xdog"]),
-    "softedge": Control("control_v11p_sd15_softedge", "soft grey edges on black", stem_10="control_sd15_hed"),
+    "openpose": Control(f"{V11}openpose", "coloured skeletons on black", None, f"{V10}openpose"),
+    "scribble": SKETCH,
+    "scribble_xdog": replace(SKETCH, annotate=ANNOTATORS["scribble_xdog"]),
+    "softedge": Control(f"{V11}softedge", "soft grey edges on black", None, f"{V10}hed"),
     "shuffle": Control(
         "control_v11e_sd15_shuffle",
         "a colour picture, its parts moved about",

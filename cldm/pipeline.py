@@ -18,16 +18,7 @@ from torch import Tensor, nn
 
 from cldm.cldm import ControlLDM
 from cldm.compressed.quantized import load_quantized_model
-from cldm.conditioning import (
-    control_hint,
-    control_maps,
-    encode_image,
-    encode_texts,
-    fit_image,
-    fit_mask,
-    latent_keep,
-    paste,
-)
+from cldm.conditioning import control_hint, control_maps, encode_image, encode_texts, fit_image, fit_mask
 from cldm.control_units import ControlUnit, control_scales
 from cldm.controls import branch_names, get_control
 from cldm.model import load_control, load_model
@@ -62,13 +53,9 @@ class Pipeline:
     """
 
     def __init__(
-        self,
-        model: ControlLDM,
-        *,
-        defaults: Mapping[str, Any] | None = None,
-        branches: Mapping[str, nn.Module] | None = None,
-        save_memory: bool = False,
-    ) -> None:
+        self, model: ControlLDM, *, defaults: Mapping[str, Any] | None = None,
+        branches: Mapping[str, nn.Module] | None = None, save_memory: bool = False,
+    ) -> None:  # fmt: skip
         self.model = model.eval().requires_grad_(False)
         self.defaults = {**DEFAULTS, **(defaults or {})}  # a yaml's `defaults:` come first
         self.branches = dict(branches or {})
@@ -80,16 +67,10 @@ class Pipeline:
 
     @classmethod
     def from_files(  # noqa: PLR0913 - one name for each kind of file, and where they go
-        cls,
-        config: str | Path,
-        *weights: str | Path,
-        device: str = "auto",
-        dtype: str = "auto",
-        controls: Sequence[str | Path] = (),
-        loras: Sequence[tuple[str | Path, float]] = (),
-        save_memory: bool = False,
-        quantized: str | Path | None = None,
-    ) -> Pipeline:
+        cls, config: str | Path, *weights: str | Path, device: str = "auto", dtype: str = "auto",
+        controls: Sequence[str | Path] = (), loras: Sequence[tuple[str | Path, float]] = (),
+        save_memory: bool = False, quantized: str | Path | None = None,
+    ) -> Pipeline:  # fmt: skip
         """Load the model of a yaml.
 
         weights: overlaid in order, such as a base file and a control file; none means those that the yaml
@@ -115,14 +96,9 @@ class Pipeline:
 
     @torch.inference_mode()
     def __call__(
-        self,
-        image: np.ndarray | Sequence[np.ndarray],
-        request: Request,
-        *,
-        init: np.ndarray | None = None,
-        mask: np.ndarray | None = None,
-        on_step: Callable[[Step], None] | None = None,
-    ) -> Result:
+        self, image: np.ndarray | Sequence[np.ndarray], request: Request, *, init: np.ndarray | None = None,
+        mask: np.ndarray | None = None, on_step: Callable[[Step], None] | None = None,
+    ) -> Result:  # fmt: skip
         """Make the images of `request`.
 
         image: uint8 [H W], [H W 3] or [H W 4], one for every control or one for all. init: image to start
@@ -150,13 +126,14 @@ class Pipeline:
             noise=[torch.Generator().manual_seed(request.seed + k) for k in range(request.num_samples)],
             size=(size[0] // FACTOR, size[1] // FACTOR),
             known=known,
-            keep=None if mask is None else latent_keep(mask, FACTOR),
+            keep=None if mask is None else _latent_keep(mask),
             on_step=on_step,
             together=not self.save_memory,
         )
         images = self._draw(job, clock)
         if mask is not None:
-            images = [paste(one, init, mask) for one in images]
+            # The autoencoder must not touch what is to be kept.
+            images = [np.where(mask[..., None], one, init) for one in images]
         clock.lap("decode")
         return Result(maps, images, request, clock.seconds)
 
@@ -235,6 +212,11 @@ class Pipeline:
             known = ", ".join(self.branches) or "none; load files with `controls=`"
             raise ValueError(f"there is no control branch {name!r}; loaded are {known}")
         return self.branches[name]
+
+
+def _latent_keep(mask: np.ndarray) -> Tensor:
+    """[1, 1, h, w]: 1 where no pixel of a latent cell is to be painted anew."""
+    return 1 - F.max_pool2d(torch.from_numpy(mask)[None, None].float(), FACTOR)
 
 
 class _Clock:
