@@ -110,12 +110,8 @@ def _strategy(plan: RunPlan) -> Any:
     if name not in StrategyRegistry:
         ours = sorted(one for one in StrategyRegistry if one.startswith(("ddp", "fsdp", "deepspeed")))
         raise ValueError(f"unknown --strategy {name!r}: use {', '.join(ours)}")
-    if machines.is_deepspeed and find_spec("deepspeed") is None:
-        raise ValueError(f"--strategy {name} needs the package deepspeed: pip install deepspeed, or use ddp")
     if name.startswith("fsdp") and plan.settings.optimization.ema_decay:
-        raise ValueError(
-            "--ema-decay needs whole weights in every process: use ddp, or leave it out with fsdp"
-        )
+        raise ValueError("--ema-decay needs whole weights in every process: leave it out, or use ddp")
     if name == "ddp":
         # Of a branch that acts on the middle alone, the zero convolutions of the skips get no gradient.
         return DDPStrategy(find_unused_parameters=plan.settings.model.only_mid_control)
@@ -130,10 +126,8 @@ def read_validation(
     Raises ValueError for numbers that do not fit, and as `read_image`.
     """
     if len(prompts) != len(images) and 1 not in (len(prompts), len(images)):
-        raise ValueError(
-            f"{len(prompts)} validation prompts for {len(images)} validation images: give as many of both, "
-            "or one of either"
-        )
+        given = f"{len(prompts)} validation prompts for {len(images)} validation images"
+        raise ValueError(f"{given}: give as many of both, or one of either")
     hints = [to_square(read_image(path)[:, :, :3], resolution) for path in images]
     return list(islice(zip(cycle(prompts), cycle(hints)), max(len(prompts), len(hints))))
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from importlib.util import find_spec
 from typing import Any
 
 import torch
@@ -22,29 +21,12 @@ from trainer.settings import LearningRate, Optimization
 SMALL_ADAM, HOST_ADAM = "bitsandbytes.optim.AdamW8bit", "deepspeed.ops.adam.DeepSpeedCPUAdam"
 
 
-def check_packages(settings: Optimization, *, offload: bool = False) -> None:
-    """ValueError, with what to do, when the optimizer needs a package that is not installed."""
-    if settings.use_8bit_adam and not offload and find_spec("bitsandbytes") is None:
-        raise ValueError(
-            "--use-8bit-adam needs the package bitsandbytes: pip install bitsandbytes, or leave the flag out"
-        )
-    if offload and find_spec("deepspeed") is None:
-        raise ValueError(
-            "offloading needs the package deepspeed: pip install deepspeed, or another --strategy"
-        )
-
-
 def make_optimizer(
     parameters: Iterable[nn.Parameter], rate: float, settings: Optimization, *, offload: bool = False
 ) -> torch.optim.Optimizer:
-    """The optimizer of `settings`. Raises ValueError when its package is missing."""
-    check_packages(settings, offload=offload)
-    options: dict[str, Any] = {
-        "lr": rate,
-        "betas": (settings.beta1, settings.beta2),
-        "weight_decay": settings.weight_decay,
-        "eps": settings.epsilon,
-    }
+    """The optimizer of `settings`, on the host where the run offloads it."""
+    betas = (settings.beta1, settings.beta2)
+    options = {"lr": rate, "betas": betas, "weight_decay": settings.weight_decay, "eps": settings.epsilon}
     if offload:
         return get_obj_from_str(HOST_ADAM)(list(parameters), adamw_mode=True, **options)
     if settings.use_8bit_adam:

@@ -25,7 +25,6 @@ from trainer.flags import BESIDE_THE_DATA, GENERATED_DATA
 from trainer.lightning import make_trainer
 from trainer.model import OffloadedModules, load_for_training, prepare
 from trainer.module import ControlTraining
-from trainer.optim import check_packages
 from trainer.plan import RunPlan
 
 FROZEN = {"no": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
@@ -64,10 +63,8 @@ def run(plan: RunPlan) -> list[Path]:
     try:
         trainer.fit(module, ckpt_path=resume and resume / STATE, weights_only=True if resume else None)
     except FloatingPointError as error:
-        raise FloatingPointError(
-            f"{error}; {folder.kept()}: resume from it with a lower --learning-rate, or --mixed-precision no "
-            "or bf16"
-        ) from None
+        cure = "resume from it with a lower --learning-rate, or --mixed-precision no or bf16"
+        raise FloatingPointError(f"{error}; {folder.kept()}: {cure}") from None
     if module.stopping:
         saved = out / f"checkpoint-{trainer.global_step}"
         raise Stopped(f"stopped; {saved} has the state, --resume-from latest goes on from there")
@@ -76,10 +73,15 @@ def run(plan: RunPlan) -> list[Path]:
 
 def _check(plan: RunPlan) -> None:
     """Whatever can be said before anything large is read."""
-    settings, out = plan.settings, plan.settings.output.folder
-    check_packages(settings.optimization, offload=settings.machines.offloads)
-    if "wandb" in settings.reports.report_to and find_spec("wandb") is None:
-        raise ValueError("--report-to wandb needs the package wandb: pip install wandb, or use csv")
+    settings, machines, out = plan.settings, plan.settings.machines, plan.settings.output.folder
+    needs = {
+        "bitsandbytes": (settings.optimization.use_8bit_adam and not machines.offloads, "--use-8bit-adam"),
+        "deepspeed": (machines.is_deepspeed, f"--strategy {machines.strategy}"),
+        "wandb": ("wandb" in settings.reports.report_to, "--report-to wandb"),
+    }
+    for package, (wanted, words) in needs.items():
+        if wanted and find_spec(package) is None:
+            raise ValueError(f"{words} needs the package {package}: pip install {package}, or leave it out")
     if missing := [path for path in plan.weights if not path.exists()]:
         raise FileNotFoundError(f"no base model {missing[0]}: name one by --resume-path")
     try:
@@ -90,18 +92,10 @@ def _check(plan: RunPlan) -> None:
         raise OSError(f"{out} cannot be written to ({error.strerror}): choose --output-dir") from None
 
 
-def _say_once_a_node(sentence: str) -> None:
-    """On stderr; torchrun and Lightning number the processes of a node."""
-    if os.environ.get("LOCAL_RANK", "0") == "0":
-        say(sentence)
-
-
 def _dataset(plan: RunPlan, *, check_files: bool = True) -> ControlDataset:
-    settings = plan.settings
-    return ControlDataset(
-        settings.data.path, settings.transform, settings.columns, settings.data.max_train_samples,
-        check_files=check_files,
-    )  # fmt: skip
+    settings, most = plan.settings, plan.settings.data.max_train_samples
+    shown = (settings.transform, settings.columns, most)
+    return ControlDataset(settings.data.path, *shown, check_files=check_files)
 
 
 def _generate_data(plan: RunPlan) -> None:
@@ -122,11 +116,10 @@ def _module(plan: RunPlan, data: ControlDataset, device: torch.device) -> Contro
     settings = plan.settings
     chosen, memory, seed = settings.model, settings.memory, settings.loss.seed
     model, is_new = load_for_training(plan.config, plan.weights, seed=seed, use_ema=chosen.use_ema)
-    if is_new:
+    # torchrun and Lightning number the processes of a node.
+    if is_new and os.environ.get("LOCAL_RANK", "0") == "0":
         copied = isinstance(model.control_model, ControlNet)
-        _say_once_a_node(
-            "a new control branch begins" + (" as a copy of the U-Net's encoder" if copied else "")
-        )
+        say("a new control branch begins" + (" as a copy of the U-Net's encoder" if copied else ""))
     model.sd_locked, model.only_mid_control = not chosen.unlock_sd, chosen.only_mid_control
     frozen = FROZEN[memory.mixed_precision]
     prepare(model, frozen=frozen, checkpointing=memory.gradient_checkpointing)
@@ -134,17 +127,13 @@ def _module(plan: RunPlan, data: ControlDataset, device: torch.device) -> Contro
     if memory.cache_latents is None:
         return ControlTraining(model, settings, loader)
     model.to(device)
-    cache = build_cache(model, data, _cache_folder(plan), frozen, plan.weights)
+    folder, given = memory.cache_latents, settings.data.path
+    if folder == BESIDE_THE_DATA:
+        folder = (given if given.is_dir() else given.parent) / "latents"
+    cache = build_cache(model, data, folder, frozen, plan.weights)
     model.cpu()
     cached = replace(loader, stream=CachedStream(SampleStream(data, seed, with_image=False), cache))
     return ControlTraining(model, settings, cached, OffloadedModules(model, plan.weights).loaded)
-
-
-def _cache_folder(plan: RunPlan) -> Path:
-    folder, data = plan.settings.memory.cache_latents, plan.settings.data.path
-    if folder != BESIDE_THE_DATA:
-        return folder
-    return (data if data.is_dir() else data.parent) / "latents"
 
 
 def _copies(plan: RunPlan) -> float:
@@ -165,10 +154,10 @@ def _check_branch(checkpoint: Path, module: ControlTraining) -> None:
     odd = [name for name in wanted if stored.get(name) != wanted[name]]
     odd += [name for name in stored if name not in wanted and name not in dict(module.model.named_buffers())]
     if odd:
-        raise ValueError(
-            f"{checkpoint} belongs to another branch or another choice of what learns: {len(odd)} tensors "
-            f"differ, first {odd[0]}; resume with the flags and the yaml that it was begun with"
+        words = (
+            f"{len(odd)} tensors differ, first {odd[0]}; resume with the flags and the yaml it was begun with"
         )
+        raise ValueError(f"{checkpoint} belongs to another branch or another choice of what learns: {words}")
 
 
 def _finish(plan: RunPlan, module: ControlTraining) -> list[Path]:

@@ -80,11 +80,9 @@ class ControlDataset(Dataset):
         except (ValueError, OSError) as error:
             raise ValueError(f"{row.place}: {error}") from None
         if pair[0].shape != pair[1].shape:
-            (height, width), (other_height, other_width) = (one.shape[:2] for one in pair)
-            raise ValueError(
-                f"{row.place}: {row.image.name} is {width}x{height} but its control image "
-                f"{row.hint.name} {other_width}x{other_height}; make both one size"
-            )
+            size, other = (f"{one.shape[1]}x{one.shape[0]}" for one in pair)
+            words = f"{row.image.name} is {size} but its control image {row.hint.name} {other}"
+            raise ValueError(f"{row.place}: {words}; make both one size")
         place = rng.random(2) if rng is not None and self.transform.random_crop else (0.5, 0.5)
         image, hint = (to_square(one, self.side, place) for one in pair)
         if rng is not None and self.transform.flip and rng.random() < 0.5:

@@ -48,8 +48,7 @@ class LatentCache:
 
     def missing(self) -> list[range]:
         """The rows of each shard that is not there yet."""
-        starts = range(0, self.count, SHARD)
-        rows = (range(start, min(start + SHARD, self.count)) for start in starts)
+        rows = (range(first, min(first + SHARD, self.count)) for first in range(0, self.count, SHARD))
         return [one for one in rows if not self.shard(one.start).exists()]
 
     def read(self, row: int) -> dict[str, Tensor]:
@@ -86,16 +85,14 @@ def build_cache(
     when there is no room for it.
     """
     if not data.transform.is_fixed or any(len(row.texts) > 1 for row in data.rows):
-        raise ValueError(
-            "--cache-latents keeps one latent and one text of each pair: leave out --random-crop and --flip, "
-            "and give each row one text"
-        )
+        words = "leave out --random-crop and --flip, and give each row one text"
+        raise ValueError(f"--cache-latents keeps one latent and one text of each pair: {words}")
     from filelock import FileLock
 
     folder.mkdir(parents=True, exist_ok=True)
     cache = LatentCache(folder, len(data))
     with FileLock(folder / ".lock"):  # of several processes one computes and the others wait for it
-        _claim(folder, fingerprint(model, data, dtype, weights))
+        _claim(folder, _fingerprint(data, dtype, weights))
         if not (folder / EMPTY).exists():
             with torch.no_grad():
                 empty = model.get_unconditional_conditioning(1)[0].to(dtype).cpu()
@@ -104,20 +101,12 @@ def build_cache(
     return cache
 
 
-def fingerprint(
-    model: ControlLDM, data: ControlDataset, dtype: torch.dtype, weights: Sequence[Path]
-) -> dict[str, Any]:
+def _fingerprint(data: ControlDataset, dtype: torch.dtype, weights: Sequence[Path]) -> dict[str, Any]:
     """What a cache depends on."""
-    rows = "\n".join(
-        f"{row.image.resolve()}\t{row.image.stat().st_size}\t{row.texts[0]}" for row in data.rows
-    )
+    rows = [f"{row.image.resolve()}\t{row.image.stat().st_size}\t{row.texts[0]}" for row in data.rows]
+    digest = hashlib.sha256("\n".join(rows).encode()).hexdigest()
     files = [f"{path.resolve()} {path.stat().st_size} {path.stat().st_mtime_ns}" for path in weights]
-    return {
-        "rows": hashlib.sha256(rows.encode()).hexdigest(),
-        "weights": files,
-        "resolution": data.side,
-        "dtype": str(dtype),
-    }
+    return {"rows": digest, "weights": files, "resolution": data.side, "dtype": str(dtype)}
 
 
 def _fill(model: ControlLDM, data: ControlDataset, cache: LatentCache, dtype: torch.dtype) -> None:
@@ -149,9 +138,8 @@ def _claim(folder: Path, wanted: dict[str, Any]) -> None:
     if settings.exists():
         found = json.loads(settings.read_text("utf-8"))
         if other := [name for name in wanted if found.get(name) != wanted[name]]:
-            raise ValueError(
-                f"{folder} caches latents of other {', '.join(other)}: delete it, or name another folder"
-            )
+            words = f"latents of other {', '.join(other)}"
+            raise ValueError(f"{folder} caches {words}: delete it, or name another folder")
         return
     settings.write_text(json.dumps(wanted, indent=2), "utf-8")
 

@@ -98,18 +98,16 @@ def _cell(entry: Mapping[str, Any], given: str | None, usual: tuple[str, ...], p
     wanted = (given,) if given else usual
     name = next((name for name in wanted if name in entry), None)
     if name is None:
-        raise ValueError(
-            f"{place} has no {' or '.join(wanted)}, only {', '.join(entry)}: name the column by a flag"
-        )
+        words = f"only {', '.join(entry)}: name the column by a flag"
+        raise ValueError(f"{place} has no {' or '.join(wanted)}, {words}")
     return entry[name]
 
 
 def _texts(cell: Any, place: str) -> tuple[str, ...]:
     texts = tuple(cell) if isinstance(cell, list) else (cell,)
     if not texts or not all(isinstance(text, str) for text in texts):
-        raise ValueError(
-            f"{place}: the text must be a string or a list of strings, got {json.dumps(cell)[:40]}"
-        )
+        got = json.dumps(cell)[:40]
+        raise ValueError(f"{place}: the text must be a string or a list of strings, got {got}")
     return texts
 
 
