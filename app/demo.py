@@ -7,22 +7,28 @@ Each row is one of `test_imgs/`: the input, its control map, and one picture for
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
+from tqdm import tqdm
+
+from app.batch import load_pipeline
+from app.provenance import Provenance, check_out, is_one_file
+from cldm.request import ControlInput, Request
 from common.flags import add_flags, flag, read_flags
+from common.memory import memory_sentence, peak_memory
 from common.shell import Parser, run_command
-
-if TYPE_CHECKING:
-    import numpy as np
-
-    from cldm.pipeline import Pipeline
-    from cldm.request import Request
+from ldm.image import labelled_grid, read_image, write_png
 
 DRAWINGS = Path(__file__).parents[1] / "test_imgs"
 SEEDS = 2
+RIM = ControlInput("canny", params={"low": 150, "high": 500})  # keeps the coin's rim and drops the portrait
+ROWS = {
+    "circle.png": Request("cyan circle with brown background"),
+    "star.png": Request("gold star with midnight blue background"),
+    "heart.png": Request("crimson heart with light gray background"),
+    "coin.png": Request("dark orange circle with dark slate gray background", controls=(RIM,)),
+}
 
 
 @dataclass(frozen=True)
@@ -36,56 +42,6 @@ class DemoFlags:
     device: str = flag("auto", "auto, cpu or cuda")
 
 
-@dataclass(frozen=True)
-class GridRow:
-    """One input and what is made of it."""
-
-    file: str
-    prompt: str
-    control: str = "scribble"
-    params: Mapping[str, Any] = field(default_factory=dict)
-
-    def request(self, seed: int, steps: int) -> Request:
-        """Images of `SEEDS` seeds from `seed` on."""
-        from cldm.request import ControlInput, Request
-
-        control = ControlInput(self.control, params=self.params)
-        return Request(self.prompt, controls=(control,), seed=seed, steps=steps, num_samples=SEEDS)
-
-
-EDGES = {"low": 150, "high": 500}  # keep the coin's rim and drop the portrait
-ROWS = (
-    GridRow("circle.png", "cyan circle with brown background"),
-    GridRow("star.png", "gold star with midnight blue background"),
-    GridRow("heart.png", "crimson heart with light gray background"),
-    GridRow("coin.png", "dark orange circle with dark slate gray background", "canny", EDGES),
-)
-
-
-def make_grid(
-    pipeline: Pipeline, rows: Sequence[GridRow], *, seed: int = 0, steps: int = 20
-) -> tuple[np.ndarray, float]:
-    """The grid of `rows`, uint8 [H W 3], and the seconds that one image took on average.
-
-    Errors as `ldm.image.read_image` and the pipeline.
-    """
-    from tqdm import tqdm
-
-    from ldm.image import labelled_grid, read_image
-
-    cells, seconds = [], 0.0
-    bar = tqdm(rows, unit="row", disable=None)
-    for row in bar:
-        bar.set_description(row.prompt)
-        image = read_image(DRAWINGS / row.file)
-        result = pipeline(image, row.request(seed, steps))
-        seconds += sum(result.seconds.values())
-        cells.append([image, result.maps[0], *result.images])
-    columns = ["input", "control map", *(f"seed {seed + k}" for k in range(SEEDS))]
-    labels = [f"{row.control}: {row.prompt}" for row in rows]
-    return labelled_grid(cells, labels, columns), seconds / (SEEDS * len(rows))
-
-
 def main(argv: list[str] | None = None) -> int:
     """Run the command: 0, 2 with one sentence when something is wrong, 130 after Ctrl-C."""
     parser = Parser("python -m app.demo", __doc__)
@@ -95,19 +51,23 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _run(flags: DemoFlags) -> str:
-    from app.batch import load_pipeline
-    from app.provenance import Provenance, check_out, is_one_file
-    from common.memory import memory_sentence, peak_memory
-    from ldm.image import write_png
-
     out = flags.out if is_one_file(flags.out) else flags.out / "demo.png"
     check_out(out, [], 1)
-    ROWS[0].request(flags.seed, flags.steps)  # a wrong seed or step count is said before the model is loaded
-    config = flags.config and flags.config.as_posix()
-    pipeline = load_pipeline(Provenance(config=config, device=flags.device))
-    grid, seconds = make_grid(pipeline, ROWS, seed=flags.seed, steps=flags.steps)
-    write_png(out, grid)
-    cost = f"{seconds:.2f} seconds a picture, {memory_sentence(peak_memory())}"
+    options = {"seed": flags.seed, "steps": flags.steps, "num_samples": SEEDS}
+    requests = {file: replace(request, **options) for file, request in ROWS.items()}
+    pipeline = load_pipeline(Provenance(config=flags.config and flags.config.as_posix(), device=flags.device))
+    cells, seconds = [], 0.0
+    bar = tqdm(requests.items(), unit="row", disable=None)
+    for file, request in bar:
+        bar.set_description(request.prompt)
+        image = read_image(DRAWINGS / file)
+        result = pipeline(image, request)
+        seconds += sum(result.seconds.values())
+        cells.append([image, result.maps[0], *result.images])
+    columns = ["input", "control map", *(f"seed {flags.seed + k}" for k in range(SEEDS))]
+    labels = [f"{request.controls[0].control}: {request.prompt}" for request in requests.values()]
+    write_png(out, labelled_grid(cells, labels, columns))
+    cost = f"{seconds / (SEEDS * len(ROWS)):.2f} seconds a picture, {memory_sentence(peak_memory())}"
     return f"{out}: {len(ROWS)} pictures of test_imgs/ drawn with {SEEDS} seeds; {cost}"
 
 

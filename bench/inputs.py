@@ -49,7 +49,7 @@ def denoising_step(model: ControlLDM, inputs: Inputs) -> Callable[[], Tensor]:
 
     The hint is encoded once, by the first step: in a picture it belongs to no step, nor to loading.
     """
-    from cldm.control_units import ControlUnit, combined_residuals, control_scales
+    from cldm.sampling import ControlUnit, combined_residuals, control_scales
 
     scales = control_scales(1.0, len(model.control_scales), guess_mode=False)
     units: list[ControlUnit] = []

@@ -164,7 +164,7 @@ class ControlLDM(LatentDiffusion):
         """The controlled U-Net's answer for [b, c, h, w] latents at [b] timesteps.
 
         control_scales: one factor for each residual, `self.control_scales` when None. `cond` may hold ready
-        residuals under "control" (see `cldm.control_units`): they are used as they are; and `FeatureCache`
+        residuals under "control" (see `cldm.sampling`): they are used as they are; and `FeatureCache`
         under "cache".
         """
         text = torch.cat(list(cond["c_crossattn"]), dim=1)

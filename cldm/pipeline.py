@@ -19,11 +19,10 @@ from torch import Tensor, nn
 from cldm.cldm import ControlLDM
 from cldm.compressed.quantized import load_quantized_model
 from cldm.conditioning import control_hint, control_maps, encode_image, encode_texts, fit_image, fit_mask
-from cldm.control_units import ControlUnit, control_scales
 from cldm.controls import branch_names, get_control
 from cldm.model import load_control, load_model
 from cldm.request import DEFAULTS, ControlInput, Request
-from cldm.sampling import SamplingJob, sample_latents
+from cldm.sampling import ControlUnit, SamplingJob, control_scales, sample_latents
 from ldm.config import read_config
 from ldm.image import model_to_images
 from ldm.models.diffusion.sampling_run import Step

@@ -31,7 +31,7 @@ ROOMS = {
     "cldm": (
         "log_images controls lite ddim_hacked cuda_graphs",
         "cldm request compressed.pruned compressed.fused_blocks",
-        "conditioning control_units model compressed.quantized",
+        "conditioning model compressed.quantized",
         "sampling",
         "pipeline",
     ),

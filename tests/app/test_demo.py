@@ -28,10 +28,10 @@ def run(config, tmp_path, monkeypatch, capsys):
 
 
 def test_the_demo_shows_drawings_and_a_photograph_through_canny():
-    assert all((DRAWINGS / row.file).is_file() for row in ROWS)
-    assert {row.control for row in ROWS} == {"scribble", "canny"}
-    assert {"circle.png", "star.png"} <= {row.file for row in ROWS}
-    assert ROWS[0].prompt == "cyan circle with brown background"
+    assert all((DRAWINGS / file).is_file() for file in ROWS)
+    assert {row.controls[0].control for row in ROWS.values()} == {"scribble", "canny"}
+    assert {"circle.png", "star.png"} <= set(ROWS)
+    assert ROWS["circle.png"].prompt == "cyan circle with brown background"
 
 
 def test_the_demo_writes_a_grid_and_says_where_and_at_what_cost(run):

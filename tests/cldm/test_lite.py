@@ -6,9 +6,9 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from cldm.control_units import ControlUnit, combined_residuals
 from cldm.lite import ControlLite
 from cldm.model import BRANCHES, create_model, load_control, load_model, with_branch
+from cldm.sampling import ControlUnit, combined_residuals
 from ldm.config import create_meta_model
 from tests.small_models import SD15, SD21, randomize, settings
 from trainer.model import load_for_training

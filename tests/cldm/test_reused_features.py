@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 import torch
 
-from cldm.control_units import ControlledDenoiser, ControlUnit, combined_residuals, control_scales, step_at
 from cldm.pipeline import Pipeline
 from cldm.request import ControlInput, Request
+from cldm.sampling import ControlledDenoiser, ControlUnit, combined_residuals, control_scales, step_at
 from ldm.models.diffusion.samplers import SAMPLERS, get_sampler
 from ldm.modules.feature_cache import CACHE_POINTS, DEFAULT_CACHE_POINT, CachePoint, FeatureCache
 from tests.small_models import SD15, build

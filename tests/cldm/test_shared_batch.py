@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from cldm.control_units import ControlUnit, combined_residuals, control_scales
 from cldm.model import create_model, with_branch
+from cldm.sampling import ControlUnit, combined_residuals, control_scales
 from ldm.modules.attention import BasicTransformerBlock
 from ldm.modules.feature_cache import CACHE_POINTS
 from tests.small_models import SD15, SD21, build, randomize, relative_error, settings

@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from cldm.control_units import ControlledDenoiser, ControlUnit, combined_residuals, control_scales
 from cldm.request import Request
+from cldm.sampling import ControlledDenoiser, ControlUnit, combined_residuals, control_scales
 from tests.small_models import SD15, build
 
 HINT = torch.rand(1, 3, 64, 64, generator=torch.Generator().manual_seed(1))
