@@ -19,12 +19,12 @@ from annotator.util import HWC3, check_image, resize_image, target_size
 from checkpoints.names.recognize import control_kind, file_stem
 
 
-def fit_smooth(control_map: np.ndarray, resolution: int) -> np.ndarray:
+def _fit_smooth(control_map: np.ndarray, resolution: int) -> np.ndarray:
     """A map of soft values at the target size, averaged: uint8 [H' W' 3]."""
     return resize_image(HWC3(control_map), resolution)
 
 
-def fit_lines(control_map: np.ndarray, resolution: int) -> np.ndarray:
+def _fit_lines(control_map: np.ndarray, resolution: int) -> np.ndarray:
     """A map of thin light lines at the target size, none lost: uint8 [H' W' 3]."""
     lines = HWC3(control_map)
     size = target_size(*lines.shape[:2], resolution)
@@ -32,16 +32,15 @@ def fit_lines(control_map: np.ndarray, resolution: int) -> np.ndarray:
     return shrink_lines(cv2.resize(lines, (width, height), interpolation=cv2.INTER_NEAREST_EXACT), size)
 
 
-def fit_classes(control_map: np.ndarray, resolution: int) -> np.ndarray:
+def _fit_classes(control_map: np.ndarray, resolution: int) -> np.ndarray:
     """A map whose colours are names at the target size, no new colours: uint8 [H' W' 3]."""
     classes = HWC3(control_map)
     height, width = target_size(*classes.shape[:2], resolution)
     return cv2.resize(classes, (width, height), interpolation=cv2.INTER_NEAREST_EXACT)
 
 
-def image_itself(image: np.ndarray, *, resolution: int) -> np.ndarray:
-    """The annotator of controls whose map is the image: uint8 [H' W' 3]."""
-    return fit_smooth(image, resolution)
+def _image_itself(image: np.ndarray, *, resolution: int) -> np.ndarray:
+    return _fit_smooth(image, resolution)
 
 
 @dataclass(frozen=True)
@@ -52,7 +51,7 @@ class Control:
     shows: str  # what the map looks like, for messages
     annotate: Annotate | None = None  # None: no detector in this build
     stem_10: str | None = None  # the published ControlNet 1.0 weights of the same kind
-    fit: Annotate = fit_smooth  # (ready-made map, resolution) -> map at the target size
+    fit: Annotate = _fit_smooth  # (ready-made map, resolution) -> map at the target size
     pool: bool = False  # the model averages the control over all places (global_average_pooling)
     conditional_only: bool = False  # the unconditional pass runs without the hint
     masked_hint: float | None = None  # hint value of pixels to be painted anew; the others are in [0, 1]
@@ -112,20 +111,20 @@ V11, V10 = "control_v11p_sd15_", "control_sd15_"  # how most of the published fi
 SCRIBBLE = "white lines on black, 1 to 24 pixels wide at 512"
 CLASSES = "the class colours of ADE20K or COCO"
 NORMALS = "surface normals as (n + 1) / 2 in red, green, blue"
-SKETCH = Control(f"{V11}scribble", SCRIBBLE, ANNOTATORS["scribble"], f"{V10}scribble", fit_lines)
+SKETCH = Control(f"{V11}scribble", SCRIBBLE, ANNOTATORS["scribble"], f"{V10}scribble", _fit_lines)
 
 CONTROLS: dict[str, Control] = {
     "canny": Control(
-        f"{V11}canny", "thin white edges on black", ANNOTATORS["canny"], f"{V10}canny", fit_lines
+        f"{V11}canny", "thin white edges on black", ANNOTATORS["canny"], f"{V10}canny", _fit_lines
     ),
-    "mlsd": Control(f"{V11}mlsd", "thin straight white lines on black", None, f"{V10}mlsd", fit_lines),
+    "mlsd": Control(f"{V11}mlsd", "thin straight white lines on black", None, f"{V10}mlsd", _fit_lines),
     "depth": Control("control_v11f1p_sd15_depth", "grey, near is white", None, f"{V10}depth"),
     "normalbae": Control(f"{V11}normalbae", NORMALS, None, f"{V10}normal"),
-    "seg": Control(f"{V11}seg", CLASSES, None, f"{V10}seg", fit_classes),
-    "inpaint": Control(f"{V11}inpaint", "the picture", image_itself, masked_hint=-1.0),
-    "lineart": Control(f"{V11}lineart", "white lines on black", fit=fit_lines),
+    "seg": Control(f"{V11}seg", CLASSES, None, f"{V10}seg", _fit_classes),
+    "inpaint": Control(f"{V11}inpaint", "the picture", _image_itself, masked_hint=-1.0),
+    "lineart": Control(f"{V11}lineart", "white lines on black", fit=_fit_lines),
     "lineart_anime": Control(
-        "control_v11p_sd15s2_lineart_anime", "white lines on black", fit=fit_lines, clip_skip=2
+        "control_v11p_sd15s2_lineart_anime", "white lines on black", fit=_fit_lines, clip_skip=2
     ),
     "openpose": Control(f"{V11}openpose", "coloured skeletons on black", None, f"{V10}openpose"),
     "scribble": SKETCH,
@@ -137,7 +136,7 @@ CONTROLS: dict[str, Control] = {
         pool=True,
         conditional_only=True,
     ),
-    "ip2p": Control("control_v11e_sd15_ip2p", "the picture", image_itself),
-    "tile": Control("control_v11f1e_sd15_tile", "the picture", image_itself),
-    "none": Control(None, "the map the model was trained on", image_itself),
+    "ip2p": Control("control_v11e_sd15_ip2p", "the picture", _image_itself),
+    "tile": Control("control_v11f1e_sd15_tile", "the picture", _image_itself),
+    "none": Control(None, "the map the model was trained on", _image_itself),
 }

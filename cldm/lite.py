@@ -62,7 +62,7 @@ class ControlLite(nn.Module):
         self.lite = config_from(LiteConfig, lite or {}, "the lite branch")
         self.model_channels = unet.model_channels
         widths = [max(1, round(self.lite.width * mult * unet.model_channels)) for mult in unet.channel_mult]
-        self.places = residual_places(unet)
+        self.places = _residual_places(unet)
         self.stem = nn.Conv2d(hint_channels * PIXELS_PER_LATENT**2, widths[0], 1)
         self.down = nn.ModuleList(self._blocks(width) for width in widths)
         pairs = list(zip(widths, widths[1:], strict=False))
@@ -140,7 +140,7 @@ class Block(nn.Module):
         return x + rearrange(self.mlp(h), "b h w c -> b c h w")
 
 
-def residual_places(unet: UNetConfig) -> list[tuple[int, int]]:
+def _residual_places(unet: UNetConfig) -> list[tuple[int, int]]:
     """Resolution (0 the finest) and channels of each residual that a U-Net takes, the middle's last."""
     places, channels = [(0, unet.model_channels)], unet.model_channels
     for level, mult in enumerate(unet.channel_mult):

@@ -66,9 +66,8 @@ class CheckpointFolder:
         try:
             check_space(self.out / "the next checkpoint", size * MARGIN)
         except OSError as error:
-            raise OSError(
-                f"{error}: make room or lower --checkpoints-total-limit, then resume; {self.kept()}"
-            ) from None
+            cure = "make room or lower --checkpoints-total-limit, then resume"
+            raise OSError(f"{error}: {cure}; {self.kept()}") from None
 
     @contextmanager
     def write(self, step: int) -> Iterator[Path]:

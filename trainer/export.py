@@ -71,14 +71,10 @@ def write_card(out: Path, about: Mapping[str, Any], images: Sequence[Path]) -> P
     for path in list(images)[-SHOWN:]:
         (out / CARD_IMAGES).mkdir(exist_ok=True)
         shown.append(shutil.copyfile(path, out / CARD_IMAGES / path.name).relative_to(out))
-    rows = [f"| {name.replace('_', ' ')} | {value} |" for name, value in about.items()]
-    card = out / CARD
-    text = CARD_TEXT.format(
-        name=out.resolve().name,
-        base=about.get("base", "Stable Diffusion"),
-        rows="\n".join(rows),
-        images="\n".join(f"![{path.stem}]({path.as_posix()})" for path in shown),
-    )
+    rows = "\n".join(f"| {name.replace('_', ' ')} | {value} |" for name, value in about.items())
+    linked = "\n".join(f"![{path.stem}]({path.as_posix()})" for path in shown)
+    base = about.get("base", "Stable Diffusion")
+    card, text = out / CARD, CARD_TEXT.format(name=out.resolve().name, base=base, rows=rows, images=linked)
     card.write_text(text, encoding="utf-8")
     return card
 
@@ -96,14 +92,10 @@ def push(out: Path, repository: str | None, token: str | None) -> str:
     name = repository or out.resolve().name
     try:
         made = api.create_repo(name, exist_ok=True)
-        api.upload_folder(
-            repo_id=made.repo_id, folder_path=out, ignore_patterns=NOT_UPLOADED,
-            commit_message="Trained control branch",
-        )  # fmt: skip
+        told = {"ignore_patterns": NOT_UPLOADED, "commit_message": "Trained control branch"}
+        api.upload_folder(repo_id=made.repo_id, folder_path=out, **told)
     except (HfHubHTTPError, LocalTokenNotFoundError, ValueError, OSError) as error:
         reason = str(error).strip().splitlines()[0]
-        raise ConnectionError(
-            f"{name} was not uploaded, check --hub-token and --hub-model-id: {reason}; "
-            f"the result stays in {out}"
-        ) from error
+        words = f"check --hub-token and --hub-model-id: {reason}; the result stays in {out}"
+        raise ConnectionError(f"{name} was not uploaded, {words}") from error
     return str(made)

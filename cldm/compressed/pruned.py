@@ -74,18 +74,19 @@ def _heads(prefix: str, layer: CrossAttention) -> Iterator[Group]:
 
 
 def _gated(prefix: str, layer: FeedForward) -> Iterator[Group]:
-    gate, out = f"{prefix}net.0.proj", f"{prefix}net.2.weight"
-    makes = [Cut(f"{gate}.{leaf}", 0, parts=2) for leaf in ("weight", "bias")]  # values, then their gates
-    cuts = (*makes, Cut(out, 1, reads=True))
-    count = layer.net[2].weight.shape[1]
-    yield Group(prefix[:-1], MLP, count, 1, cuts, multiple=_multiple(count))
+    # Values, then their gates: two parts.
+    return _mlp(prefix[:-1], f"{prefix}net.0.proj", f"{prefix}net.2", layer.net[2], parts=2)
 
 
 def _plain(prefix: str, block: Block) -> Iterator[Group]:
-    makes = [Cut(f"{prefix}mlp.0.{leaf}", 0) for leaf in ("weight", "bias")]
-    cuts = (*makes, Cut(f"{prefix}mlp.2.weight", 1, reads=True))
-    count = block.mlp[2].weight.shape[1]
-    yield Group(f"{prefix}mlp", MLP, count, 1, cuts, multiple=_multiple(count))
+    return _mlp(f"{prefix}mlp", f"{prefix}mlp.0", f"{prefix}mlp.2", block.mlp[2], parts=1)
+
+
+def _mlp(name: str, maker: str, reader: str, reading: nn.Module, *, parts: int) -> Iterator[Group]:
+    makes = [Cut(f"{maker}.{leaf}", 0, parts=parts) for leaf in ("weight", "bias")]
+    count = reading.weight.shape[1]
+    multiple = MLP_MULTIPLE if count % MLP_MULTIPLE == 0 else 1
+    yield Group(name, MLP, count, 1, (*makes, Cut(f"{reader}.weight", 1, reads=True)), multiple=multiple)
 
 
 def _inner(prefix: str, block: ResBlock) -> Iterator[Group]:
@@ -96,10 +97,6 @@ def _inner(prefix: str, block: ResBlock) -> Iterator[Group]:
     width = norm.num_channels // norm.num_groups
     counters = (f"{prefix}out_layers.0.num_groups",)
     yield Group(f"{prefix}out_layers.0", RES, norm.num_groups, width, (*cuts, reader), counters)
-
-
-def _multiple(count: int) -> int:
-    return MLP_MULTIPLE if count % MLP_MULTIPLE == 0 else 1
 
 
 UNITS = {CrossAttention: _heads, FeedForward: _gated, Block: _plain, ResBlock: _inner}
