@@ -26,18 +26,12 @@ Replay = Callable[[list[Tensor]], Any]
 class Graphed:
     """Calls of `function` on tensors, nested as they like, replayed; for inference alone.
 
-    record: makes a recording of a function of a list of tensors. Calls that differ in a shape, a dtype, a
-    device or in anything that is no tensor have recordings of their own; beyond `KEPT` the one that was used
-    least recently goes. Threads take turns.
+    Calls that differ in a shape, a dtype, a device or in anything that is no tensor have recordings of their
+    own; beyond `KEPT` the one that was used least recently goes. Threads take turns.
     """
 
-    def __init__(
-        self,
-        function: Callable[..., Any],
-        record: Callable[[Callable[[list[Tensor]], Any], list[Tensor]], Replay] | None = None,
-    ) -> None:
+    def __init__(self, function: Callable[..., Any]) -> None:
         self.function = function
-        self._record = record or record_graph
         self._recorded: OrderedDict[Any, Replay] = OrderedDict()
         self._turn = threading.Lock()
 
@@ -58,7 +52,7 @@ class Graphed:
             if key not in self._recorded:
                 while len(self._recorded) >= KEPT:
                     self._recorded.popitem(last=False)
-                self._recorded[key] = self._record(call, tensors)
+                self._recorded[key] = record_graph(call, tensors)
             self._recorded.move_to_end(key)
             return self._recorded[key](tensors)
 
@@ -72,9 +66,8 @@ def use_graphs(networks: Iterable[nn.Module]) -> None:
     for network in networks:
         place = next(network.parameters()).device
         if place.type != "cuda":
-            raise ValueError(
-                f"CUDA graphs need a network on a CUDA device, this one is on {place}: leave them out"
-            )
+            words = f"need a network on a CUDA device, this one is on {place}: leave them out"
+            raise ValueError(f"CUDA graphs {words}")
     for network in networks:
         # Where torch puts a compiled call, which `network(...)` then takes; keys and attributes stay.
         network._compiled_call_impl = Graphed(network._call_impl)

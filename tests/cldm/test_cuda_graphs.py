@@ -32,13 +32,18 @@ class Recorder:
         return replay
 
 
+@pytest.fixture
+def recorder(monkeypatch):
+    monkeypatch.setattr(graphed, "record_graph", one := Recorder())
+    return one
+
+
 def add(x, more=(), *, scale=1.0):
     return {"sum": [scale * (x + sum(more))]}
 
 
-def test_calls_are_told_apart_by_shapes_types_and_whatever_is_no_tensor():
-    recorder = Recorder()
-    graph = Graphed(add, recorder)
+def test_calls_are_told_apart_by_shapes_types_and_whatever_is_no_tensor(recorder):
+    graph = Graphed(add)
     x = torch.arange(3.0)
     calls = [
         ((x,), {}), ((x, [x, x]), {}), ((x, [x]), {}), ((x[:2],), {}), ((x,), {"scale": 2.0}),
@@ -57,15 +62,17 @@ def test_calls_are_told_apart_by_shapes_types_and_whatever_is_no_tensor():
     assert recorder.made == len(calls) + 1
 
 
+@pytest.mark.usefixtures("recorder")
 def test_new_numbers_reach_an_old_recording():
-    graph = Graphed(add, Recorder())
+    graph = Graphed(add)
     for value in (1.0, -4.0):
         x = torch.full((2,), value)
         assert torch.equal(graph(x, [x])["sum"][0], 2 * x)
 
 
+@pytest.mark.usefixtures("recorder")
 def test_threads_take_turns():
-    graph, wrong = Graphed(add, Recorder()), []
+    graph, wrong = Graphed(add), []
 
     def work(value):
         x = torch.full((64,), value)
@@ -98,9 +105,8 @@ def test_the_flag_is_refused_where_it_cannot_be_had(capsys):
         load_pipeline(Provenance(device="cpu", cuda_graphs=True))
 
 
-def test_calls_of_a_network_go_through_the_recording_with_their_hooks(monkeypatch):
-    recorder, hooked = Recorder(), []
-    monkeypatch.setattr(graphed, "record_graph", recorder)
+def test_calls_of_a_network_go_through_the_recording_with_their_hooks(recorder):
+    hooked = []
     network = nn.Linear(2, 2)
     network.register_forward_pre_hook(lambda *_: hooked.append(1))
     network._compiled_call_impl = Graphed(network._call_impl)
