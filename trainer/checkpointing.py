@@ -78,11 +78,6 @@ class CheckpointFolder:
         for path in self.all()[: -self.limit] if self.limit else ():
             shutil.rmtree(path)
 
-    def drop_partial(self) -> None:
-        """Remove what a run that was killed had half written."""
-        for path in self.out.glob(".checkpoint-*.partial"):
-            shutil.rmtree(path)
-
 
 class Checkpoints(pl.Callback):
     """Saves every so many steps, at the end, and when somebody wants to stop; listens for that wish.
@@ -100,7 +95,8 @@ class Checkpoints(pl.Callback):
         self._last = trainer.global_step
         self._size = self.copies * sum(value.nbytes for value in pl_module.learning().values())
         if trainer.is_global_zero:
-            self.folder.drop_partial()
+            for path in self.folder.out.glob(".*.partial"):  # of a run that was killed
+                shutil.rmtree(path, ignore_errors=True)
         self.folder.check_space(self._size)
         pl_module.stop.listen()
 

@@ -39,7 +39,7 @@ class ModelSettings:
 
     config: Path | None = flag(None, "default: models/tiny.yaml with settings that suit it", metavar="YAML")
     weights: tuple[Path, ...] | None = flag(
-        None, "base model; where no branch is in it a new one begins as its encoder's copy",
+        None, "base model; without a branch in it a new one begins as its encoder's copy",
         "--resume-path", "--pretrained-model-name-or-path", metavar="FILE",
     )  # fmt: skip
     controlnet: Path | None = flag(None, "branch to begin with", "--controlnet-model-name-or-path")
@@ -53,10 +53,7 @@ class ModelSettings:
 class DataSettings:
     """Which pairs are learned from."""
 
-    path: Path = flag(
-        GENERATED_DATA, "folder or list of pairs; the default one is generated if it is missing",
-        "--data", "--train-data-dir", metavar="PATH",
-    )  # fmt: skip
+    path: Path = flag(GENERATED_DATA, "pairs; generated where this is missing", "--data", "--train-data-dir")
     train_samples: int = count(2000, "how many pairs to generate then")
     max_train_samples: int | None = count(None, "use only the first N pairs")
     workers: int = flag(0, "processes that read images", "--dataloader-num-workers")
@@ -73,10 +70,7 @@ class LengthSettings:
     max_train_steps: int | None = count(None, "optimizer steps, instead of turns")
     checkpointing_steps: int = count(500, "steps between checkpoints")
     checkpoints_total_limit: int | None = flag(None, "keep only the last N checkpoints")
-    resume_from: str | None = flag(
-        None, "go on from a checkpoint: a path, or latest",
-        "--resume-from", "--resume-from-checkpoint", metavar="NAME",
-    )  # fmt: skip
+    resume_from: str | None = flag(None, "a path, or latest", "--resume-from", "--resume-from-checkpoint")
 
 
 @dataclass(frozen=True)
