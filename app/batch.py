@@ -160,8 +160,9 @@ class BatchRunner:
         inputs = [None if path is None else _read(path) for path in paths]
         names = tuple(path.as_posix() for path in job.images)
         provenance = replace(self.provenance, image=names, digests=digests(paths))
-        for index in range(job.request.num_samples):
-            request = replace(job.request, seed=job.request.seed + index, num_samples=1)
+        asked, counts = job.request, range(job.request.num_samples)
+        requests = [replace(asked, seed=asked.seed + index, num_samples=1) for index in counts]
+        for request in requests:
             path, finished = self._out, None
             if not is_one_file(path):
                 path, finished = find_place(path, f"{job.name}_seed{request.seed}", request, provenance)
