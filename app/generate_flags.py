@@ -30,7 +30,7 @@ class InputFlags:
 
 @dataclass(frozen=True)
 class RequestFlags:
-    """Fields of the request."""
+    """What to make, and how."""
 
     prompt: str | None = flag(None, "what to draw; (word:1.2) weighs a word", metavar="TEXT")
     negative_prompt: str | None = flag(None, "what to keep away from", metavar="TEXT")
@@ -49,7 +49,7 @@ class RequestFlags:
 
 @dataclass(frozen=True)
 class SavingFlags:
-    """Fields of the request that save time."""
+    """What saves time and changes the picture a little: docs/speed.md has how much of both."""
 
     guidance_start: float | None = flag(None, "first guided part of the steps (default: 0)")
     guidance_end: float | None = flag(None, "last guided part of the steps (default: 1)")
@@ -60,7 +60,7 @@ class SavingFlags:
 
 @dataclass(frozen=True)
 class ControlFlags:
-    """Fields of each control, once for all or once for each."""
+    """Control: a flag given once is for all controls, else give it once for each."""
 
     control: tuple[str, ...] | None = each(
         "--list names them (default: what the weights are called, else scribble)", metavar="NAME"
@@ -89,7 +89,7 @@ class ModelFlags:
     config: Path | None = flag(None, "default: models/tiny.yaml", metavar="YAML")
     weights: tuple[Path, ...] | None = flag(None, "a base and a control file, or both in one", metavar="FILE")
     quantized: Path | None = flag(None, "of python -m quantize, in place of --weights", metavar="FILE")
-    loras: tuple[str, ...] | None = each("merge it; repeat for more", "--lora", metavar="FILE[:WEIGHT]")
+    loras: tuple[str, ...] | None = each("merge it (weight: 1); repeat", "--lora", metavar="FILE[:WEIGHT]")
     device: str | None = flag(None, "auto, cpu, cuda, cuda:1, mps (default: auto)", metavar="NAME")
     dtype: Literal["auto", "fp32", "fp16", "bf16"] | None = flag(None, "default: auto, fp16 on a GPU")
     save_memory: bool | None = flag(None, "slower, fits into less", action="store_true")
@@ -119,24 +119,12 @@ class GenerateFlags:
     output: OutputFlags
 
 
-# What --help says of each group.
-TITLES = {
-    "inputs": ("what to draw from", ""),
-    "request": ("what to make, and how", ""),
-    "savings": ("save time", "and change the picture a little: docs/speed.md has what they save and cost"),
-    "control": ("control", "a flag given once is for all controls, else give it once for each"),
-    "detector": ("detectors", ""),
-    "model": ("model", ""),
-    "output": ("output", ""),
-}
-
-
 def parse_flags(argv: list[str] | None, description: str) -> GenerateFlags:
     """Read the command line; SystemExit with one sentence when it is wrong."""
     parser = Parser("python generate.py", description)
     groups = get_type_hints(GenerateFlags)
-    for name, group in groups.items():
-        add_flags(parser, group, *TITLES[name])
+    for group in groups.values():
+        add_flags(parser, group, group.__doc__.rstrip("."))
     args = parser.parse_args(argv)
     return GenerateFlags(**{name: read_flags(group, args) for name, group in groups.items()})
 

@@ -91,7 +91,8 @@ def _check_unchanged(origin: Provenance, inputs: InputFlags) -> None:
         paths += [("image", path) for path in origin.image]
     for name, path in paths:
         if not Path(path).is_file():
-            raise FileNotFoundError(f"it was made from {path}, which is not there: give it by --{name}")
+            words = f"the picture was made from {path}, which is not there"
+            raise FileNotFoundError(f"{words}: give it by --{name}")
         if digests([path]).get(path) != origin.digests.get(path):
             raise ValueError(f"{path} is not what it was when the picture was made: give the old --{name}")
 
