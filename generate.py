@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 
 # Flags are read before anything heavy is imported, so that --help answers at once.
 from app.generate_flags import GenerateFlags, parse_flags
+from common.memory import memory_sentence, peak_memory
 from common.shell import DONE, USER_ERROR, run_command
 
 if TYPE_CHECKING:
@@ -98,8 +99,6 @@ def _progress(
 
 def _report(finished: Sequence[Generated], failed: dict[str, str], runner: BatchRunner) -> str:
     """The result for programs."""
-    from common.memory import peak_memory
-
     pictures = [
         {
             "path": one.path.as_posix(),
@@ -121,8 +120,6 @@ def _report(finished: Sequence[Generated], failed: dict[str, str], runner: Batch
 
 
 def _summary(finished: Sequence[Generated], failed: dict[str, str]) -> str:
-    from common.memory import memory_sentence, peak_memory
-
     new = [sum(one.seconds.values()) for one in finished if one.seconds]
     counts = {"made": len(new), "there already": len(finished) - len(new), "failed": len(failed)}
     parts = [f"{count} {what}" for what, count in counts.items() if count]

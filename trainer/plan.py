@@ -39,14 +39,6 @@ class RunPlan:
         rate = replace(self.settings.rate, total=total)
         return replace(self, settings=replace(self.settings, rate=rate))
 
-    def describe(self, rows: int, learning: int) -> str:
-        """What is about to happen, in a line."""
-        side, rate = self.settings.transform.resolution, self.settings.rate
-        return (
-            f"training {learning:,} weights on {rows:,} pairs of {side}x{side}: {rate.total:,} steps of "
-            f"{self.pairs}, learning rate {rate.peak:g} ({rate.schedule})"
-        )
-
 
 def make_plan(settings: RunSettings) -> RunPlan:
     """The plan of a command line. Raises ValueError or FileNotFoundError for what cannot be."""

@@ -59,7 +59,9 @@ def run(plan: RunPlan) -> list[Path]:
         _check_branch(resume, module)
     if trainer.is_global_zero:
         learning = sum(value.numel() for value in module.learning().values())
-        say(plan.describe(len(data), learning))
+        rate, pairs = plan.settings.rate, f"{len(data):,} pairs of {data.side}x{data.side}"
+        about = f"{rate.total:,} steps of {plan.pairs}, learning rate {rate.peak:g} ({rate.schedule})"
+        say(f"training {learning:,} weights on {pairs}: {about}")
     try:
         trainer.fit(module, ckpt_path=resume and resume / STATE, weights_only=True if resume else None)
     except FloatingPointError as error:
