@@ -140,7 +140,7 @@ def _check_detectors(params: Mapping[str, Any], controls: Sequence[ControlInput]
         if CONTROLS[name].annotate is None:
             words = f"give its map ({CONTROLS[name].shows}) as --image and --no-preprocess"
             raise ValueError(f"{name} has no detector here: {words}")
-    used = {option for name in detected for option in _detector_options(CONTROLS[name])}
+    used = set().union(*(_detector_options(CONTROLS[name]) for name in detected))
     for name in params:
         if name not in used:
             users = ", ".join(key for key, control in CONTROLS.items() if name in _detector_options(control))
@@ -149,11 +149,9 @@ def _check_detectors(params: Mapping[str, Any], controls: Sequence[ControlInput]
 
 
 def _with_params(control: ControlInput, params: Mapping[str, Any]) -> ControlInput:
-    if not control.preprocess:
-        return replace(control, params={})
-    options = _detector_options(CONTROLS[control.control])
-    asked = {**control.params, **params}
-    return replace(control, params={name: value for name, value in asked.items() if name in options})
+    options = _detector_options(CONTROLS[control.control]) if control.preprocess else ()
+    asked = {**control.params, **params}.items()
+    return replace(control, params={name: value for name, value in asked if name in options})
 
 
 def _detector_options(control: Control) -> set[str]:

@@ -185,11 +185,9 @@ class ControlTraining(pl.LightningModule):
         stored = checkpoint["state_dict"]
         checkpoint["state_dict"] = {f"{INNER}{name}": value for name, value in stored.items()}
         self.samples_done, self._random = checkpoint["draws_done"], checkpoint["random"]
-        decay = self.settings.optimization.ema_decay
-        if decay:
+        if (decay := self.settings.optimization.ema_decay) and "average" in checkpoint:
             self.average = MovingAverage(self.learning(), decay)
-            if "average" in checkpoint:
-                self.average.load_state_dict(checkpoint["average"])
+            self.average.load_state_dict(checkpoint["average"])
         _forget_batches(checkpoint, self.trainer.fit_loop.state_dict())
 
 

@@ -132,9 +132,9 @@ def _module(plan: RunPlan, data: ControlDataset, device: torch.device) -> Contro
     folder, given = memory.cache_latents, settings.data.path
     if folder == BESIDE_THE_DATA:
         folder = (given if given.is_dir() else given.parent) / "latents"
-    cache = build_cache(model, data, folder, frozen, plan.weights)
+    build_cache(model, data, folder, frozen, plan.weights)
     model.cpu()
-    cached = replace(loader, stream=CachedStream(SampleStream(data, seed, with_image=False), cache))
+    cached = replace(loader, stream=CachedStream(SampleStream(data, seed, with_image=False), folder))
     return ControlTraining(model, settings, cached, OffloadedModules(model, plan.weights).loaded)
 
 

@@ -36,49 +36,24 @@ OPEN_SHARDS = 8
 
 
 @dataclass(frozen=True)
-class LatentCache:
-    """The cache of one data set of `count` rows, seen by one model, in `folder`."""
-
-    folder: Path
-    count: int
-
-    def shard(self, row: int) -> Path:
-        """The file that row `row` is in."""
-        return self.folder / f"shard-{row // SHARD:06}.safetensors"
-
-    def missing(self) -> list[range]:
-        """The rows of each shard that is not there yet."""
-        rows = (range(first, min(first + SHARD, self.count)) for first in range(0, self.count, SHARD))
-        return [one for one in rows if not self.shard(one.start).exists()]
-
-    def read(self, row: int) -> dict[str, Tensor]:
-        """mean and std [c, h, w] and text [n, d] of one row."""
-        file = _opened(self.shard(row))
-        return {name: file.get_slice(name)[row % SHARD] for name in ("mean", "std", "text")}
-
-    def empty_text(self) -> Tensor:
-        """The embedding of an empty prompt, [n, d]."""
-        return _opened(self.folder / EMPTY).get_tensor("text")
-
-
-@dataclass(frozen=True)
 class CachedStream(Dataset):
-    """A `SampleStream` without images, with latents and texts from a cache in their place."""
+    """A `SampleStream` without images: mean and std [c, h, w] and text [n, d] lie in `folder`."""
 
     stream: SampleStream
-    cache: LatentCache
+    folder: Path
 
     def __getitem__(self, number: int) -> dict[str, Any]:
-        sample = self.stream[number]
-        cached = self.cache.read(self.stream.row(number))
+        sample, row = self.stream[number], self.stream.row(number)
+        shard = _opened(_shard(self.folder, row))
+        cached = {name: shard.get_slice(name)[row % SHARD] for name in ("mean", "std", "text")}
         if sample["txt"] == "":
-            cached["text"] = self.cache.empty_text()
+            cached["text"] = _opened(self.folder / EMPTY).get_tensor("text")
         return sample | cached
 
 
 def build_cache(
     model: ControlLDM, data: ControlDataset, folder: Path, dtype: torch.dtype, weights: Sequence[Path]
-) -> LatentCache:
+) -> None:
     """Compute what is missing of the cache in `folder`.
 
     Raises ValueError for images that change from sample to sample, or a folder with another cache; OSError
@@ -90,15 +65,13 @@ def build_cache(
     from filelock import FileLock
 
     folder.mkdir(parents=True, exist_ok=True)
-    cache = LatentCache(folder, len(data))
     with FileLock(folder / ".lock"):  # of several processes one computes and the others wait for it
         _claim(folder, _fingerprint(data, dtype, weights))
         if not (folder / EMPTY).exists():
             with torch.no_grad():
                 empty = model.get_unconditional_conditioning(1)[0].to(dtype).cpu()
             write_weights(folder / EMPTY, {"text": empty})
-        _fill(model, data, cache, dtype)
-    return cache
+        _fill(model, data, folder, dtype)
 
 
 def _fingerprint(data: ControlDataset, dtype: torch.dtype, weights: Sequence[Path]) -> dict[str, Any]:
@@ -109,10 +82,15 @@ def _fingerprint(data: ControlDataset, dtype: torch.dtype, weights: Sequence[Pat
     return {"rows": digest, "weights": files, "resolution": data.side, "dtype": str(dtype)}
 
 
-def _fill(model: ControlLDM, data: ControlDataset, cache: LatentCache, dtype: torch.dtype) -> None:
+def _shard(folder: Path, row: int) -> Path:
+    return folder / f"shard-{row // SHARD:06}.safetensors"
+
+
+def _fill(model: ControlLDM, data: ControlDataset, folder: Path, dtype: torch.dtype) -> None:
     from tqdm import tqdm
 
-    missing = cache.missing()
+    shards = [range(first, min(first + SHARD, len(data))) for first in range(0, len(data), SHARD)]
+    missing = [rows for rows in shards if not _shard(folder, rows.start).exists()]
     bar = tqdm(total=sum(map(len, missing)), desc="latents", unit="pair", disable=not missing)
     for number, rows in enumerate(missing):
         pieces: dict[str, list[Tensor]] = {"mean": [], "std": [], "text": []}
@@ -128,8 +106,8 @@ def _fill(model: ControlLDM, data: ControlDataset, cache: LatentCache, dtype: to
         shard = {name: torch.cat(values) for name, values in pieces.items()}
         if number == 0:
             size = sum(value.nbytes for value in shard.values()) * len(missing)
-            check_space(cache.shard(rows.start), size)
-        write_weights(cache.shard(rows.start), shard)
+            check_space(_shard(folder, rows.start), size)
+        write_weights(_shard(folder, rows.start), shard)
     bar.close()
 
 
