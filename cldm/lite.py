@@ -60,7 +60,7 @@ class ControlLite(nn.Module):
         super().__init__()
         unet = UNetConfig.from_params(params)
         self.lite = config_from(LiteConfig, lite or {}, "the lite branch")
-        self.model_channels = unet.model_channels
+        self.model_channels, self.into_encoder = unet.model_channels, self.lite.into_encoder
         widths = [max(1, round(self.lite.width * mult * unet.model_channels)) for mult in unet.channel_mult]
         self.places = _residual_places(unet)
         self.stem = nn.Conv2d(hint_channels * PIXELS_PER_LATENT**2, widths[0], 1)
@@ -79,11 +79,6 @@ class ControlLite(nn.Module):
                 nn.SiLU(),
                 zero_module(nn.Linear(TIME_FEATURES, sum(channels for _, channels in self.places))),
             )
-
-    @property
-    def into_encoder(self) -> bool:
-        """Whether the residuals belong into the U-Net's encoder."""
-        return self.lite.into_encoder
 
     def encode_hint(self, hint: Tensor) -> list[Tensor]:
         """Hint image [b, 3, H, W] in [0, 1] -> residuals [b, c, h, w], not yet scaled by the timestep.
