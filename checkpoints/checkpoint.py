@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -95,10 +96,9 @@ class Checkpoint:
         return None if text is None else Record.from_json(text, self.label)
 
     def tensors(self) -> dict[str, Values]:
-        """All of it under the names of `header`, lazy where it can be mapped.
+        """All of it under the names of `header`, lazy where it can be mapped: never written over in place.
 
-        A mapped file must not be overwritten in place while they live. Raises ValueError for a file without
-        tensors, or that asks for what weights never need.
+        Raises ValueError for a file without tensors, or that asks for what weights never need.
         """
         _check_not_empty(self.label, self.header)
         return self._read()
@@ -124,8 +124,7 @@ Source = str | Path | Mapping[str, "Tensor"] | Checkpoint
 def open_checkpoint(source: Source, label: str = "the dictionary") -> Checkpoint:
     """A file, a folder of diffusers or a dictionary called `label`; what is open already passes as it is.
 
-    Raises FileNotFoundError, or ValueError in one sentence for what is no weights file, is damaged or
-    hostile, or contradicts itself.
+    Raises FileNotFoundError, or ValueError in one sentence for what is no weights, damaged or hostile.
     """
     if isinstance(source, Checkpoint):
         return source
@@ -135,13 +134,13 @@ def open_checkpoint(source: Source, label: str = "the dictionary") -> Checkpoint
     if components := find_components(path):
         return _from_folder(path, components)
     header = read_header(path)
+    return Checkpoint(str(source), path, header, _read=partial(_open_tensors, path, header))
 
-    def read() -> dict[str, Values]:
-        from checkpoints.files.lazy import open_tensors
 
-        return open_tensors(path, header)
+def _open_tensors(path: Path, header: Header) -> dict[str, Values]:
+    from checkpoints.files.lazy import open_tensors  # brings torch, which takes seconds to import
 
-    return Checkpoint(str(source), path, header, _read=read)
+    return open_tensors(path, header)
 
 
 def _from_dictionary(tensors: dict[str, Values], label: str) -> Checkpoint:
@@ -156,20 +155,20 @@ def _from_folder(folder: Path, components: Mapping[str, Component]) -> Checkpoin
     tensors: dict[str, TensorHeader] = {}
     headers: dict[Path, Header] = {}
     for part, component in components.items():
-        headers |= {file: read_header(file) for file in component.files}
+        own: dict[str, TensorHeader] = {}
         for file in component.files:
+            headers[file] = read_header(file)
             _check_not_empty(file, headers[file])
-        own = {name: one for file in component.files for name, one in headers[file].tensors.items()}
+            own |= headers[file].tensors
         check_component(component, own)
         tensors |= {COMPONENTS[part].prefix + name: one for name, one in own.items()}
 
     def read() -> dict[str, Values]:
-        from checkpoints.files.lazy import open_tensors
-
         state: dict[str, Values] = {}
         for part, component in components.items():
-            files = (open_tensors(file, headers[file]) for file in component.files)
-            own = {name: tensor for file in files for name, tensor in file.items()}
+            own: dict[str, Values] = {}
+            for file in component.files:
+                own |= _open_tensors(file, headers[file])
             act = component.config.get("hidden_act")
             state |= to_original(own, part, open_clip=None if act is None else act == OPEN_CLIP_ACT)
         return state

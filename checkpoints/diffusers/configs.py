@@ -128,7 +128,13 @@ def _open_clip_config(inner: Mapping[str, Any]) -> dict[str, Any]:
         raise ValueError(
             f"layer={layer!r}: diffusers' form of open_clip's encoder ends at the penultimate one"
         )
-    arch = _open_clip_arch(inner.get("arch", OPEN_CLIP_ARCH))
+    # open_clip's own settings, read without importing it, which costs seconds
+    name, spec = inner.get("arch", OPEN_CLIP_ARCH), find_spec("open_clip")
+    folder = spec.submodule_search_locations[0] if spec and spec.submodule_search_locations else ""
+    path = Path(folder, "model_configs", f"{name}.json")
+    if not path.is_file():
+        raise ValueError(f"arch={name!r} is no model of the installed open_clip: SD 2.x has {OPEN_CLIP_ARCH}")
+    arch = json.loads(path.read_text("utf-8"))
     text = arch["text_cfg"] | dict(inner.get("config") or {})
     return _token_config(OPEN_CLIP) | {
         "hidden_act": "quick_gelu" if arch.get("quick_gelu") else "gelu",
@@ -138,16 +144,6 @@ def _open_clip_config(inner: Mapping[str, Any]) -> dict[str, Any]:
         "num_attention_heads": text["heads"],
         "projection_dim": text.get("embed_dim", arch["embed_dim"]),
     }
-
-
-def _open_clip_arch(name: str) -> dict[str, Any]:
-    """open_clip's own settings of an architecture, read without importing it (that costs seconds)."""
-    spec = find_spec("open_clip")
-    folder = spec.submodule_search_locations[0] if spec and spec.submodule_search_locations else ""
-    path = Path(folder, "model_configs", f"{name}.json")
-    if not path.is_file():
-        raise ValueError(f"arch={name!r} is no model of the installed open_clip: SD 2.x has {OPEN_CLIP_ARCH}")
-    return json.loads(path.read_text("utf-8"))
 
 
 def _token_config(dialect: Dialect) -> dict[str, Any]:

@@ -6,14 +6,13 @@ file or in shards that an index lists, as safetensors or as pickle, at times onl
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
 from typing import Any
 
-from checkpoints.files.headers import read_header
+from checkpoints.files.headers import parse_settings, read_header
 from checkpoints.names.diffusers import COMPONENTS, detect_component
 
 CLASSES = {
@@ -72,15 +71,7 @@ def check_component(component: Component, names: Iterable[str]) -> None:
 
 def read_settings(path: Path) -> dict[str, Any]:
     """A JSON file of settings; empty where there is none. Raises ValueError for a damaged one."""
-    if not path.is_file():
-        return {}
-    try:
-        settings = json.loads(path.read_text("utf-8"))
-    except (ValueError, RecursionError):
-        settings = None
-    if not isinstance(settings, dict):
-        raise ValueError(f"{path} is not readable JSON with settings: fetch it again")
-    return settings
+    return parse_settings(path.read_bytes(), path) if path.is_file() else {}
 
 
 def _check_pipeline(folder: Path, index: Mapping[str, Any]) -> None:

@@ -75,8 +75,7 @@ class Header:
 def read_header(path: str | Path) -> Header:
     """The header of a weights file of any form.
 
-    Raises FileNotFoundError, PermissionError, or ValueError in one sentence for a file that is no weights
-    file, is damaged or is hostile.
+    Raises OSError, or ValueError in one sentence for a file that is no weights, damaged or hostile.
     """
     path = Path(path)
     kind = _kind_at(path)
@@ -86,6 +85,17 @@ def read_header(path: str | Path) -> Header:
 def get_state_dict(saved: Any) -> Any:
     """What is nested under `state_dict`, or `saved` itself."""
     return saved.get("state_dict", saved) if isinstance(saved, dict) else saved
+
+
+def parse_settings(text: str | bytes, label: object) -> dict[str, Any]:
+    """The JSON object that `label` holds; ValueError in one sentence where it holds none."""
+    try:
+        settings = json.loads(text)
+    except (ValueError, RecursionError):
+        settings = None
+    if not isinstance(settings, dict):
+        raise ValueError(f"{label} is not readable JSON with settings: fetch it again")
+    return settings
 
 
 def nested_names(saved: Mapping[Any, Any], depth: int = MAX_DEPTH) -> Iterator[str]:
@@ -162,7 +172,11 @@ def _pickle_header(path: Path, kind: str) -> Header:
         raise ValueError(
             f"{path} holds a whole Python object, not weights: save its state_dict() and use that"
         )
-    tensors = {str(name): _header(one) for name, one in saved.items() if isinstance(one, DescribedTensor)}
+    tensors = {
+        str(name): TensorHeader(one.dtype, one.shape, math.prod(one.shape) * one.itemsize)
+        for name, one in saved.items()
+        if isinstance(one, DescribedTensor)
+    }
     others = {
         str(name): _size(one) for name, one in outer.items() if one is not saved and str(name) not in tensors
     }
@@ -176,10 +190,6 @@ def _without_doubles(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         (name, _), *_ = Counter(name for name, _ in pairs).most_common(1)
         raise ValueError(f"it names {printable(name)} twice")
     return entries
-
-
-def _header(tensor: DescribedTensor) -> TensorHeader:
-    return TensorHeader(tensor.dtype, tensor.shape, math.prod(tensor.shape) * tensor.itemsize)
 
 
 def _size(saved: Any) -> int:

@@ -50,8 +50,8 @@ class MappedFile:
 class LazyTensor:
     """Shape and dtype of a tensor, and how to get its values.
 
-    Torch functions of it, its slices, sums and differences are lazy too; nothing is computed before `read`.
-    sources: the files behind it; cost: bytes of them that `read` touches.
+    Torch functions of it and its slices are lazy too; nothing is computed before `read`. sources: the files
+    behind it; cost: bytes of them that `read` touches.
     """
 
     def __init__(
@@ -69,12 +69,6 @@ class LazyTensor:
 
     def __getitem__(self, index: Any) -> LazyTensor:
         return _deferred(Tensor.__getitem__, (self, index), {})
-
-    def __add__(self, other: Any) -> LazyTensor:
-        return _deferred(torch.add, (self, other), {})
-
-    def __sub__(self, other: Any) -> LazyTensor:
-        return _deferred(torch.sub, (self, other), {})
 
     @classmethod
     def __torch_function__(cls, function: Callable, _types: Any, args: tuple = (), kwargs: Any = None) -> Any:

@@ -81,9 +81,7 @@ class PickleFile:
     def load(self) -> Any:
         """The object saved in it: tensors on the CPU, all others replaced by `OpaqueObject`.
 
-        Mapped tensors are copied on write, and fill memory only as they are read: the file must not be
-        overwritten in place while they live. Raises ValueError where it asks for names outside the known
-        libraries.
+        Mapped tensors are copied on write. Raises ValueError where it asks for names of unknown libraries.
         """
         import torch
 
@@ -132,13 +130,7 @@ def one_sentence(path: Path) -> Iterator[None]:
 
 
 def _describe_zip(path: Path) -> PickleFile:
-    try:
-        archive = zipfile.ZipFile(path)
-    except zipfile.BadZipFile:
-        raise ValueError(
-            f"{path} is damaged or cut short, fetch it again: the end of the zip archive is gone"
-        ) from None
-    with archive:
+    with zipfile.ZipFile(path) as archive:
         members = archive.infolist()
         _check_members(path, members)
         pickled = _the_pickle(path, members)

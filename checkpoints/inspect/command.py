@@ -26,7 +26,7 @@ LONGEST_LINE = 1000
 def inspect(path: str | Path) -> Inspection:
     """What lies at `path`: a weights file of any form, or a folder of diffusers.
 
-    Raises FileNotFoundError, or ValueError in one sentence for what is neither, is damaged or is hostile.
+    Errors as `checkpoints.checkpoint.open_checkpoint`.
     """
     checkpoint = open_checkpoint(path)
     names = [*checkpoint.header.tensors, *checkpoint.header.nested]

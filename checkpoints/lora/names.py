@@ -9,13 +9,13 @@ alpha is the rank, which leaves up @ down as it is. torch is not needed.
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from checkpoints.files.headers import parse_settings
 from checkpoints.names.diffusers import COMPONENTS, OPEN_CLIP, TEXT_LEVEL
 from checkpoints.names.original import OPEN_CLIP_MARKER
 
@@ -87,10 +87,20 @@ def parse_lora(text: str) -> tuple[str, float]:
 def lora_targets(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, LoraTarget]:
     """Everything that a LoRA may change in a model of these names, by every name that tools have for it."""
     table: dict[str, LoraTarget] = {}
-    for part in ("unet", "text_encoder"):
-        for ours, theirs, target in _renamed(part, shapes):
-            for alias in _aliases(part, ours, theirs):
-                table.setdefault(alias, target)
+    for part in FLAT:
+        prefix = COMPONENTS[part].prefix
+        own = {
+            key.removeprefix(prefix): LoraTarget(part, key, shape)
+            for key, shape in shapes.items()
+            if key.startswith(prefix)
+        }
+        open_clip = any(OPEN_CLIP_MARKER in name for name in own)
+        names = OPEN_CLIP if open_clip else COMPONENTS[part]
+        for theirs, target in names.to_diffusers(own).items():
+            if theirs.endswith(".weight") and len(target.shape) > 1:
+                ours = target.key.removeprefix(prefix).removesuffix(".weight")
+                for alias in _aliases(part, ours, theirs.removesuffix(".weight")):
+                    table.setdefault(alias, target)
     return table
 
 
@@ -105,34 +115,14 @@ def stored_alphas(path: Path, metadata: Mapping[str, str], modules: Iterable[str
             raise ValueError(
                 f"{path} is a file of PEFT, which needs its {PEFT_SETTINGS} beside it: fetch that too"
             )
-        settings = {
-            f"{PEFT_PREFIX}{name}": value for name, value in _parsed(beside, beside.read_text()).items()
-        }
+        theirs = parse_settings(beside.read_text(), beside)
+        settings = {f"{PEFT_PREFIX}{name}": value for name, value in theirs.items()}
     else:
-        settings = _parsed(path, metadata.get(METADATA_ENTRY, "{}"))
+        settings = parse_settings(metadata.get(METADATA_ENTRY, "{}"), f"what {path} says of its LoRA")
     for name, value in settings.items():
         if value and (method := UNUSUAL.get(name.rpartition(".")[2])):
             raise ValueError(f"{path} is trained with {method}: take a plain LoRA")
     return lambda module: _alpha(settings, module)
-
-
-def _renamed(part: str, shapes: Mapping[str, tuple[int, ...]]) -> Iterator[tuple[str, str, LoraTarget]]:
-    """(original name without prefix, diffusers' name, target) of each weight of a part that is a matrix."""
-    prefix = COMPONENTS[part].prefix
-    own = {
-        key.removeprefix(prefix): LoraTarget(part, key, shape)
-        for key, shape in shapes.items()
-        if key.startswith(prefix)
-    }
-    open_clip = any(OPEN_CLIP_MARKER in name for name in own)
-    to_diffusers = (OPEN_CLIP if open_clip else COMPONENTS[part]).to_diffusers
-    for theirs, target in to_diffusers(own).items():
-        if theirs.endswith(".weight") and len(target.shape) > 1:
-            yield (
-                target.key.removeprefix(prefix).removesuffix(".weight"),
-                theirs.removesuffix(".weight"),
-                target,
-            )
 
 
 def _aliases(part: str, ours: str, theirs: str) -> Iterator[str]:
@@ -157,13 +147,3 @@ def _alpha(settings: Mapping[str, Any], module: str) -> float | None:
     own = settings.get(f"{prefix}alpha_pattern") or {}
     matching = (alpha for name, alpha in own.items() if module.endswith(f".{name}"))
     return next(matching, settings.get(f"{prefix}lora_alpha"))
-
-
-def _parsed(path: Path, text: str) -> dict[str, Any]:
-    try:
-        settings = json.loads(text)
-    except (ValueError, RecursionError):
-        settings = None
-    if not isinstance(settings, dict):
-        raise ValueError(f"{path}: the settings of its LoRA are no readable JSON: fetch it again")
-    return settings

@@ -75,7 +75,7 @@ def _blocks_renamed(prefix: str, marker_key: str, pairs_of: Callable[[State], Pa
         prefix,
         marker_key,
         lambda state: _renamed(state, pairs_of(state)),
-        lambda state: _renamed(state, _turned(pairs_of(state))),
+        lambda state: _renamed(state, pairs_of(state), back=True),
     )
 
 
@@ -90,7 +90,7 @@ def _vae_to_diffusers(state: State) -> Renamed:
 
 def _vae_from_diffusers(state: State) -> Renamed:
     today = {_todays_name(name): tensor for name, tensor in state.items()}
-    renamed = _renamed(today, _turned(vae_pairs(today)))
+    renamed = _renamed(today, vae_pairs(today), back=True)
     return {
         name: tensor[:, :, None, None] if ".mid.attn_1." in name and len(tensor.shape) == 2 else tensor
         for name, tensor in renamed.items()
@@ -129,7 +129,7 @@ def _open_clip_from_diffusers(state: State) -> Renamed:
     import torch
 
     full = {TEXT_LEVEL + name.removeprefix(TEXT_LEVEL): tensor for name, tensor in state.items()}
-    bare = _renamed(full, _turned(open_clip_pairs(full)))
+    bare = _renamed(full, open_clip_pairs(full), back=True)
     fused: Renamed = {}
     for name, tensor in bare.items():
         start, found, rest = name.partition("attn.q_proj.")
@@ -147,22 +147,19 @@ def _open_clip_from_diffusers(state: State) -> Renamed:
     return {f"model.{name}": tensor for name, tensor in fused.items()}
 
 
-def _renamed(state: State, pairs: Pairs) -> Renamed:
-    return {_rename(name, pairs): tensor for name, tensor in state.items()}
+def _renamed(state: State, pairs: Pairs, *, back: bool = False) -> Renamed:
+    """`state` with the longest beginning of each name that `pairs` knows replaced; back: theirs by ours."""
+    table = {theirs: ours for ours, theirs in pairs.items()} if back else pairs
+    return {_rename(name, table): tensor for name, tensor in state.items()}
 
 
-def _rename(name: str, pairs: Pairs) -> str:
-    """`name` with its longest beginning that `pairs` knows replaced."""
+def _rename(name: str, table: Pairs) -> str:
     end = len(name)
     while end > 0:
-        if (found := pairs.get(name[:end])) is not None:
+        if (found := table.get(name[:end])) is not None:
             return found + name[end:]
         end = name.rfind(".", 0, end)
     return name
-
-
-def _turned(pairs: Pairs) -> Pairs:
-    return {theirs: ours for ours, theirs in pairs.items()}
 
 
 def _todays_name(name: str) -> str:

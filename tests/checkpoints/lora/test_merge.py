@@ -255,7 +255,7 @@ def test_peft_keeps_alpha_in_a_file_of_its_own(tmp_path, small):
     with pytest.raises(ValueError, match="rank-stabilised"):
         merge_loras(copy.deepcopy(small[0]), [(path, 1.0)])
     (tmp_path / "adapter_config.json").write_text("[" * 5000)
-    with pytest.raises(ValueError, match="no readable JSON"):
+    with pytest.raises(ValueError, match="is not readable JSON"):
         merge_loras(copy.deepcopy(small[0]), [(path, 1.0)])
 
 
