@@ -19,7 +19,7 @@ JUDGE = Path(__file__).parents[1] / "models" / "things_judge.safetensors"
 
 
 class Judge(nn.Module):
-    """Residual blocks with GroupNorm over a whole picture [b, 3, 64, 64] in [-1, 1] -> logits [b, words]."""
+    """Residual blocks over a whole picture [b, 3, 64, 64] in [-1, 1] -> logits [b, words]."""
 
     def __init__(self, words: tuple[str, ...]) -> None:
         super().__init__()
@@ -31,7 +31,7 @@ class Judge(nn.Module):
 
     def forward(self, image: Tensor) -> Tensor:
         """Logits of every word, in the order of `words`."""
-        return self.classify(self.blocks(self.enter(image)).amax(dim=(2, 3)))
+        return self.classify(self.blocks(F.relu(self.enter(image))).mean(dim=(2, 3)))
 
     @torch.inference_mode()
     def ranks(self, images: Sequence[np.ndarray], named: Sequence[str]) -> np.ndarray:
@@ -49,19 +49,20 @@ class Judge(nn.Module):
 class _Residual(nn.Module):
     def __init__(self, before: int, after: int) -> None:
         super().__init__()
-        self.down = nn.Conv2d(before, after, 3, 2, padding=1)
+        self.down = nn.Conv2d(before, after, 3, 2, padding=1, bias=False)
         self.inner = nn.Sequential(
-            nn.GroupNorm(8, after),
+            nn.BatchNorm2d(after),
             nn.ReLU(),
-            nn.Conv2d(after, after, 3, padding=1),
-            nn.GroupNorm(8, after),
+            nn.Conv2d(after, after, 3, padding=1, bias=False),
+            nn.BatchNorm2d(after),
             nn.ReLU(),
-            nn.Conv2d(after, after, 3, padding=1),
+            nn.Conv2d(after, after, 3, padding=1, bias=False),
         )
+        self.norm = nn.BatchNorm2d(after)
 
     def forward(self, x: Tensor) -> Tensor:
         h = self.down(x)
-        return F.relu(h + self.inner(h))
+        return F.relu(self.norm(h + self.inner(h)))
 
 
 def look(image: np.ndarray) -> Tensor:
@@ -76,5 +77,6 @@ def load_judge(path: Path = JUDGE) -> Judge:
         raise FileNotFoundError(f"there is no judge in {path}: python -m trainer.tiny.recognizer --net judge")
     with safe_open(path, "pt") as file:
         judge = Judge(tuple(json.loads(file.metadata()["words"])))
-        judge.load_state_dict({name: file.get_tensor(name).float() for name in file.keys()})  # noqa: SIM118
+        state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    judge.load_state_dict({k: v.float() if v.is_floating_point() else v for k, v in state.items()})
     return judge.eval().requires_grad_(False)

@@ -29,15 +29,15 @@ RECOGNIZER = FOLDER / "recognizer.safetensors"
 class Recognizer(nn.Module):
     """`[b, 3, 64, 64]` from `see` -> logits `[b, words]`."""
 
-    def __init__(self, words: tuple[str, ...], widths: tuple[int, ...] = WIDTHS) -> None:
+    def __init__(self, words: tuple[str, ...]) -> None:
         super().__init__()
-        self.words, self.widths = words, widths
+        self.words = words
         layers: list[nn.Module] = []
-        for before, after in zip((3, *widths[:-1]), widths, strict=True):
+        for before, after in zip((3, *WIDTHS[:-1]), WIDTHS, strict=True):
             layers += _convolution(before, after, stride=2)
             layers += _convolution(after, after, stride=1)
         self.features = nn.Sequential(*layers)
-        self.classify = nn.Linear(4 * widths[-1], len(words))
+        self.classify = nn.Linear(4 * WIDTHS[-1], len(words))
 
     def forward(self, seen: Tensor) -> Tensor:
         """Logits of every word, in the order of `words`."""
@@ -66,12 +66,9 @@ def load_recognizer(path: Path = RECOGNIZER) -> Recognizer:
     if not path.exists():
         raise FileNotFoundError(f"there is no recognizer in {path}")
     with safe_open(path, "pt") as file:
-        about = file.metadata()
-        state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - a safetensors file, no dict
-    net = Recognizer(tuple(json.loads(about["words"])), tuple(json.loads(about["widths"])))
-    net.load_state_dict(
-        {name: value.float() if value.is_floating_point() else value for name, value in state.items()}
-    )
+        net = Recognizer(tuple(json.loads(file.metadata()["words"])))
+        state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    net.load_state_dict({k: v.float() if v.is_floating_point() else v for k, v in state.items()})
     return net.eval().requires_grad_(False)
 
 

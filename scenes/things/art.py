@@ -18,7 +18,17 @@ from scenes.things.strokes import body_luma, rim_colour, strokes_of
 from scenes.things.words import STYLES, held_out_styles, words
 
 SIDE = 128  # pixels of a sprite
-ART_FILE = "art.npz"
+ART_FILE, MORE_FILE = "art.npz", "more_art.npz"  # of scenes; and what only the recognizer sees beside it
+MORE_STYLES = ("noto-v1", "emojione", "fxemoji")
+LINE_STYLES = (
+    "fluent-emoji-high-contrast",
+    "icon-park-outline",
+    "lucide",
+    "mdi",
+    "ph",
+    "tabler",
+)  # one colour
+ENDINGS = ("", "-outline", "-variant")  # of an icon's name
 SVG = (
     '<svg xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink" '
     'viewBox="{} {} {} {}">{}</svg>'
@@ -57,7 +67,7 @@ def build_art(folder: Path) -> list[Sprite]:
     """Render every icon of the table from the packages in `folder`; ValueError names icons that are gone."""
     sprites, gone = [], []
     for style in STYLES:
-        package = json.loads(icons_file(folder, style).read_text(encoding="utf-8"))
+        package = _package(folder, style)
         for word in words().values():
             for icon in word.icons:
                 if icon in package["icons"]:
@@ -67,6 +77,23 @@ def build_art(folder: Path) -> list[Sprite]:
     if gone:
         raise ValueError(f"icons that the packages in {folder} do not have: {', '.join(gone)}")
     return sprites
+
+
+def build_more_art(folder: Path) -> list[Sprite]:
+    """Render what further packages show of the words, as far as their icons have the same names."""
+    sprites = []
+    for style in (*MORE_STYLES, *LINE_STYLES):
+        package = _package(folder, style)
+        for word in words().values():
+            names = (word.name, *word.synonyms)
+            wanted = dict.fromkeys([*word.icons, *(name.replace(" ", "-") for name in names)])
+            found = [name + end for name in wanted for end in ENDINGS if name + end in package["icons"]]
+            sprites += [_sprite(word.name, style, icon, render_icon(package, icon)) for icon in found]
+    return sprites
+
+
+def _package(folder: Path, style: str) -> dict:
+    return json.loads(icons_file(folder, style).read_text(encoding="utf-8"))
 
 
 def render_icon(package: dict, icon: str, side: int = SIDE) -> np.ndarray:
@@ -89,12 +116,12 @@ def _sprite(word: str, style: str, icon: str, pixels: np.ndarray) -> Sprite:
     return Sprite(word, style, icon, pixels, tuple(strokes_of(pixels)), body_luma(pixels), rim_colour(pixels))
 
 
-def save_art(sprites: list[Sprite], folder: Path) -> Path:
+def save_art(sprites: list[Sprite], file: Path) -> Path:
     """Write sprites into one file of arrays."""
     lines = [stroke for sprite in sprites for stroke in sprite.strokes]
-    with atomic_write(folder / ART_FILE) as partial, partial.open("wb") as file:
+    with atomic_write(file) as partial, partial.open("wb") as stream:
         np.savez_compressed(
-            file,
+            stream,
             names=np.array([(one.word, one.style, one.icon) for one in sprites]),
             pixels=np.stack([one.pixels for one in sprites]),
             body=np.array([one.body for one in sprites]),
@@ -103,12 +130,12 @@ def save_art(sprites: list[Sprite], folder: Path) -> Path:
             line_lengths=np.array([len(line) for line in lines]),
             line_counts=np.array([len(one.strokes) for one in sprites]),
         )
-    return folder / ART_FILE
+    return file
 
 
-def load_art(folder: Path = FOLDER) -> list[Sprite]:
-    """What `save_art` wrote; FileNotFoundError says how to make it."""
-    file = folder / ART_FILE
+def load_art(folder: Path = FOLDER, name: str = ART_FILE) -> list[Sprite]:
+    """What `save_art` wrote into `folder`; FileNotFoundError says how to make it."""
+    file = folder / name
     if not file.exists():
         raise FileNotFoundError(f"there is no {file}: make it by `python -m scenes.things --out {folder}`")
     with np.load(file) as stored:

@@ -2,8 +2,8 @@
 
     python -m scenes.things --out training/things
 
-fetches three packages by npm (Noto Emoji, Fluent Emoji Flat, Twemoji; checked against their sums), renders
-the icons of every word by resvg-py, and writes art.npz. What is there is kept.
+fetches twelve packages by npm (see `scenes.things.fetch`; checked against their sums), renders the icons of
+every word by resvg-py, and writes art.npz and more_art.npz. What is there is kept.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from common.shell import Parser, run_command
-from scenes.things.art import ART_FILE, FOLDER, build_art, load_art, save_art
+from scenes.things.art import ART_FILE, FOLDER, MORE_FILE, build_art, build_more_art, load_art, save_art
 from scenes.things.fetch import fetch
 from scenes.things.words import words
 
@@ -30,7 +30,9 @@ def main(argv: list[str] | None = None) -> int:
 def make_art(folder: Path, *, newest: bool = False) -> str:
     """Whatever is missing of the art in `folder`; a sentence that says how much there is."""
     new = fetch(folder, newest)
-    if new or not (folder / ART_FILE).exists():
-        save_art(build_art(folder), folder)
-    sprites = load_art(folder)
-    return f"{len(sprites)} drawings of {len(words())} words in {folder / ART_FILE}"
+    counts = []
+    for name, build in ((ART_FILE, build_art), (MORE_FILE, build_more_art)):
+        if new or not (folder / name).exists():
+            save_art(build(folder), folder / name)
+        counts.append(f"{len(load_art(folder, name))} in {folder / name}")
+    return f"drawings of {len(words())} words: {' and '.join(counts)}"

@@ -7,9 +7,8 @@ nearest words that are known, because the picture would be of anything.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection
 from difflib import get_close_matches
-from functools import cache
 
 from scenes.things.palette import KOREAN, PALETTE
 from scenes.things.words import words
@@ -18,42 +17,11 @@ MOST_THINGS = 2  # that training shows in one picture
 LONGEST = 4  # words in a name: "slice of pizza"
 NEAREST, CUTOFF = 3, 0.5  # how many suggestions, and how alike (0 to 1) they are at least
 EXAMPLES = "cat, house, tree"
-HANGUL = re.compile(r"[가-힣]")
-WORD = re.compile(r"[^\W\d_]+(?:['-][^\W\d_]+)*")
-PARTICLES = (
-    "에서",
-    "하고",
-    "이랑",
-    "위에",
-    "색",
-    "의",
-    "와",
-    "과",
-    "랑",
-    "에",
-    "은",
-    "는",
-    "이",
-    "가",
-    "을",
-    "를",
-)
-BACKGROUND, PLAIN = "배경", ("그림", "한", "마리", "개의", "그려줘", "위에", "위의", "있는", "그리고")
-# What may stand around things without being one.
-FILLER = {"a", "an", "the", "and", "with", "on", "in", "of", "next", "to", "by", "beside", "background"}
-
-
-@cache
-def names() -> dict[str, str]:
-    """Every English name of a thing -> the word of the table."""
-    found = {other: one.name for one in words().values() for other in one.synonyms}
-    return found | {name: name for name in words()}
-
-
-@cache
-def korean_names() -> dict[str, str]:
-    """Every Korean name -> the word of the table."""
-    return {one.korean: one.name for one in words().values()}
+HANGUL = re.compile("[가-힣]")
+PARTICLE = re.compile("(에서|하고|이랑|위에|색|의|와|과|랑|에|은|는|이|가|을|를)$")
+BACKGROUND = "배경"
+FILLER = set(re.findall(r"\w+", "a an the and with on in of next to by beside background"))
+KOREAN_FILLER = set(re.findall(r"\w+", "그림 한 마리 개의 그려줘 위에 위의 있는 그리고"))
 
 
 def read_prompt(prompt: str) -> str:
@@ -63,85 +31,62 @@ def read_prompt(prompt: str) -> str:
     """
     if HANGUL.search(prompt):
         return _from_korean(prompt)
-    tokens = [token.lower() for token in WORD.findall(prompt)]
-    things, rest = _match(tokens, names())
-    if tokens and not things:
-        unknown = [token for token in rest if token not in FILLER and token not in " ".join(PALETTE).split()]
-        _refuse(unknown or tokens, names())
-    if len(things) > MOST_THINGS:
-        raise ValueError(f"{', '.join(things)}: this model draws at most {MOST_THINGS} things in one picture")
+    known = {name for one in words().values() for name in (one.name, *one.synonyms)}
+    plural = {f"{name}s" for name in known}
+    said = _longest_first(re.findall(r"[a-z]+(?:['-][a-z]+)*", prompt.lower()), known | plural | set(PALETTE))
+    things = [name for name in said if name in known or name in plural]
+    if said and not things:
+        _refuse([name for name in said if name not in FILLER and name not in PALETTE] or said, known)
+    _check_count(things)
     return prompt.lower()
 
 
-def _match(tokens: list[str], known: Mapping[str, str]) -> tuple[list[str], list[str]]:
-    """The known names in a row of words, longest first, and the words that belong to none."""
-    things, rest, at = [], [], 0
+def _from_korean(prompt: str) -> str:
+    """A colour stands before what it belongs to: a thing, or the background."""
+    names = {one.korean: one.name for one in words().values()}
+    things: list[str] = []
+    background = colour = None
+    for said in _longest_first(re.findall(r"\w+", prompt), {*KOREAN, BACKGROUND, *names}):
+        if said in KOREAN:
+            colour = KOREAN[said]
+        elif said == BACKGROUND:
+            background, colour = colour, None
+        elif said in names:
+            things.append(f"{colour} {names[said]}" if colour else names[said])
+            colour = None
+        elif said not in KOREAN_FILLER:
+            _refuse([said], set(names))
+    _check_count(things)
+    sentence = " and ".join(f"a {thing}" for thing in things)
+    return f"{sentence} on a {background} background" if background else sentence
+
+
+def _longest_first(tokens: list[str], known: Collection[str]) -> list[str]:
+    """The tokens, joined where several are one known name, without the particle behind a known Korean one."""
+    said, at = [], 0
     while at < len(tokens):
         for length in range(LONGEST, 0, -1):
             name = " ".join(tokens[at : at + length])
-            if name in known or name.removesuffix("s") in known:
-                things.append(name)
+            stem = next((one for one in (name, PARTICLE.sub("", name)) if one in known), None)
+            if stem or length == 1:
+                said.append(stem or name)
                 at += length
                 break
-        else:
-            rest.append(tokens[at])
-            at += 1
-    return things, rest
+    return said
 
 
-def _refuse(unknown: list[str], known: Mapping[str, str]) -> None:
-    near = dict.fromkeys(name for word in unknown for name in get_close_matches(word, known, NEAREST, CUTOFF))
-    hint = f"the nearest it knows are {', '.join(list(near)[:NEAREST])}" if near else f"it knows {EXAMPLES}"
+def _check_count(things: list[str]) -> None:
+    if len(things) > MOST_THINGS:
+        raise ValueError(f"{', '.join(things)}: this model draws at most {MOST_THINGS} things in one picture")
+
+
+def _refuse(unknown: list[str], known: Collection[str]) -> None:
+    close = [name for word in unknown for name in get_close_matches(word, known, NEAREST, CUTOFF)][:NEAREST]
+    hint = f"the nearest it knows are {', '.join(close)}" if close else f"it knows {EXAMPLES}"
     raise ValueError(
         f"this model does not know {', '.join(map(repr, unknown))}: {hint}; "
         f"scenes/things/words.csv lists all {len(words())} words"
     )
-
-
-def _from_korean(prompt: str) -> str:
-    """Colours stand before what they belong to: a thing, or the background."""
-    colours = {korean: name for name, korean in KOREAN.items()}
-    things: list[str] = []
-    background = colour = None
-    for said in _korean_words(prompt):
-        if said in colours:
-            colour = colours[said]
-        elif said == BACKGROUND:
-            background, colour = colour, None
-        elif said in korean_names():
-            things.append(f"{colour} {korean_names()[said]}" if colour else korean_names()[said])
-            colour = None
-        else:
-            _refuse([said], korean_names())
-    if len(things) > MOST_THINGS:
-        raise ValueError(f"{prompt}: this model draws at most {MOST_THINGS} things in one picture")
-    said = " and ".join(f"a {thing}" for thing in things)
-    return f"{said} on a {background} background" if background else said
-
-
-def _korean_words(prompt: str) -> list[str]:
-    """Colours, names and "background" without their particles; two words where a name has two."""
-    known = {*KOREAN.values(), BACKGROUND, *korean_names()}
-    tokens = re.findall(r"\w+", prompt)
-    said, at = [], 0
-    while at < len(tokens):
-        pair = _stem(" ".join(tokens[at : at + 2]), known)
-        if at + 1 < len(tokens) and pair in known:
-            said.append(pair)
-            at += 2
-            continue
-        one = _stem(tokens[at], known)
-        at += 1
-        if one not in PLAIN:
-            said.append(one)
-    return said
-
-
-def _stem(token: str, known: set[str]) -> str:
-    if token in known:
-        return token
-    stems = (token.removesuffix(particle) for particle in PARTICLES)
-    return next((stem for stem in stems if stem in known), token)
 
 
 READERS: dict[str | None, Callable[[str], str]] = {None: str, "things": read_prompt}  # by `vocabulary:`

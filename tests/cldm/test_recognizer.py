@@ -54,7 +54,7 @@ def test_answers_are_sorted_chances():
 
 def test_a_saved_recognizer_answers_the_same(tmp_path):
     torch.manual_seed(0)
-    net = Recognizer(WORDS, (8, 8)).eval()
+    net = Recognizer(WORDS).eval()
     again = load_recognizer(save(net, tmp_path / "recognizer.safetensors"))
     page = ring((0, 0, 0), (255, 255, 255))
     assert again.words == WORDS

@@ -7,11 +7,11 @@ from omegaconf import OmegaConf
 
 from cldm.cldm import ControlLDM
 from ldm.models.autoencoder import AutoencoderKL
-from scenes.things.art import Art, save_art
+from scenes.things.art import ART_FILE, MORE_FILE, Art, save_art
 from scenes.things.words import words
 from tests.small_art import small_art
 from trainer.tiny.data import TinyScenes
-from trainer.tiny.recognizer import NETS, Drawings, Pictures, loss
+from trainer.tiny.recognizer import NETS, Examples, loss
 from trainer.tiny.stages import ALONE_EVERY, STAGES, alone
 from trainer.tiny.widen import widen_autoencoder
 from trainer.tiny.worlds import ThingsWorld, world_of
@@ -20,7 +20,8 @@ from trainer.tiny.worlds import ThingsWorld, world_of
 @pytest.fixture(scope="module")
 def world(tmp_path_factory):
     folder = tmp_path_factory.mktemp("art")
-    save_art(small_art(), folder)
+    save_art(small_art(), folder / ART_FILE)
+    save_art(small_art(), folder / MORE_FILE)
     return ThingsWorld(folder)
 
 
@@ -120,12 +121,11 @@ def test_base_and_branch_learn_together_and_posed_samples_do_without_the_branch(
 
 @pytest.mark.parametrize("name", NETS)
 def test_each_classifier_learns_from_its_own_data(name, world):
-    data = NETS[name].data(world.folder, 0)
-    assert isinstance(data, Drawings if name == "recognizer" else Pictures)
+    data = Examples(NETS[name], world.folder)
     batch = torch.utils.data.default_collate([data[index] for index in range(4)])
     assert batch["image"].shape == (4, 3, 64, 64)
     assert torch.equal(data[1]["image"], data[1]["image"])
-    net = NETS[name].build()
+    net = NETS[name].build(tuple(words()))
     value = loss(net, batch, torch.Generator())
     value.backward()
     assert value.isfinite()
