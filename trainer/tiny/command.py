@@ -38,7 +38,7 @@ from trainer.tiny.data import TinyScenes
 from trainer.tiny.export import export, keep_branch
 from trainer.tiny.latents import cached_latents
 from trainer.tiny.optimizers import set_rate
-from trainer.tiny.settings import TinySettings
+from trainer.tiny.settings import TinySettings, claim
 from trainer.tiny.stages import STAGES, Stage
 from trainer.tiny.worlds import world_of
 
@@ -47,6 +47,7 @@ WARMUP_STEPS = 100
 EMA_DECAY = 0.998  # averages about the last 500 steps
 MAX_GRAD_NORM = 1.0
 SAVE_EVERY_S = 180
+NAMES = "names.txt"  # in the folder of checkpoints: what the model learns to draw
 
 
 def learning_rate(step: int, steps: int, peak: float) -> float:
@@ -177,7 +178,7 @@ def _train_all(args: argparse.Namespace) -> str:
     wanted = args.stages or settings.world.stages
     for name in wanted:
         _check_foundations(STAGES[name], wanted, settings)
-    settings.out.mkdir(parents=True, exist_ok=True)
+    claim(settings.out, NAMES, "\n".join(settings.world.names), "another list of words")
     torch.manual_seed(settings.seed)
     model = _start(args.config, settings, new_branch=args.new_branch)
     # Convolutions on a CPU are up to a quarter faster with the channels last.

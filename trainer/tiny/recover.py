@@ -17,7 +17,7 @@ from cldm.cldm import ControlLDM
 from ldm.util import pick_device
 from quantize.prune.masks import keep_zeros
 from trainer.tiny.command import train
-from trainer.tiny.settings import TinySettings
+from trainer.tiny.settings import TinySettings, claim
 from trainer.tiny.stages import STAGES, base_loss, control_loss
 
 WITHOUT_CONTROL = 0.25  # share of steps without the branch: guidance calls the U-Net alone as well
@@ -53,7 +53,7 @@ def recover(model: ControlLDM, masked: Iterable[str], source: str, settings: Rec
     masked: layers whose zeros stay; source: tells the weights apart that checkpoints go on from. Raises
     ValueError for checkpoints of other weights, FloatingPointError where the loss is no number.
     """
-    _check_folder(settings.folder, source)
+    claim(settings.folder, SOURCE, source, "other weights")
     masked = tuple(masked)
 
     def learning(whole: ControlLDM) -> nn.Module:
@@ -81,11 +81,3 @@ def recover(model: ControlLDM, masked: Iterable[str], source: str, settings: Rec
 def _loss(model: ControlLDM, batch: dict, noise: torch.Generator) -> Tensor:
     alone = torch.rand((), generator=noise) < WITHOUT_CONTROL
     return (base_loss if alone else control_loss)(model, batch, noise)
-
-
-def _check_folder(folder: Path, source: str) -> None:
-    folder.mkdir(parents=True, exist_ok=True)
-    note = folder / SOURCE
-    if note.exists() and note.read_text(encoding="utf-8") != source:
-        raise ValueError(f"{folder} holds checkpoints of other weights: name another folder, or delete it")
-    note.write_text(source, encoding="utf-8")

@@ -26,3 +26,12 @@ class TinySettings:
     seed: int = flag(0, "of everything random")
     workers: int = flag(1, "processes that draw pictures")
     world: World = ShapesWorld()
+
+
+def claim(folder: Path, note: str, text: str, others: str) -> None:
+    """Make `folder` and note in it what its checkpoints belong to; ValueError if they belong to `others`."""
+    folder.mkdir(parents=True, exist_ok=True)
+    file = folder / note
+    if file.exists() and file.read_text(encoding="utf-8") != text:
+        raise ValueError(f"{folder} holds checkpoints of {others}: name another folder, or delete it")
+    file.write_text(text, encoding="utf-8")

@@ -35,9 +35,13 @@ CODES_SEED = 17
 
 
 class World(Protocol):
-    """What training asks of scenes. stages: what a model of this world is made by, in order."""
+    """What training asks of scenes. stages: what a model of this world is made by, in order.
+
+    names: of what is drawn.
+    """
 
     stages: tuple[str, ...]
+    names: tuple[str, ...]
 
     def scene(self, rng: np.random.Generator, posed: float) -> Any:
         """A scene; with probability `posed` one thing upright, large and near the middle."""
@@ -56,6 +60,7 @@ class ShapesWorld:
     """Plain shapes in named colours."""
 
     stages = ("vae", "decoder", "text", "base", "unet", "control")
+    names = SHAPES
 
     def scene(self, rng: np.random.Generator, posed: float) -> shape_scenes.Scene:
         """As `World.scene`."""
@@ -86,7 +91,7 @@ class ThingsWorld:
     stages = ("vae", "text", "joint")
 
     def __init__(self, folder: Path) -> None:
-        self.folder = folder
+        self.folder, self.names = folder, tuple(words())
 
     @cached_property
     def art(self) -> Art:

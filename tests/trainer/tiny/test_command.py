@@ -42,6 +42,12 @@ def test_a_stage_without_its_foundation_is_refused_in_a_sentence(tmp_path, capsy
     assert not list(tmp_path.iterdir())
 
 
+def test_checkpoints_of_another_list_of_words_are_refused(tmp_path, capsys):
+    (tmp_path / train_tiny.NAMES).write_text("cat\ndog")
+    assert train_tiny.main(["--out", str(tmp_path), "--stages", "vae", "--device", "cpu"]) == 2
+    assert "holds checkpoints of another list of words" in capsys.readouterr().err
+
+
 def test_only_trained_parts_are_written(tmp_path):
     model = create_model(train_tiny.CONFIG)
     assert export(model, tmp_path, ["vae"], FILES) == []
