@@ -1,7 +1,8 @@
-"""Scores of pictures of things: shares with intervals, lines followed, colours as named; grids to look at."""
+"""What the model of things is measured by: drawings by people, shares with intervals, lines and colours."""
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -18,6 +19,11 @@ COLOUR_BAR = 40.0  # of 255, mean over channels
 NEAR = 3  # pixels at 128: a line this near counts as followed
 Z = 1.96  # 95 % intervals
 GRID_COLUMNS = 8
+DOODLES = Path("../shared/doodles")
+PACK = "pack.ndjson"  # every word, a few drawings each
+FILL = 0.8  # of the page that a drawing takes
+BASE_SIDE, LINE = 512, 8.0  # a pen's width in pixels of a picture of that side
+SHIFT = 4  # fixed-point bits of OpenCV's coordinates
 
 
 @dataclass(frozen=True)
@@ -53,7 +59,7 @@ def lines_followed(images: Sequence[np.ndarray], drawings: Sequence[np.ndarray])
     """F1 of an image's edges and the drawing's lines, each within `NEAR` pixels of the other, float [n]."""
     scores = []
     for image, drawing in zip(images, drawings, strict=True):
-        edges, ink = cv2.Canny(image, 60, 120) > 0, drawing.max(axis=2) > 127
+        edges, ink = cv2.Canny(image, 60, 120) > 0, drawing > 127
         precision, recall = _near(edges, ink), _near(ink, edges)
         scores.append(2 * precision * recall / max(precision + recall, 1e-9))
     return np.array(scores)
@@ -95,3 +101,35 @@ def save_grid(path: Path, tiles: Sequence[np.ndarray], columns: int = GRID_COLUM
     rows = [np.concatenate(tiles[i : i + columns], axis=1) for i in range(0, len(tiles), columns)]
     path.parent.mkdir(parents=True, exist_ok=True)
     cv2.imwrite(str(path), cv2.cvtColor(np.concatenate(rows), cv2.COLOR_RGB2BGR))
+
+
+@dataclass(frozen=True)
+class Doodle:
+    """A drawing by a person, of Quick, Draw!; strokes: polylines [n 2] in units of the page, centred."""
+
+    word: str
+    strokes: tuple[np.ndarray, ...]
+
+    def draw(self, side: int, line: float = LINE) -> np.ndarray:
+        """White lines on black, uint8 [side side]."""
+        page = np.zeros((side, side), np.uint8)
+        points = [np.rint((stroke * side - 0.5) * 2**SHIFT).astype(np.int32) for stroke in self.strokes]
+        cv2.polylines(page, points, False, 255, max(1, round(line * side / BASE_SIDE)), cv2.LINE_AA, SHIFT)
+        return page
+
+
+def load_doodles(folder: Path, words: set[str]) -> list[Doodle]:
+    """The drawings of these words, in the file's order; FileNotFoundError says what is missing."""
+    file = folder / PACK
+    if not file.exists():
+        raise FileNotFoundError(f"there are no drawings by people in {file}: name their folder by --doodles")
+    rows = (json.loads(line) for line in file.read_text(encoding="utf-8").splitlines())
+    return [Doodle(row["word"], _fitted(row["strokes"])) for row in rows if row["word"] in words]
+
+
+def _fitted(strokes: list) -> tuple[np.ndarray, ...]:
+    lines = [np.array(stroke[:2], np.float64).T for stroke in strokes]
+    points = np.concatenate(lines)
+    low, high = points.min(axis=0), points.max(axis=0)
+    scale = FILL / max(*(high - low), 1.0)
+    return tuple((line - (low + high) / 2) * scale + 0.5 for line in lines)

@@ -7,9 +7,8 @@ import numpy as np
 import pytest
 import torch
 
-from cldm.judge import Judge, load_judge, look
-from eval.doodles import load_doodles
-from eval.thing_scores import Share, colours_named, lines_followed, save_grid
+from cldm.recognizer import Judge, load_net, look
+from eval.thing_scores import Share, colours_named, lines_followed, load_doodles, save_grid
 from eval.things import main, sketched_scenes, wanted_words
 from scenes.things.art import Art
 from scenes.things.palette import PALETTE
@@ -45,8 +44,8 @@ def square(shift=0):
 
 
 def outline(shift=0):
-    drawing = np.zeros((128, 128, 3), np.uint8)
-    cv2.rectangle(drawing, (30 + shift, 30 + shift), (89 + shift, 89 + shift), (255, 255, 255), 1)
+    drawing = np.zeros((128, 128), np.uint8)
+    cv2.rectangle(drawing, (30 + shift, 30 + shift), (89 + shift, 89 + shift), 255, 1)
     return drawing
 
 
@@ -76,7 +75,7 @@ def test_sketches_are_of_held_out_styles_and_colours():
         (thing,) = scene.things
         assert thing.sprite.style == held_out_styles()[thing.sprite.word]
         assert thing.colour is None or is_held_out(thing.sprite.word, thing.colour)
-        assert hint.shape == (128, 128, 3)
+        assert hint.shape == (128, 128)
     assert all(colour in PALETTE for colour in {scene.background for scene in scenes})
 
 
@@ -98,20 +97,20 @@ def test_missing_drawings_are_said(tmp_path):
         load_doodles(tmp_path, {"cat"})
 
 
-def test_a_saved_judge_ranks_the_same(tmp_path):
+def test_a_saved_judge_names_the_same(tmp_path):
     torch.manual_seed(0)
     judge = Judge(("cat", "dog", "house")).eval()
-    again = load_judge(save(judge, tmp_path / "judge.safetensors"))
+    again = load_net(Judge, save(judge, tmp_path / "judge.safetensors"))
     images = [square(shift) for shift in (0, 10, 30)]
     assert again.words == judge.words
-    assert np.array_equal(again.ranks(images, ["cat"] * 3), judge.ranks(images, ["cat"] * 3))
-    assert judge.ranks(images[:1], [judge.best(images[0])])[0] == 0
+    assert [order[0] for order in again.order(images)] == [order[0] for order in judge.order(images)]
+    assert all(sorted(order) == sorted(judge.words) for order in judge.order(images))
     assert look(images[0]).shape == (3, 64, 64)
 
 
 def test_a_missing_judge_is_said(tmp_path):
-    with pytest.raises(FileNotFoundError, match="there is no judge"):
-        load_judge(tmp_path / "none.safetensors")
+    with pytest.raises(FileNotFoundError, match="python -m trainer.tiny.recognizer makes it"):
+        load_net(Judge, tmp_path / "none.safetensors")
 
 
 def test_a_grid_has_every_tile(tmp_path):

@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from cldm.cldm import ControlLDM
+from ldm.models.autoencoder import AutoencoderKL
 from trainer.tiny.settings import TinySettings
-from trainer.tiny.widen import widen_autoencoder
 
 KL_WEIGHT = 1e-4  # per latent number against the mean absolute error: latents stay near unit scale and smooth
 LATENT_ERROR = 0.1  # of a latent channel's standard deviation: about what a diffusion model leaves
 START_LOGVAR = -6.0  # little noise at first: latents must carry something before they can be made robust
+QUIET = 0.5  # of a new channel's random weights: the old ones know already what they say
+MOMENTS = ("encoder.conv_out.", "quant_conv.")  # their channels are means, then log-variances
+LATENT = (*MOMENTS, "post_quant_conv.", "decoder.conv_in.")
 
 
 def learn_autoencoder(model: ControlLDM) -> nn.Module:
@@ -79,3 +84,42 @@ def decoder_loss(model: ControlLDM, batch: dict, noise: torch.Generator) -> Tens
         latent = model.first_stage_model.encode(target).mode()
         latent = latent + _latent_error(latent, noise)
     return F.l1_loss(model.first_stage_model.decode(latent), target)
+
+
+@torch.no_grad()
+def widen_autoencoder(vae: AutoencoderKL, old: Mapping[str, Tensor]) -> None:
+    """Put the weights `old` of an autoencoder with fewer latent channels into `vae`, in place.
+
+    The old channels are first and whole; the decoder does not rely on the new ones yet. At random, plain
+    colours alone take thousands of steps.
+    Raises ValueError where anything but the number of latent channels differs.
+    """
+    for name, value in vae.state_dict().items():
+        before = old[name].to(value)
+        if value.shape != before.shape:
+            if not name.startswith(LATENT) or value.ndim != before.ndim:
+                shapes = f"{tuple(before.shape)} and {tuple(value.shape)}"
+                raise ValueError(f"{name}: {shapes} differ by more than the number of latent channels")
+            _begin(name, value)
+        if name.startswith(MOMENTS):
+            value, before = (_halved(name, one) for one in (value, before))
+        value[tuple(map(slice, before.shape))] = before
+
+
+def _begin(name: str, value: Tensor) -> None:
+    """What new channels start from: 1x1 convolutions pass means on, and say that there is little noise."""
+    if value.ndim > 1 and "quant_conv" not in name:
+        value.mul_(QUIET)
+        return
+    value.zero_()
+    means = len(value) // 2 if name.startswith(MOMENTS) else len(value)
+    if value.ndim > 1:
+        value[:means, :means, 0, 0] = torch.eye(means)
+    elif name == "quant_conv.bias":
+        value[means:] = START_LOGVAR
+
+
+def _halved(name: str, value: Tensor) -> Tensor:
+    """A view with means and log-variances apart: [2, z, ...]; quant_conv's weight [2, z, 2, z, 1, 1]."""
+    value = value.unflatten(0, (2, -1))
+    return value.unflatten(2, (2, -1)) if name == "quant_conv.weight" else value

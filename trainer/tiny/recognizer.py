@@ -23,8 +23,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
-from cldm.judge import SIDE, Judge, look
-from cldm.recognizer import Recognizer, see
+from cldm.recognizer import SIDE, Judge, Recognizer, look, see
 from common.atomic import atomic_write
 from common.flags import add_flags, read_flags
 from common.shell import Parser, run_command

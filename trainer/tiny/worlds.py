@@ -1,15 +1,13 @@
 """The two worlds that tiny models draw: shapes, whose truth is known, and things that people doodle.
 
-A world draws scenes; everything else about training is the same for both. A yaml names its own by `world:`.
+A world draws scenes, their targets, maps and facts; the rest of training is the same. A yaml names its own.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
-from typing import Any, Protocol
 
 import cv2
 import numpy as np
@@ -34,45 +32,23 @@ WORD_CODE, SECOND_CODE = 48, 24  # numbers that tell 253 words apart, of the fir
 CODES_SEED = 17
 
 
-class World(Protocol):
-    """What training asks of scenes. stages: what a model of this world is made by, in order.
-
-    names: of what is drawn.
-    """
-
-    stages: tuple[str, ...]
-    names: tuple[str, ...]
-
-    def scene(self, rng: np.random.Generator, posed: float) -> Any:
-        """A scene; with probability `posed` one thing upright, large and near the middle."""
-
-    def target(self, scene: Any, side: int) -> np.ndarray:
-        """The picture, uint8 [side side 3]."""
-
-    def hint(self, scene: Any, rng: np.random.Generator, side: int) -> np.ndarray:
-        """A control map of it, uint8 [side side 3], another one each time."""
-
-    def facts(self, scene: Any) -> np.ndarray:
-        """What the prompt says, as numbers [n]."""
-
-
 class ShapesWorld:
-    """Plain shapes in named colours."""
+    """Plain shapes in named colours. stages: what its model is made by; names: of what is drawn."""
 
     stages = ("vae", "decoder", "text", "base", "unet", "control")
     names = SHAPES
 
     def scene(self, rng: np.random.Generator, posed: float) -> shape_scenes.Scene:
-        """As `World.scene`."""
+        """A scene; with probability `posed` one shape upright, exact, large and near the middle."""
         scene = shape_scenes.random_scene(rng, hand_drawn=HAND_DRAWN, widths=WIDTHS)
         return _posed(scene, rng) if rng.random() < posed else scene
 
     def target(self, scene: shape_scenes.Scene, side: int) -> np.ndarray:
-        """As `World.target`."""
+        """The picture, uint8 [side side 3]."""
         return shape_scenes.render(scene, side)[1]
 
     def hint(self, scene: shape_scenes.Scene, rng: np.random.Generator, side: int) -> np.ndarray:
-        """The outline, with another pen each time the scene comes round."""
+        """The outline, uint8 [side side 3], with another pen each time the scene comes round."""
         width = float(np.exp(rng.uniform(*np.log(WIDTHS))))
         source = shape_scenes.render(replace(scene, width=width), side)[0]
         if rng.random() < BINARY_HINTS:
@@ -80,7 +56,7 @@ class ShapesWorld:
         return source
 
     def facts(self, scene: shape_scenes.Scene) -> np.ndarray:
-        """Fill and background in [-1, 1], then 1 for the shape named."""
+        """What the prompt says, [n]: fill and background in [-1, 1], then 1 for the shape named."""
         colours = np.array([COLOURS[scene.fill], COLOURS[scene.background]], np.float32).ravel() / 127.5 - 1
         return np.concatenate([colours, np.array([name == scene.shape for name in SHAPES], np.float32)])
 
@@ -99,11 +75,11 @@ class ThingsWorld:
         return Art(load_art(self.folder))
 
     def scene(self, rng: np.random.Generator, posed: float) -> ThingScene:
-        """As `World.scene`."""
+        """As of shapes."""
         return random_scene(rng, self.art, posed=bool(rng.random() < posed))
 
     def target(self, scene: ThingScene, side: int) -> np.ndarray:
-        """As `World.target`."""
+        """As of shapes."""
         return render(scene, side)[0]
 
     def hint(self, scene: ThingScene, rng: np.random.Generator, side: int) -> np.ndarray:
@@ -142,12 +118,13 @@ def _said(colour: str | None) -> np.ndarray:
     return np.concatenate([[1.0], np.array(PALETTE[colour], np.float32) / 127.5 - 1]).astype(np.float32)
 
 
+World = ShapesWorld | ThingsWorld
+
+
 def world_of(config: DictConfig, art: Path) -> World:
     """The world that a yaml names, shapes if it names none; art: the folder of drawings for things."""
+    worlds = {"shapes": ShapesWorld, "things": partial(ThingsWorld, art)}
     name = config.get("world", "shapes")
-    if name not in WORLDS:
-        raise ValueError(f"world: {name} is unknown: use one of {', '.join(WORLDS)}")
-    return WORLDS[name](art)
-
-
-WORLDS: dict[str, Callable[[Path], World]] = {"shapes": lambda _: ShapesWorld(), "things": ThingsWorld}
+    if name not in worlds:
+        raise ValueError(f"world: {name} is unknown: use one of {', '.join(worlds)}")
+    return worlds[name]()

@@ -11,9 +11,9 @@ from scenes.things.art import ART_FILE, MORE_FILE, Art, save_art
 from scenes.things.words import words
 from tests.small_art import small_art
 from trainer.tiny.data import TinyScenes
+from trainer.tiny.first_stage import widen_autoencoder
 from trainer.tiny.recognizer import NETS, Examples, loss
 from trainer.tiny.stages import ALONE_EVERY, STAGES, alone
-from trainer.tiny.widen import widen_autoencoder
 from trainer.tiny.worlds import ThingsWorld, world_of
 
 
