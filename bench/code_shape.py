@@ -3,15 +3,14 @@
     python -m bench.code_shape 7dedb7c HEAD
 
 Tests do not count. Lines are those of .py, .cpp, .h and .js files, blank ones and comments included; all else
-is measured in Python files. The last rows say what the two paths count: the files on a checkpoint's way are
-those of `bench.checkpoint_trace`, run in each revision; flags' way is all that training's script imports.
+is measured in Python files. The last rows count the files with a function that is handed the path of the
+weights while a pipeline is made, and those of the training script's imports in which `Namespace` occurs.
 """
 
 from __future__ import annotations
 
 import ast
 import io
-import json
 import statistics
 import subprocess
 import sys
@@ -19,18 +18,40 @@ import tarfile
 import tempfile
 import tokenize
 from collections import Counter
-from collections.abc import Iterator
 from pathlib import Path
 
+from bench.harness import markdown
 from common.shell import Parser, run_command
 
 SUFFIXES = (".py", ".cpp", ".h", ".js")
 LINES = "lines"
 TRAINING = "tutorial_train"  # the script whose imports are the training path
-TRACE = Path(__file__).with_name("checkpoint_trace.py")
 NONE = "–"
-Sources = dict[str, str]  # path in the tree -> text
 Function = ast.FunctionDef | ast.AsyncFunctionDef
+# Run in a tree of this project: how many of its files have a function that is handed the path of the weights.
+HANDED = """
+import sys
+from pathlib import Path
+from cldm.pipeline import Pipeline
+
+def is_weights(value):
+    if isinstance(value, (list, tuple)):
+        return any(map(is_weights, value))
+    return isinstance(value, (str, Path)) and str(value).endswith("tiny.safetensors")
+
+def profile(frame, event, _):
+    code, root = frame.f_code, f"{Path.cwd()}/"
+    count = code.co_argcount + code.co_kwonlyargcount + bool(code.co_flags & 0x04)  # with *args
+    given = [frame.f_locals.get(name) for name in code.co_varnames[:count]]
+    if event == "call" and code.co_filename.startswith(root) and is_weights(given):
+        files.add(code.co_filename)
+
+files = set()
+sys.setprofile(profile)
+Pipeline.from_files("models/tiny.yaml", device="cpu")
+sys.setprofile(None)
+print(len([name for name in files if "/.venv/" not in name]))
+"""
 
 
 def measure(folder: Path) -> dict[str, object]:
@@ -41,19 +62,24 @@ def measure(folder: Path) -> dict[str, object]:
     packages: Counter[str] = Counter()
     for path, count in lines.items():
         packages[path.split("/")[0] if "/" in path else "scripts"] += count
+    folders = Counter(path.rpartition("/")[0] for path in sources)
+    largest, count = max(folders.items(), key=lambda pair: pair[1], default=("", 0))
     return {
         LINES: f"{sum(lines.values()):,}",
         **{f"{LINES} of {name}": f"{count:,}" for name, count in sorted(packages.items())},
-        **layout(sources),
+        "files": len(sources),
+        "folders": len(folders),
+        "files in the largest folder": f"{count} ({largest or 'top'})",
+        "depth of folders": max((path.count("/") for path in sources), default=0),
+        "longest file": max(lines.values(), default=0),
         **functions(trees),
-        "comments per 100 lines of Python": comments(sources),
-        "import cycles": len(cycles(imports(trees))),
-        **paths(folder, trees),
+        "comments per 100 lines of Python": comments([sources[path] for path in trees]),
+        **paths(folder, {_module(path): tree for path, tree in trees.items()}),
     }
 
 
-def read_sources(folder: Path) -> Sources:
-    """The files of a tree that count; in a git repository only what it knows, so no virtual environment."""
+def read_sources(folder: Path) -> dict[str, str]:
+    """Path in the tree -> text of the files that count; in a git repository only of what it knows."""
     if (folder / ".git").exists():
         names = _git(folder, "ls-files").decode().splitlines()
     else:
@@ -62,45 +88,43 @@ def read_sources(folder: Path) -> Sources:
     return {name: (folder / name).read_text("utf-8") for name in sorted(wanted) if (folder / name).is_file()}
 
 
-def layout(sources: Sources) -> dict[str, object]:
-    """How many files there are, and how they are spread over folders."""
-    folders = Counter(path.rpartition("/")[0] for path in sources)
-    largest, count = folders.most_common(1)[0] if folders else ("", 0)
-    return {
-        "files": len(sources),
-        "folders": len(folders),
-        "files in the largest folder": f"{count} ({largest or 'top'})",
-        "depth of folders": max((path.count("/") for path in sources), default=0),
-        "longest file": max((len(text.splitlines()) for text in sources.values()), default=0),
-    }
-
-
 def functions(trees: dict[str, ast.Module]) -> dict[str, object]:
     """Lengths of functions, and the share whose parameters and result all have types."""
     found = [node for tree in trees.values() for node in ast.walk(tree) if isinstance(node, Function)]
-    lengths = [node.end_lineno - node.lineno + 1 for node in found if node.end_lineno]
-    typed = sum(map(_is_typed, found)) / max(1, len(found))
+    lengths = [(node.end_lineno or node.lineno) - node.lineno + 1 for node in found] or [0]
     return {
         "functions": f"{len(found):,}",
-        "functions: median length": f"{statistics.median(lengths or [0]):g}",
-        "functions: longest": max(lengths, default=0),
-        "functions: all types said": f"{typed:.1%}",
+        "functions: median length": f"{statistics.median(lengths):g}",
+        "functions: longest": max(lengths),
+        "functions: all types said": f"{sum(map(_is_typed, found)) / max(1, len(found)):.1%}",
     }
 
 
-def comments(sources: Sources) -> str:
+def _is_typed(node: Function) -> bool:
+    args = [arg for arg in ast.walk(node.args) if isinstance(arg, ast.arg)]
+    return bool(node.returns) and all(arg.annotation for arg in args if arg.arg not in ("self", "cls"))
+
+
+def comments(files: list[str]) -> str:
     """Comments in Python files, per 100 lines that are not blank."""
-    files = [text for path, text in sources.items() if path.endswith(".py")]
     tokens = (token for text in files for token in tokenize.generate_tokens(io.StringIO(text).readline))
     count = sum(token.type == tokenize.COMMENT for token in tokens)
     lines = sum(bool(line.strip()) for text in files for line in text.splitlines())
     return f"{100 * count / max(1, lines):.1f}"
 
 
-def imports(trees: dict[str, ast.Module]) -> dict[str, set[str]]:
-    """Module -> modules of the tree that it imports, in functions too."""
-    modules = {_module(path) for path in trees}
-    return {_module(path): set(_imported(tree)) & modules - {_module(path)} for path, tree in trees.items()}
+def paths(folder: Path, trees: dict[str, ast.Module]) -> dict[str, object]:
+    """How many modules import each other in a ring; what two things pass on their way."""
+    graph = {name: _imports(tree) & trees.keys() - {name} for name, tree in trees.items()}
+    done = subprocess.run([sys.executable, "-c", HANDED], cwd=folder, capture_output=True, text=True)
+    training = {TRAINING, *reachable(graph, TRAINING)}
+    return {
+        "import cycles": len(cycles(graph)),
+        "checkpoint: files that are handed its path": NONE if done.returncode else done.stdout.split()[-1],
+        "training: files in which `Namespace` occurs": sum(
+            _names_namespace(tree) for name, tree in trees.items() if name in training
+        ),
+    }
 
 
 def cycles(graph: dict[str, set[str]]) -> set[frozenset[str]]:
@@ -121,26 +145,18 @@ def reachable(graph: dict[str, set[str]], start: str) -> set[str]:
     return found
 
 
-def paths(folder: Path, trees: dict[str, ast.Module]) -> dict[str, object]:
-    """How many files two things pass: a checkpoint on its way into a model, flags on theirs into training."""
-    done = subprocess.run([sys.executable, TRACE], cwd=folder, capture_output=True, text=True, check=False)
-    trace = json.loads(done.stdout.splitlines()[-1]) if done.returncode == 0 else {}
-    training = {TRAINING, *reachable(imports(trees), TRAINING)}
-    on_path = (tree for path, tree in trees.items() if _module(path) in training)
-    return {
-        "checkpoint: files that are handed its path": len(trace["handed"]) if trace else NONE,
-        "checkpoint: files at work until it is weights": len(trace["at_work"]) if trace else NONE,
-        "training: files in which `Namespace` occurs": sum(map(_names_namespace, on_path)),
-    }
+def _imports(tree: ast.Module) -> set[str]:
+    found: set[str] = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            found |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
+    return found
 
 
-def table(columns: dict[str, dict[str, object]]) -> str:
-    """Markdown with one column a revision."""
-    labels = list(dict.fromkeys(label for column in columns.values() for label in column))
-    labels.sort(key=lambda label: not label.startswith(LINES))  # packages that a later column brings too
-    rows = [[label, *(str(column.get(label, NONE)) for column in columns.values())] for label in labels]
-    head = [["", *columns], ["---"] * (len(columns) + 1)]
-    return "\n".join(f"| {' | '.join(row)} |" for row in head + rows)
+def _names_namespace(tree: ast.Module) -> bool:
+    return any("Namespace" in (getattr(node, "id", ""), getattr(node, "attr", "")) for node in ast.walk(tree))
 
 
 def measure_revision(repository: Path, revision: str) -> dict[str, object]:
@@ -162,38 +178,22 @@ def _module(path: str) -> str:
     return path.removesuffix(".py").replace("/", ".").removesuffix(".__init__")
 
 
-def _is_typed(node: Function) -> bool:
-    args = [*node.args.posonlyargs, *node.args.args, *node.args.kwonlyargs]
-    args += [arg for arg in (node.args.vararg, node.args.kwarg) if arg]
-    return bool(node.returns) and all(arg.annotation for arg in args if arg.arg not in ("self", "cls"))
-
-
-def _imported(tree: ast.Module) -> Iterator[str]:
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Import):
-            yield from (alias.name for alias in node.names)
-        elif isinstance(node, ast.ImportFrom) and node.module:
-            inner = [f"{node.module}.{alias.name}" for alias in node.names]
-            yield from (node.module, *inner)
-
-
-def _names_namespace(tree: ast.Module) -> bool:
-    names = {node.id for node in ast.walk(tree) if isinstance(node, ast.Name)}
-    return "Namespace" in names | {node.attr for node in ast.walk(tree) if isinstance(node, ast.Attribute)}
+def table(columns: dict[str, dict[str, object]]) -> str:
+    """One column a revision."""
+    labels = list(dict.fromkeys(label for column in columns.values() for label in column))
+    labels.sort(key=lambda label: not label.startswith(LINES))  # packages that a later column brings too
+    rows = ([label, *(column.get(label, NONE) for column in columns.values())] for label in labels)
+    return markdown(["", *columns], rows)
 
 
 def main(argv: list[str] | None = None) -> int:
     """Print the table; exit codes as `common.shell`."""
-    parser = Parser("-m bench.code_shape", __doc__)
+    parser = Parser("python -m bench.code_shape", __doc__)
     parser.add_argument("revisions", nargs="*", metavar="REV", help="of git (default: the working tree)")
-    revisions = parser.parse_args(argv).revisions
-    here = Path.cwd()
-
-    def act() -> str:
-        columns = {name: measure_revision(here, name) for name in revisions}
-        return table(columns or {"working tree": measure(here)})
-
-    return run_command(act)
+    revisions, here = parser.parse_args(argv).revisions, Path.cwd()
+    return run_command(
+        lambda: table({name: measure_revision(here, name) for name in revisions} or {"tree": measure(here)})
+    )
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 A bench is flags, what measures, and what makes a table of the rows:
 
+    table = table_of([Column("step, s", "wall", SPREAD), Column("faster", "wall", ratio="faster")], "branch")
     main = Bench("bench.speed.lite", __doc__, LiteFlags, measure, table).run
 """
 
@@ -12,7 +13,7 @@ import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 from bench.results import ROOT, Measurement, ResultsFile, Rows, by_subject, origin_of
 from common.flags import add_flags, flag, read_flags
@@ -23,6 +24,8 @@ SD15, TINY = ROOT / "models/cldm_v15.yaml", ROOT / "models/tiny.yaml"
 FOLDER = ROOT / "outputs/bench"  # of random weights and what is made of them
 GB, MB = 1e9, 1e6
 GIB, MIB = 2**30, 2**20
+MS, PERCENT = 1e-3, 1e-2
+SPREAD = "{:.2f} ({low:.2f}..{high:.2f})"
 PIXELS = 64  # sides are multiples: latents are an eighth, and the U-Net halves them three times
 
 
@@ -37,9 +40,7 @@ class BenchFlags:
     SHARED: ClassVar[Sequence[str]] = ()  # which of the flags rows must share to be one table
 
     threads: int | None = flag(None, "of the CPU (default: as many as torch takes)")
-    json: Path | None = flag(
-        None, "keep the rows there, JSON lines; earlier ones are shown too", metavar="FILE"
-    )
+    json: Path | None = flag(None, "for the rows, JSON lines; earlier ones are shown too", metavar="FILE")
 
     def __post_init__(self) -> None:
         for name in (one.name for one in fields(self)):
@@ -53,6 +54,19 @@ class BenchFlags:
         """What rows must share to be one table, as JSON has it."""
         values = {name: getattr(self, name) for name in self.SHARED}
         return {name: value.name if isinstance(value, Path) else value for name, value in values.items()}
+
+
+@dataclass(frozen=True)
+class StepFlags(BenchFlags):
+    """Of benches that take a step of a model's variants in turns."""
+
+    SHARED: ClassVar[Sequence[str]] = ("config", "size", "batch")
+
+    config: Path = flag(SD15, "yaml of the model")
+    size: int = flag(512, "side of the picture, pixels", "--resolution")
+    batch: int = flag(1, "pictures a step")
+    rounds: int = flag(3, ROUNDS)
+    device: str = flag("auto", "auto, cpu, cuda, cuda:N")
 
 
 @dataclass(frozen=True)
@@ -111,6 +125,57 @@ def markdown(head: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
     """A table with a line a row."""
     first, *lines = (f"| {' | '.join(map(str, cells))} |" for cells in (head, *rows))
     return "\n".join([first, "|---" * len(head) + "|", *lines])
+
+
+@dataclass(frozen=True)
+class Column:
+    """A quantity as a table shows it.
+
+    text: for `str.format`, of the value, `low` and `high` in units of `unit`, and `n`. ratio: that of the
+    value to the first row which has the quantity, or its inverse ("faster").
+    """
+
+    head: str
+    quantity: str
+    text: str = "{:.2f}"
+    unit: float | None = None
+    ratio: Literal["of first", "faster"] | None = None
+
+    def cell(self, row: Mapping[str, Measurement], rows: Rows) -> str:
+        """What is shown of `row`, one of `rows`: a dash where it has no such quantity."""
+        if self.quantity not in row:
+            return "-"
+        one = row[self.quantity]
+        if self.ratio:
+            first = next(other[self.quantity] for other in rows.values() if self.quantity in other)
+            share = one.value / first.value
+            return self.text.format(share) if self.ratio == "of first" else f"{1 / share:.2f} x"
+        value, low, high = (
+            number / self.unit if self.unit and number is not None else number
+            for number in (one.value, one.low, one.high)
+        )
+        return self.text.format(value, low=low, high=high, n=one.n)
+
+
+def table_of(columns: Sequence[Column], first: str = "") -> Callable[..., str]:
+    """What makes a table of rows, a line a subject.
+
+    first: the head above their names; names of two parts, as in `kernel | input`, take two cells.
+    """
+
+    heads = [column.head for column in columns]
+
+    def table(rows: Rows, _: object = None) -> str:
+        lines = [[name, *(one.cell(row, rows) for one in columns)] for name, row in rows.items()]
+        head, *cells = ([*name.split(" | "), *line] for name, *line in ([first, *heads], *lines))
+        return markdown(head, cells)
+
+    return table
+
+
+def above(name: str, what: str, found: float, bar: float) -> list[str]:
+    """A sentence where `found` is not at most `bar`, for `Bench.missed`."""
+    return [] if found <= bar else [f"{name}: {what} is {found:.3f}, the bar is {bar:.3f}"]
 
 
 def chosen(only: Sequence[str], known: Iterable[str], what: str) -> list[str]:

@@ -44,6 +44,11 @@ class Inputs:
         return Inputs(x, self.t.to(device), text, hint)
 
 
+def relative_error(found: Tensor, expected: Tensor) -> float:
+    """The length of their difference over that of `expected`."""
+    return ((found.double() - expected.double()).norm() / expected.double().norm()).item()
+
+
 def denoising_step(model: ControlLDM, inputs: Inputs) -> Callable[[], Tensor]:
     """A step of U-Net and branch that gives the predicted noise [b, 4, h, w].
 

@@ -21,13 +21,7 @@ from common.atomic import atomic_write
 
 ROOT = Path(__file__).parents[1]
 CPUINFO = Path("/proc/cpuinfo")
-PACKAGES = (
-    "torch",
-    "diffusers",
-    "openvino",
-    "nncf",
-    "torchao",
-)  # of which versions are noted, where installed
+PACKAGES = ("torch", "diffusers", "openvino", "nncf", "torchao")  # whose versions are noted, where installed
 
 
 @dataclass(frozen=True)
@@ -53,11 +47,6 @@ class Measurement:
         takes = tuple(takes)
         middle, low, high = statistics.median(takes), min(takes), max(takes)
         return cls(subject, quantity, middle, unit, len(takes), low, high, takes)
-
-    def spread(self, digits: int = 2) -> str:
-        """Such as `3.16 (2.98..3.54)`."""
-        middle, low, high = (f"{value:.{digits}f}" for value in (self.value, self.low, self.high))
-        return f"{middle} ({low}..{high})"
 
 
 # By subject, then by quantity, both in the order of measuring.
@@ -102,11 +91,8 @@ class ResultsFile:
 
     def _lines_without(self, measurements: Iterable[Measurement]) -> list[dict[str, Any]]:
         names = {(one.subject, one.quantity) for one in measurements}
-        return [
-            line
-            for line in self._lines
-            if not (self._is_ours(line) and (line["subject"], line["quantity"]) in names)
-        ]
+        replaced = lambda line: self._is_ours(line) and (line["subject"], line["quantity"]) in names  # noqa: E731
+        return [line for line in self._lines if not replaced(line)]
 
     def _is_ours(self, line: Mapping[str, Any]) -> bool:
         return all(line[name] == self._origin[name] for name in ("bench", "setting", "device"))

@@ -14,18 +14,18 @@ from __future__ import annotations
 import shutil
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
 from bench.files import Files, converted
-from bench.harness import GB, SD15, Bench, BenchFlags, chosen, markdown
+from bench.harness import GB, SD15, Bench, BenchFlags, Column, above, chosen, table_of
 from bench.processes import apart, peak_bytes
 from bench.results import Measurement, Rows
 from checkpoints.checkpoint import open_checkpoint
-from checkpoints.files.lazy import Values, walk
+from checkpoints.files.lazy import walk
 from checkpoints.files.write import write_weights
 from checkpoints.names.original import ema_names
 from checkpoints.surgery import CONTROL, UNET
@@ -35,19 +35,30 @@ YAML = "YAML"  # in the words of a case: the model's
 LIMIT = 1.0  # GB of the whole process
 BRANCH_LIMIT = 2.5  # of one that draws a branch: at SD1.5 size that is 1.45 GB by itself
 ADD = "add-control"  # the name here of what is a script of its own
-
-
-@dataclass(frozen=True)
-class Conversion:
-    """source: of FILES; result: its name; words: of the command line behind the two.
-
-    limit: GB at the peak.
-    """
-
-    source: str
-    result: str
-    words: tuple[str, ...] = ()
-    limit: float = LIMIT
+PLAIN = "plain.safetensors"  # the file as it is written at first
+SOURCES = ("full.ckpt", "averaged.ckpt", "base.safetensors", "base.ckpt", "diffusers")  # made of it
+TO_YAML = ("--config", YAML)
+BASES = ("--from-base", PLAIN, "--to-base", PLAIN)
+# Source; the result's name; words of the command line behind the two.
+CASES: dict[str, tuple[str, ...]] = {
+    "to-safetensors": ("full.ckpt", "out.safetensors"),
+    "to-dtype fp16": (PLAIN, "out.safetensors", "--dtype", "fp16"),
+    "to-dtype bf16, of a ckpt": ("full.ckpt", "out.ckpt", "--dtype", "bf16"),
+    "to-diffusers": ("full.ckpt", "out", *TO_YAML),
+    "to-original": ("diffusers", "out.safetensors"),
+    "extract-control": ("full.ckpt", "out.pth"),
+    "strip": ("averaged.ckpt", "out.ckpt"),
+    "transfer-control": ("full.ckpt", "out.pth", *BASES),
+    ADD: ("base.safetensors", "out.safetensors", *TO_YAML),
+    f"{ADD}, of a ckpt": ("base.ckpt", "out.ckpt", *TO_YAML),
+}
+COLUMNS = (
+    Column("in GB", "in", unit=GB),
+    Column("out GB", "out", unit=GB),
+    Column("peak GB", "peak", unit=GB),
+    Column("seconds", "seconds", "{:.0f}"),
+    Column("intact", "intact", "{}"),
+)
 
 
 @dataclass(frozen=True)
@@ -59,53 +70,17 @@ class ConvertFlags(BenchFlags):
     only: tuple[str, ...] = flag((), "conversions (default: all)", "--only", "--cases", metavar="CASE")
 
 
-def _plain(full: Path, path: Path, _config: Path) -> None:
-    path.hardlink_to(full)
-
-
-def _ckpt(full: Path, path: Path, _config: Path) -> None:
-    converted(full, path)
-
-
-def _base(full: Path, path: Path, _config: Path) -> None:
-    """As bases are published: no branch, and nothing that only a branch's class stores."""
-    state = open_checkpoint(full).tensors()
-    write_weights(path, {n: t for n, t in state.items() if not n.startswith(CONTROL) and n != "logvar"})
-
-
-def _averaged(full: Path, path: Path, _config: Path) -> None:
-    """As trainers leave it: with a moving average beside each weight of the U-Net."""
-    state = open_checkpoint(full).tensors()
-    averages = {average: state[name] for average, name in ema_names(state).items()}
-    write_weights(path, state | averages)
-
-
-def _diffusers(full: Path, path: Path, config: Path) -> None:
-    apart(convert, ["to-diffusers", str(full), str(path), "--config", str(config)])
-
-
-# How each kind of source is made of the full file.
-FILES: dict[str, Callable[[Path, Path, Path], None]] = {
-    "plain.safetensors": _plain,
-    "full.ckpt": _ckpt,
-    "averaged.ckpt": _averaged,
-    "base.safetensors": _base,
-    "base.ckpt": _base,
-    "diffusers": _diffusers,
-}
-BASES = ("--from-base", "plain.safetensors", "--to-base", "plain.safetensors")
-CASES = {
-    "to-safetensors": Conversion("full.ckpt", "out.safetensors"),
-    "to-dtype fp16": Conversion("plain.safetensors", "out.safetensors", ("--dtype", "fp16")),
-    "to-dtype bf16, of a ckpt": Conversion("full.ckpt", "out.ckpt", ("--dtype", "bf16")),
-    "to-diffusers": Conversion("full.ckpt", "out", ("--config", YAML)),
-    "to-original": Conversion("diffusers", "out.safetensors"),
-    "extract-control": Conversion("full.ckpt", "out.pth"),
-    "strip": Conversion("averaged.ckpt", "out.ckpt"),
-    "transfer-control": Conversion("full.ckpt", "out.pth", BASES),
-    ADD: Conversion("base.safetensors", "out.safetensors", ("--config", YAML), BRANCH_LIMIT),
-    f"{ADD}, of a ckpt": Conversion("base.ckpt", "out.ckpt", ("--config", YAML), BRANCH_LIMIT),
-}
+def make_source(full: Path, path: Path, config: Path) -> None:
+    """One of SOURCES at `path`, made of the file `full`."""
+    kind, state = path.name.partition(".")[0], open_checkpoint(full).tensors()
+    if kind == "diffusers":
+        apart(convert, ["to-diffusers", str(full), str(path), "--config", str(config)])
+    elif kind == "base":  # as bases are published: no branch, and nothing that only a branch's class stores
+        write_weights(path, {n: t for n, t in state.items() if not n.startswith(CONTROL) and n != "logvar"})
+    elif kind == "averaged":  # as trainers leave it: a moving average beside each weight of the U-Net
+        write_weights(path, state | {average: state[name] for average, name in ema_names(state).items()})
+    else:
+        converted(full, path)
 
 
 def is_intact(result: Path, full: Path, *, has_new_branch: bool = False) -> bool:
@@ -115,18 +90,10 @@ def is_intact(result: Path, full: Path, *, has_new_branch: bool = False) -> bool
     """
     got, expected = (open_checkpoint(path).weights().state for path in (result, full))
     if has_new_branch:
-        expected |= _begun(got, expected)
+        branch = {name: tensor for name, tensor in got.items() if name.startswith(CONTROL)}
+        expected |= {name: expected.get(name.replace(CONTROL, UNET, 1), t) for name, t in branch.items()}
     pairs = zip(walk(got.items()), walk((name, expected[name]) for name in got), strict=True)
     return all(torch.equal(tensor, other.to(tensor.dtype)) for (_, tensor), (_, other) in pairs)
-
-
-def _begun(got: Mapping[str, Values], full: Mapping[str, Values]) -> dict[str, Values]:
-    """What the branch in `got` must be: the U-Net's, and itself where that has no such name."""
-    return {
-        name: full.get(name.replace(CONTROL, UNET, 1), tensor)
-        for name, tensor in got.items()
-        if name.startswith(CONTROL)
-    }
 
 
 def size_of(path: Path) -> int:
@@ -148,12 +115,11 @@ def convert(words: list[str]) -> dict[str, float]:
 
 def run_case(name: str, full: Path, config: Path) -> Iterator[Measurement]:
     """What a conversion of the file `full`, in the folder where it lies, takes and gives."""
-    case, folder = CASES[name], full.parent
-    source, result = folder / case.source, folder / case.result
+    known = {YAML: config, PLAIN: full, **{source: full.parent / source for source in SOURCES}}
+    source, result = known[CASES[name][0]], full.parent / CASES[name][1]
     if not source.exists():
-        FILES[case.source](full, source, config)
-    known = {YAML: config, **{file: folder / file for file in FILES}}
-    words = [source, result, *(known.get(word, word) for word in case.words)]
+        make_source(full, source, config)
+    words = [source, result, *(known.get(word, word) for word in CASES[name][2:])]
     found = apart(convert, [name.split()[0].rstrip(","), *map(str, words)])
     intact = is_intact(result, full, has_new_branch=name.startswith(ADD))
     for quantity, size in (("in", size_of(source)), ("out", size_of(result)), ("peak", found["peak"])):
@@ -172,24 +138,17 @@ def measure(flags: ConvertFlags) -> Iterator[Measurement]:
             yield from run_case(name, full, flags.config)
 
 
-def table(rows: Rows, _: ConvertFlags) -> str:
-    """A row for each conversion."""
-    cells = []
-    for name, row in rows.items():
-        sizes = [f"{row[quantity].value / GB:.2f}" for quantity in ("in", "out", "peak")]
-        cells.append([name, *sizes, f"{row['seconds'].value:.0f}", bool(row["intact"].value)])
-    return markdown(("conversion", "in GB", "out GB", "peak GB", "seconds", "intact"), cells)
-
-
 def missed(rows: Rows) -> list[str]:
     """What is above its limit, and what is not what went in."""
-    peaks = {name: row["peak"].value / GB for name, row in rows.items()}
-    over = [name for name, peak in peaks.items() if not peak <= CASES[name].limit]
-    found = [f"{name}: {peaks[name]:.2f} GB, the bar is {CASES[name].limit}" for name in over]
-    return found + [f"{name}: gives other weights" for name, row in rows.items() if not row["intact"].value]
+    found = [f"{name}: gives other weights" for name, row in rows.items() if not row["intact"].value]
+    for name, row in rows.items():
+        limit = BRANCH_LIMIT if name.startswith(ADD) else LIMIT
+        found += above(name, "peak in GB", row["peak"].value / GB, limit)
+    return found
 
 
 ABOUT = __doc__.format(limit=LIMIT, branch_limit=BRANCH_LIMIT, cases="; ".join(CASES))
+table = table_of(COLUMNS, "conversion")
 main = Bench("bench.memory.convert_memory", ABOUT, ConvertFlags, measure, table, missed).run
 
 if __name__ == "__main__":

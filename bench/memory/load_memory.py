@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from bench.files import Files, converted
-from bench.harness import GB, SD15, Bench, BenchFlags, chosen, markdown
+from bench.harness import GB, SD15, Bench, BenchFlags, Column, above, chosen, table_of
 from bench.processes import apart, peak_bytes
 from bench.results import Measurement, Rows
 from common.flags import flag
@@ -37,6 +37,15 @@ FORMS = {
     "fp16-kept": (torch.float16, torch.float16, ".safetensors"),
     "to-fp16": (torch.float32, torch.float16, ".safetensors"),
 }
+COLUMNS = (
+    Column("file GB", "file", unit=GB),
+    Column("weights GB", "bytes", unit=GB),
+    Column("peak GB", "peak", unit=GB),
+    Column("over baseline GB", "over", unit=GB),
+    Column("/ weights", "ratio", "{:.3f}"),
+    Column("seconds", "seconds", "{:.1f}"),
+    Column("intact", "intact", "{}"),
+)
 
 
 @dataclass(frozen=True)
@@ -55,8 +64,8 @@ def fingerprint(tensors: Iterable[Tensor]) -> float:
     return math.fsum(piece.sum(dtype=torch.float64).item() for piece in pieces)
 
 
-def load(config: Path, weights: Path, dtype: torch.dtype) -> dict[str, float]:
-    """Load in this process and read every parameter: bytes above the imports, seconds, fingerprint."""
+def load(config: Path, weights: Path, dtype: torch.dtype, expected: float) -> dict[str, float]:
+    """Load in this process and read every parameter: what it takes, by quantity."""
     from cldm.model import load_model
     from ldm.config import create_meta_model
 
@@ -64,9 +73,10 @@ def load(config: Path, weights: Path, dtype: torch.dtype) -> dict[str, float]:
     baseline, start = peak_bytes(), time.perf_counter()
     model = load_model(config, weights, dtype=dtype)
     seconds = time.perf_counter() - start
-    found = {"seconds": seconds, "fingerprint": fingerprint(model.parameters()), "peak": peak_bytes()}
-    size = sum(tensor.nbytes for tensor in model.state_dict().values())
-    return found | {"over": found["peak"] - baseline, "bytes": size}
+    intact, peak = fingerprint(model.parameters()) == expected, peak_bytes()
+    size, over = sum(tensor.nbytes for tensor in model.state_dict().values()), peak - baseline
+    found = {"bytes": size, "peak": peak, "over": over, "ratio": over / size}
+    return found | {"seconds": seconds, "intact": intact}
 
 
 def measure(flags: LoadFlags) -> Iterator[Measurement]:
@@ -83,40 +93,23 @@ def measure(flags: LoadFlags) -> Iterator[Measurement]:
             path = converted(files.weights, Path(folder, f"weights{suffix}"), stored)
             written = (t.to(stored).to(loaded) for name, t in files.tensors() if name in parameters)
             expected = fingerprint(written)
-            found = apart(load, flags.config, path, loaded)
             yield Measurement(form, "file", path.stat().st_size, "B")
-            for quantity, unit in {"bytes": "B", "peak": "B", "over": "B", "seconds": "s"}.items():
-                yield Measurement(form, quantity, found[quantity], unit)
-            yield Measurement(form, "intact", found["fingerprint"] == expected, "yes or no")
+            for quantity, value in apart(load, flags.config, path, loaded, expected).items():
+                yield Measurement(form, quantity, value, UNITS.get(quantity, "B"))
             path.unlink()
-
-
-def table(rows: Rows, _: LoadFlags) -> str:
-    """A row for each form."""
-    head = ("form", "file GB", "weights GB", "peak GB", "over baseline GB", "/ weights", "seconds", "intact")
-    cells = []
-    for form, row in rows.items():
-        sizes = (f"{row[quantity].value / GB:.2f}" for quantity in ("file", "bytes", "peak", "over"))
-        intact = bool(row["intact"].value)
-        cells.append([form, *sizes, f"{_ratio(row):.3f}", f"{row['seconds'].value:.1f}", intact])
-    return markdown(head, cells)
 
 
 def missed(rows: Rows) -> list[str]:
     """What is above the limit, and what is not what was written."""
-    over = {form: _ratio(row) for form, row in rows.items() if not _ratio(row) <= LIMIT}
-    found = [f"{form}: {ratio:.3f} times the weights, the bar is {LIMIT}" for form, ratio in over.items()]
-    return found + [
-        f"{form}: other weights than written" for form, row in rows.items() if not row["intact"].value
-    ]
+    found = [f"{form}: other weights than written" for form, row in rows.items() if not row["intact"].value]
+    for form, row in rows.items():
+        found += above(form, "peak over weights", row["ratio"].value, LIMIT)
+    return found
 
 
-def _ratio(row: dict[str, Measurement]) -> float:
-    return row["over"].value / row["bytes"].value
-
-
+UNITS = {"ratio": "", "seconds": "s", "intact": "yes or no"}  # of what is no bytes
 ABOUT = __doc__.format(limit=LIMIT, forms=", ".join(FORMS))
-main = Bench("bench.memory.load_memory", ABOUT, LoadFlags, measure, table, missed).run
+main = Bench("bench.memory.load_memory", ABOUT, LoadFlags, measure, table_of(COLUMNS, "form"), missed).run
 
 if __name__ == "__main__":
     raise SystemExit(main())

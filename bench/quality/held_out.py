@@ -17,8 +17,8 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from bench.harness import TINY, BenchFlags, markdown
-from bench.results import Measurement, Rows
+from bench.harness import PERCENT, TINY, BenchFlags, Column
+from bench.results import Measurement
 from common.atomic import atomic_write
 from common.flags import flag
 
@@ -35,8 +35,7 @@ TRUTH = {
     "followed": "followed_share", "colours": "coloured_share", "median IoU": "median_iou",
     "PSNR to truth": "median_psnr", "SSIM to truth": "median_ssim",
 }  # fmt: skip
-# A column: its head, the quantity, and how a value is shown.
-Columns = Sequence[tuple[str, str, Callable[[float], str]]]
+FOLLOWED, COLOURS = (Column(name, name, "{:.1f} %", PERCENT) for name in ("followed", "colours"))
 
 
 @dataclass(frozen=True)
@@ -109,13 +108,11 @@ class HeldOutFlags(BenchFlags):
         for quantity, key in TRUTH.items():
             yield Measurement(name, quantity, summary[key], "dB" if "PSNR" in quantity else "", self.count)
         for other, expected in to.items():
-            for measure, unit, values in (
-                ("PSNR", "dB", psnr(pictures, expected)),
-                ("SSIM", "", ssim(pictures, expected)),
-            ):
+            for measure, unit, like in (("PSNR", "dB", psnr), ("SSIM", "", ssim)):
+                values, quantity = like(pictures, expected), f"{measure} to {other}"
                 low = float(np.percentile(values, LOW_PERCENTILE, method="lower"))
-                yield Measurement(name, f"{measure} to {other}", float(np.median(values)), unit, self.count)
-                yield Measurement(name, f"{measure} to {other}, low", low, unit, self.count)
+                yield Measurement(name, quantity, float(np.median(values)), unit, self.count)
+                yield Measurement(name, f"{quantity}, low", low, unit, self.count)
 
 
 def content(path: Path) -> str:
@@ -126,17 +123,3 @@ def content(path: Path) -> str:
 def file_stem(name: str) -> str:
     """The name of a row as that of a file."""
     return re.sub(r"\W+", "-", name)
-
-
-def share(value: float) -> str:
-    """Such as `96.5 %`."""
-    return f"{100 * value:.1f} %"
-
-
-def quality_table(rows: Rows, columns: Columns, first: str = "row") -> str:
-    """One line a row; a dash where it has nothing to be held against."""
-    cells = [
-        [name, *(show(row[quantity].value) if quantity in row else "-" for _, quantity, show in columns)]
-        for name, row in rows.items()
-    ]
-    return markdown([first, *(head for head, _, _ in columns)], cells)

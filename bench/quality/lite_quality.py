@@ -7,7 +7,7 @@
     python -m bench.quality.lite_quality full=models/tiny.yaml:runs/full lite=models/tiny_lite.yaml:runs/lite
 
 Each row is one control-STEP.safetensors of a folder: scores on held-out scenes (`eval.fill50k`: same scenes,
-same noise for all), weights, and the median time of a step, taken here, branch after branch in turns.
+same noise for all) and its weights. What a step of training takes, `bench.speed.lite` measures.
 """
 
 from __future__ import annotations
@@ -19,27 +19,25 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from bench.harness import ROUNDS, Bench
-from bench.processes import interleaved
-from bench.quality.held_out import HeldOutFlags, quality_table, share
+from safetensors.torch import load_file
+
+from bench.harness import Bench, Column, table_of
+from bench.quality.held_out import COLOURS, FOLLOWED, HeldOutFlags
 from bench.results import Measurement, Rows
-from bench.speed.lite import BranchExchange
 from common.flags import flag
 
 if TYPE_CHECKING:
     from cldm.pipeline import Pipeline
 
-BATCH = 16  # of the training whose step is timed: that of trainer.tiny
 KEPT = re.compile(r"control-(\d+)\.safetensors")
 SHOWN = 8  # scenes in the grid
 COLUMNS = (
-    ("weights", "weights", "{:,.0f}".format),
-    ("s a step", "training step", "{:.2f}".format),
-    ("followed", "followed", share),
-    ("colours", "colours", share),
-    ("PSNR", "PSNR to truth", "{:.1f} dB".format),
-    ("SSIM", "SSIM to truth", "{:.3f}".format),
-    ("median IoU", "median IoU", "{:.3f}".format),
+    Column("weights", "weights", "{:,}"),
+    FOLLOWED,
+    COLOURS,
+    Column("PSNR", "PSNR to truth", "{:.1f} dB"),
+    Column("SSIM", "SSIM to truth", "{:.3f}"),
+    Column("median IoU", "median IoU", "{:.3f}"),
 )
 
 
@@ -48,7 +46,6 @@ class LiteQualityFlags(HeldOutFlags):
     """The command line."""
 
     branches: tuple[str, ...] = flag((), "what to compare", "branches", metavar="NAME=YAML:FOLDER")
-    rounds: int = flag(15, ROUNDS)
     run: Path = flag(Path("runs/lite-quality"), "of what is made", metavar="DIR")
     grid: Path = flag(Path("outputs/lite.png"), "picture to write")
 
@@ -74,10 +71,6 @@ class TrainedBranch:
             raise FileNotFoundError(f"{folder} has no control-STEP.safetensors: train with --keep STEP")
         return cls(name, Path(config), dict(sorted(found.items())))
 
-    def rows(self) -> dict[str, Path]:
-        """Its files by the names of their rows."""
-        return {f"{self.name}, {steps:,} steps": file for steps, file in self.files.items()}
-
     def pipeline(self, file: Path) -> Pipeline:
         """The yaml's base with the branch of `file`."""
         from cldm.pipeline import Pipeline
@@ -88,33 +81,16 @@ class TrainedBranch:
 
 
 def measure(flags: LiteQualityFlags) -> Iterator[Measurement]:
-    """What the branches cost, in turns, then how good each file is; writes the grid."""
-    branches = [TrainedBranch.parse(text) for text in flags.branches]
-    costs = {branch.name: list(rows) for branch, rows in zip(branches, _costs(flags, branches), strict=True)}
+    """How large and how good each branch is; writes the grid."""
     pictures = {}
-    for branch in branches:
+    for branch in [TrainedBranch.parse(text) for text in flags.branches]:
         own = replace(flags, config=branch.config)
-        for name, file in branch.rows().items():
-            yield from (replace(one, subject=name) for one in costs[branch.name])
+        for steps, file in branch.files.items():
+            name, tensors = f"{branch.name}, {steps:,} steps", load_file(file).values()
+            yield Measurement(name, "weights", sum(tensor.numel() for tensor in tensors), "numbers")
             pictures[name], _ = own.pictures(file, partial(branch.pipeline, file))
             yield from own.scores(name, pictures[name])
     write_grid(flags, pictures)
-
-
-def _costs(flags: LiteQualityFlags, branches: Sequence[TrainedBranch]) -> Iterator[list[Measurement]]:
-    """What all rows of each branch share."""
-    from ldm.config import read_config
-
-    configs = {one.name: read_config(one.config) for one in branches}
-    exchange = BranchExchange(configs, flags.size, BATCH, "auto")
-    runs = {name: partial(exchange.training_step, name) for name in configs}
-    taken = interleaved(runs, flags.rounds, exchange.inputs.x.device.type)
-    for name, branch in exchange.branches.items():
-        weights = sum(value.numel() for value in branch.parameters())
-        yield [
-            Measurement(name, "weights", weights, "numbers"),
-            Measurement.of(name, "training step", "s", [cost.wall for cost in taken[name]]),
-        ]
 
 
 def write_grid(flags: LiteQualityFlags, pictures: dict[str, Sequence]) -> None:
@@ -133,7 +109,7 @@ def write_grid(flags: LiteQualityFlags, pictures: dict[str, Sequence]) -> None:
 
 def table(rows: Rows, flags: LiteQualityFlags) -> str:
     """A row for each file, then where the grid is."""
-    return f"{quality_table(rows, COLUMNS, 'branch')}\n\n{flags.grid}"
+    return f"{table_of(COLUMNS, 'branch')(rows)}\n\n{flags.grid}"
 
 
 main = Bench("bench.quality.lite_quality", __doc__, LiteQualityFlags, measure, table).run

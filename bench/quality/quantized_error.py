@@ -25,11 +25,11 @@ import torch
 from torch import Tensor
 
 from bench.files import Files
-from bench.harness import FOLDER, MIB, SD15, Bench, BenchFlags, chosen, markdown
-from bench.inputs import Inputs
+from bench.harness import FOLDER, MIB, PERCENT, SD15, Bench, BenchFlags, Column, chosen, table_of
+from bench.inputs import Inputs, relative_error
 from bench.processes import apart
 from bench.random_weights import WEIGHTS
-from bench.results import Measurement, Rows
+from bench.results import Measurement
 from common.flags import flag
 from quantize.selection import parse_rules
 
@@ -39,6 +39,11 @@ if TYPE_CHECKING:
 TIMESTEPS = (100, 350, 600, 850)
 FLOAT = "float32"
 SCHEMES = ("int8_weight", "int8_dynamic", "int8_static", "int4_group", "fp8_weight", "fp8_dynamic")
+COLUMNS = (
+    Column("file, MiB", "file", "{:.1f}", MIB),
+    Column("error of a step, %", "a step", unit=PERCENT),
+    Column("after DDIM, %", "sampling", unit=PERCENT),
+)
 
 
 @dataclass(frozen=True)
@@ -126,26 +131,11 @@ def measure(flags: ErrorFlags) -> Iterator[Measurement]:
 
 def errors(expected: Path, found: Path) -> Mapping[str, list[float]]:
     """Of single steps and of sampling."""
-    pairs = torch.load(expected), torch.load(found)
-    return {
-        what: [_error(*pair) for pair in zip(*(one[what] for one in pairs), strict=True)] for what in pairs[0]
-    }
+    base, other = torch.load(expected), torch.load(found)
+    return {what: list(map(relative_error, other[what], base[what])) for what in base}
 
 
-def _error(expected: Tensor, found: Tensor) -> float:
-    return ((found.double() - expected.double()).norm() / expected.double().norm()).item()
-
-
-def table(rows: Rows, flags: ErrorFlags) -> str:
-    """A row a scheme."""
-    head = ("scheme", "file, MiB", "error of a step, %", f"after {flags.steps} DDIM steps, %")
-    cells = []
-    for label, row in rows.items():
-        percent = [f"{100 * row[what].value:.2f}" for what in ("a step", "sampling")]
-        cells.append([label, f"{row['file'].value / MIB:.1f}", *percent])
-    return markdown(head, cells)
-
-
+table = table_of(COLUMNS, "scheme")
 main = Bench("bench.quality.quantized_error", __doc__, ErrorFlags, measure, table).run
 
 if __name__ == "__main__":

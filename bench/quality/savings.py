@@ -19,9 +19,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from bench.harness import Bench, chosen, markdown
-from bench.quality.held_out import HeldOutFlags, quality_table, share
-from bench.quality.savings_rows import BETWEEN, BRANCH, LONG, PEER, SAVING_ROWS, UNSAVED, WHOLE
+from bench.harness import Bench, Column, chosen, table_of
+from bench.quality.held_out import COLOURS, FOLLOWED, HeldOutFlags
 from bench.results import Measurement, Rows, read_rows
 from common.flags import flag
 from ldm.modules.feature_cache import DEFAULT_CACHE_POINT
@@ -30,17 +29,55 @@ if TYPE_CHECKING:
     from cldm.cldm import ControlLDM
     from cldm.pipeline import Pipeline
 
+WHOLE, BETWEEN, BRANCH = "whole", "between", "branch"  # passes of the U-Net, and of the branch
+PEER = "diffusers step"
+UNSAVED, LONG = "ddim 20", "ddim 50"  # what the others are held against
+HALF_REUSED = {"reuse_every": 2, "reuse_cut": "outer-2"}
+# Fields of the request, by row.
+SAVING_ROWS: dict[str, dict[str, Any]] = {
+    LONG: {"steps": 50},
+    UNSAVED: {},
+    "guidance to 0.8": {"guidance_end": 0.8},
+    "guidance to 0.6": {"guidance_end": 0.6},
+    "guidance to 0.4": {"guidance_end": 0.4},
+    "guidance from 0.2": {"guidance_start": 0.2},
+    "reuse 2, outer-1": {"reuse_every": 2, "reuse_cut": "outer-1"},
+    "reuse 2, outer-2": HALF_REUSED,
+    "reuse 2, outer-3": {"reuse_every": 2, "reuse_cut": "outer-3"},
+    "reuse 2, decoder": {"reuse_every": 2, "reuse_cut": "decoder"},
+    "reuse 3, outer-2": {"reuse_every": 3, "reuse_cut": "outer-2"},
+    "reuse 5, outer-2": {"reuse_every": 5, "reuse_cut": "outer-2"},
+    "control 2": {"control_every": 2},
+    "control 5": {"control_every": 5},
+    "unipc 12": {"sampler": "unipc", "steps": 12},
+    "unipc 10": {"sampler": "unipc", "steps": 10},
+    "unipc 8": {"sampler": "unipc", "steps": 8},
+    "dpmpp_2m 12": {"sampler": "dpmpp_2m", "steps": 12},
+    "dpmpp_2m 10": {"sampler": "dpmpp_2m", "steps": 10},
+    "dpmpp_2m 8": {"sampler": "dpmpp_2m", "steps": 8},
+    "ddim 20, guidance to 0.6, reuse 2": {"guidance_end": 0.6, **HALF_REUSED},
+    "ddim 10": {"steps": 10},
+    "unipc 10, guidance to 0.6": {"sampler": "unipc", "steps": 10, "guidance_end": 0.6},
+    "unipc 10, control 2": {"sampler": "unipc", "steps": 10, "control_every": 2},
+    "unipc 10, reuse 2": {"sampler": "unipc", "steps": 10, **HALF_REUSED},
+    "unipc 10, guidance to 0.6, control 2": {
+        "sampler": "unipc", "steps": 10, "guidance_end": 0.6, "control_every": 2,
+    },
+    "unipc 10, guidance to 0.6, reuse 2": {
+        "sampler": "unipc", "steps": 10, "guidance_end": 0.6, **HALF_REUSED,
+    },
+}  # fmt: skip
 SMALLEST = 64  # pixels a side: one position at the deepest resolution
 PASSES = (WHOLE, BETWEEN, BRANCH)
 ONCE = ("text", "hint", "decode")  # parts that a picture needs once
 COLUMNS = (
-    (f"PSNR to {UNSAVED}", "PSNR to unsaved", "{:.1f} dB".format),
-    ("its 5 %", "PSNR to unsaved, low", "{:.1f} dB".format),
-    (f"SSIM to {UNSAVED}", "SSIM to unsaved", "{:.4f}".format),
-    (f"PSNR to {LONG}", "PSNR to long", "{:.1f} dB".format),
-    ("PSNR to truth", "PSNR to truth", "{:.1f} dB".format),
-    ("followed", "followed", share),
-    ("colours", "colours", share),
+    Column(f"PSNR to {UNSAVED}", "PSNR to unsaved", "{:.1f} dB"),
+    Column("its 5 %", "PSNR to unsaved, low", "{:.1f} dB"),
+    Column(f"SSIM to {UNSAVED}", "SSIM to unsaved", "{:.4f}"),
+    Column(f"PSNR to {LONG}", "PSNR to long", "{:.1f} dB"),
+    Column("PSNR to truth", "PSNR to truth", "{:.1f} dB"),
+    FOLLOWED,
+    COLOURS,
 )
 
 
@@ -74,30 +111,29 @@ def _quality(flags: SavingsFlags, names: list[str]) -> Iterator[Measurement]:
 
 
 def _seconds(flags: SavingsFlags, names: list[str]) -> Iterator[Measurement]:
+    """Held against diffusers' picture of DDIM's 50 steps if its step was measured, else against ours."""
     from cldm.pipeline import Pipeline
 
-    reports, pipeline = (
-        {path.stem: read_rows(path) for path in flags.parts},
-        Pipeline.from_files(flags.config),
-    )
+    reports, base = {path.stem: read_rows(path) for path in flags.parts}, None
+    pipeline = Pipeline.from_files(flags.config)
+    for report, parts in reports.items():
+        if PEER in parts and base is None:  # what its picture needs once is what ours needs
+            base = SAVING_ROWS[LONG]["steps"] * parts[PEER]["wall"].value + _once(parts)
+            yield from _took(f"diffusers, {LONG}", report, base, base)
     for name in dict.fromkeys([LONG, *names]):
         passes = passes_of(pipeline, SAVING_ROWS[name])
         for kind in PASSES:
             yield Measurement(name, kind, passes[kind], "passes")
+        cut = SAVING_ROWS[name].get("reuse_cut", DEFAULT_CACHE_POINT)
         for report, parts in reports.items():
-            cut = SAVING_ROWS[name].get("reuse_cut", DEFAULT_CACHE_POINT)
-            yield Measurement(name, f"{report}, s", seconds_of(passes, cut, parts), "s")
-        if name == LONG:
-            yield from _peer(reports)
+            seconds = seconds_of(passes, cut, parts)
+            base = base or seconds
+            yield from _took(name, report, seconds, base)
 
 
-def _peer(reports: Mapping[str, Rows]) -> Iterator[Measurement]:
-    """Seconds of diffusers' picture where its step was measured; what it needs once is what we need."""
-    for parts in reports.values():
-        if PEER in parts:
-            steps = SAVING_ROWS[LONG]["steps"] * parts[PEER]["wall"].value
-            yield Measurement(f"diffusers, {LONG}", "seconds", steps + _once(parts), "s")
-            return
+def _took(name: str, report: str, seconds: float, base: float) -> Iterator[Measurement]:
+    yield Measurement(name, f"{report}, s", seconds, "s")
+    yield Measurement(name, f"{report}, faster", base / seconds, "times")
 
 
 def seconds_of(passes: Mapping[str, float], cut: str, parts: Rows) -> float:
@@ -149,29 +185,14 @@ def passes_counted(model: ControlLDM) -> Iterator[Counter[str]]:
 
 
 def table(rows: Rows, flags: SavingsFlags) -> str:
-    """One line a row."""
-    if flags.parts:
-        return f"Passes a picture, and seconds by measured parts\n\n{seconds_table(rows)}"
-    return quality_table(rows, COLUMNS)
-
-
-def seconds_table(rows: Rows) -> str:
-    """Passes by kind, seconds by each report's parts, and how much faster than the first that is named.
-
-    That is diffusers' picture of DDIM's 50 steps if its step was measured, else ours.
-    """
-    peer = f"diffusers, {LONG}"
-    reports = [quantity for quantity in rows[LONG] if quantity not in PASSES]
-    against = peer if peer in rows else f"{reports[0].removesuffix(', s')}, {LONG}"
-    base = rows[peer]["seconds"].value if peer in rows else rows[LONG][reports[0]].value
-    cells = []
-    for name, row in rows.items():
-        if name != peer:
-            seconds = [row[report].value for report in reports]
-            times = [cell for took in seconds for cell in (f"{took:.1f}", f"{base / took:.2f} x")]
-            cells.append([name, *(row[kind].value for kind in PASSES), *times])
-    head = ["row", *PASSES, *(cell for report in reports for cell in (report, "faster"))]
-    return f"{against}: {base:.1f} s\n\n{markdown(head, cells)}"
+    """One line a row: quality, or passes and seconds by each report's parts."""
+    if not flags.parts:
+        return table_of(COLUMNS, "row")(rows)
+    columns = [Column(kind, kind, "{:.0f}") for kind in PASSES]
+    for report in (path.stem for path in flags.parts):
+        columns += [Column(f"{report}, s", f"{report}, s", "{:.1f}")]
+        columns += [Column("faster", f"{report}, faster", "{:.2f} x")]
+    return f"Passes a picture, and seconds by measured parts\n\n{table_of(columns, 'row')(rows)}"
 
 
 ABOUT = f"{__doc__}Rows: {'; '.join(SAVING_ROWS)}.\n"

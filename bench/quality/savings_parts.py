@@ -18,15 +18,15 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 import torch
 
-from bench.harness import ROUNDS, SD15, Bench, BenchFlags, chosen, markdown
+from bench.harness import ROUNDS, SD15, Bench, BenchFlags, Column, chosen, table_of
 from bench.inputs import LATENT_FACTOR, Inputs
 from bench.processes import Run, interleaved
-from bench.quality.savings_rows import BRANCH, PEER, SAVING_ROWS, WHOLE
-from bench.results import Measurement, Rows
+from bench.quality.savings import BRANCH, PEER, SAVING_ROWS, WHOLE
+from bench.results import Measurement
 from common.flags import flag
 
 if TYPE_CHECKING:
@@ -34,6 +34,12 @@ if TYPE_CHECKING:
 
 PROMPTS = ["a red circle on a blue ground", "blurry, low quality"]
 PICTURE = "whole picture: "  # before the name of a row that is made whole
+STAGES = ("encode", "sample", "decode")
+COLUMNS = (
+    Column("s", "wall"),
+    Column("lowest to highest", "wall", "{low:.2f} to {high:.2f}"),
+    *(Column(f"{stage}, s", stage, "{:.1f}") for stage in STAGES),
+)
 
 
 @dataclass(frozen=True)
@@ -93,10 +99,8 @@ def peer_step(model: ControlLDM, size: int) -> Run:
     from bench.step.diffusers import Networks
 
     unet = diffusers.UNet2DConditionModel(cross_attention_dim=768, sample_size=size // LATENT_FACTOR)
-    networks, inputs = (
-        Networks(unet, diffusers.ControlNetModel.from_unet(unet)),
-        Inputs.random(model, size, 2),
-    )
+    networks = Networks(unet, diffusers.ControlNetModel.from_unet(unet))
+    inputs = Inputs.random(model, size, 2)
     return lambda: networks.step(inputs)
 
 
@@ -123,23 +127,13 @@ def measure(flags: PartFlags) -> Iterator[Measurement]:
         for name, taken in interleaved(runs, flags.rounds).items():
             yield Measurement.of(name, "wall", "s", [cost.wall for cost in taken])
         for name in names:
-            for stage, seconds in picture_seconds(model, flags.size, name).items():
-                yield Measurement(f"{PICTURE}{name}", stage, seconds, "s")
+            seconds = picture_seconds(model, flags.size, name)
+            yield Measurement.of(f"{PICTURE}{name}", "wall", "s", [sum(seconds.values())])
+            for stage in STAGES:
+                yield Measurement(f"{PICTURE}{name}", stage, seconds[stage], "s")
 
 
-def table(rows: Rows, _: PartFlags) -> str:
-    """The parts, then the whole pictures."""
-    cells: list[list[Any]] = []
-    for name, row in rows.items():
-        if "wall" in row:
-            wall = row["wall"]
-            cells.append([name, *(f"{value:.2f}" for value in (wall.value, wall.low, wall.high))])
-        else:
-            stages = ", ".join(f"{stage} {one.value:.1f}" for stage, one in row.items())
-            cells.append([name, f"{sum(one.value for one in row.values()):.1f} ({stages})", "", ""])
-    return markdown(("part", "s", "lowest", "highest"), cells)
-
-
+table = table_of(COLUMNS, "part")
 main = Bench("bench.quality.savings_parts", __doc__, PartFlags, measure, table).run
 
 if __name__ == "__main__":

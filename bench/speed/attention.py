@@ -19,28 +19,23 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from bench.harness import ROUNDS, Bench, BenchFlags, chosen, markdown
+from bench.harness import MS, PERCENT, ROUNDS, Bench, BenchFlags, Column, chosen, table_of
 from bench.processes import interleaved
-from bench.results import Measurement, Rows
+from bench.results import Measurement
 from common.flags import flag
 from quantize.cpu.attention import attend_bf16, attend_int8
 
 SEED = 0
 ERROR_ROWS = 256  # whose error is measured
 SPREADS = (1.0, 5.0)
-MS = 1e3
 Attend = Callable[[Tensor, Tensor, Tensor], Tensor]
-
-
-@dataclass(frozen=True)
-class AttentionSize:
-    """Batch, heads, queries, tokens, width of a head."""
-
-    b: int
-    heads: int
-    n: int
-    m: int
-    d: int
+AttentionSize = tuple[int, int, int, int, int]  # batch, heads, queries, tokens, width of a head
+COLUMNS = (
+    Column("ms", "wall", "{:.1f}", MS),
+    Column("fastest to slowest", "wall", "{low:.1f} to {high:.1f}", MS),
+    Column("gain", "gain"),
+    *(Column(f"error, logits spread by {s:g}", f"error at {s:g}", "{:.2f} %", PERCENT) for s in SPREADS),
+)
 
 
 @dataclass(frozen=True)
@@ -51,20 +46,16 @@ class AttentionFlags(BenchFlags):
     rounds: int = flag(7, ROUNDS)
 
 
-def torch_fp32(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """torch's fused attention."""
-    return F.scaled_dot_product_attention(q, k, v)
-
-
 def torch_bf16(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """The same in bfloat16, from and to float32."""
+    """torch's fused attention in bfloat16, from and to float32."""
     return F.scaled_dot_product_attention(q.bfloat16(), k.bfloat16(), v.bfloat16()).float()
 
 
 def inputs(size: AttentionSize, spread: float) -> tuple[Tensor, Tensor, Tensor]:
     """Gaussian q, k and v as a layer hands them on: views of [b, n, heads * d]."""
+    batch, heads, queries, tokens, width = size
     noise = torch.Generator().manual_seed(SEED)
-    drawn = (torch.randn(size.b, n, size.heads, size.d, generator=noise) for n in (size.n, size.m, size.m))
+    drawn = (torch.randn(batch, n, heads, width, generator=noise) for n in (queries, tokens, tokens))
     q, k, v = (t.transpose(1, 2) for t in drawn)
     return q * spread, k, v
 
@@ -73,55 +64,46 @@ def error(attend: Attend, size: AttentionSize, spread: float) -> float:
     """Length of what differs from float64 over the length of the output, on some rows of the first head."""
     q, k, v = (t[:1, :1] for t in inputs(size, spread))
     q = q[:, :, :ERROR_ROWS]
-    logits = q.double() @ k.double().transpose(-1, -2) / math.sqrt(size.d)
+    logits = q.double() @ k.double().transpose(-1, -2) / math.sqrt(q.shape[-1])
     expected = torch.softmax(logits, dim=-1) @ v.double()
     return ((attend(q, k, v) - expected).norm() / expected.norm()).item()
 
 
 def measure(flags: AttentionFlags) -> Iterator[Measurement]:
-    """For each size and way, called `SIZE, WAY`: seconds of a call, errors by spread of the logits."""
+    """For each size and way: seconds of a call, times faster than the first, errors by the logits' spread."""
     for name in chosen(flags.only, SIZES, "layer"):
-        size = SIZES[name]
-        q, k, v = inputs(size, 1.0)
+        q, k, v = inputs(SIZES[name], 1.0)
         costs = interleaved({way: partial(attend, q, k, v) for way, attend in WAYS.items()}, flags.rounds)
-        for way, attend in WAYS.items():
-            yield Measurement.of(f"{name}, {way}", "wall", "s", [cost.wall for cost in costs[way]])
+        walls = {
+            way: Measurement.of(f"{name} | {way}", "wall", "s", [cost.wall for cost in taken])
+            for way, taken in costs.items()
+        }
+        first = next(iter(walls.values())).value
+        for way, wall in walls.items():
+            yield wall
+            yield Measurement(wall.subject, "gain", first / wall.value, "times")
             for spread in SPREADS:
-                found = error(attend, size, spread)
-                yield Measurement(f"{name}, {way}", f"error at {spread:g}", found, "of its size")
-
-
-def table(rows: Rows, _: AttentionFlags) -> str:
-    """Medians, the gain over torch's float32, and errors."""
-    head = ["layer", "way", "ms", "fastest to slowest", "gain"]
-    head += [f"error, logits spread by {spread:g}" for spread in SPREADS]
-    cells = []
-    for subject, row in rows.items():
-        layer, _, way = subject.partition(", ")
-        wall, base = row["wall"], rows[f"{layer}, {next(iter(WAYS))}"]["wall"].value
-        spread = f"{MS * wall.low:.1f} to {MS * wall.high:.1f}"
-        errors = [f"{100 * row[f'error at {one:g}'].value:.2f} %" for one in SPREADS]
-        cells.append([layer, way, f"{MS * wall.value:.1f}", spread, f"{base / wall.value:.2f}", *errors])
-    return markdown(head, cells)
+                found = error(WAYS[way], SIZES[name], spread)
+                yield Measurement(wall.subject, f"error at {spread:g}", found, "of its size")
 
 
 WAYS: dict[str, Attend] = {
-    "torch fp32": torch_fp32,
+    "torch fp32": F.scaled_dot_product_attention,
     "torch bf16": torch_bf16,
     "attend_int8": attend_int8,
     "attend_bf16": attend_bf16,
 }
-SIZES = {
-    "self-64x64": AttentionSize(2, 8, 4096, 4096, 40),
-    "self-32x32": AttentionSize(2, 8, 1024, 1024, 80),
-    "self-16x16": AttentionSize(2, 8, 256, 256, 160),
-    "self-8x8": AttentionSize(2, 8, 64, 64, 160),
-    "text-64x64": AttentionSize(2, 8, 4096, 77, 40),
-    "text-32x32": AttentionSize(2, 8, 1024, 77, 80),
-    "sd21-64x64": AttentionSize(2, 5, 4096, 4096, 64),
+SIZES: dict[str, AttentionSize] = {
+    "self-64x64": (2, 8, 4096, 4096, 40),
+    "self-32x32": (2, 8, 1024, 1024, 80),
+    "self-16x16": (2, 8, 256, 256, 160),
+    "self-8x8": (2, 8, 64, 64, 160),
+    "text-64x64": (2, 8, 4096, 77, 40),
+    "text-32x32": (2, 8, 1024, 77, 80),
+    "sd21-64x64": (2, 5, 4096, 4096, 64),
 }
 ABOUT = f"{__doc__}Layers: {', '.join(SIZES)}.\n"
-main = Bench("bench.speed.attention", ABOUT, AttentionFlags, measure, table).run
+main = Bench("bench.speed.attention", ABOUT, AttentionFlags, measure, table_of(COLUMNS, "layer | way")).run
 
 if __name__ == "__main__":
     raise SystemExit(main())

@@ -21,9 +21,9 @@ from unittest import mock
 
 import torch
 
-from bench.harness import ROUNDS, Bench, BenchFlags, markdown
+from bench.harness import GB, MS, ROUNDS, Bench, BenchFlags, Column, table_of
 from bench.processes import Run, interleaved
-from bench.results import Measurement, Rows
+from bench.results import Measurement
 from common.flags import flag
 from common.memory import keep_freed_memory
 from quantize import native
@@ -33,7 +33,6 @@ from quantize.cpu.dequantize import dequantize_int4, dequantize_int8
 
 GROUPS, EPS = 32, 1e-5
 FLOAT = 4  # bytes
-MS, GIGA = 1e3, 1e9
 SEEN = QParams(0.04, 100)  # a range that is known beforehand
 IMAGES = [(2, 320, 64, 64), (2, 960, 64, 64), (2, 640, 32, 32), (2, 1280, 16, 16), (2, 2560, 8, 8)]
 TOKENS = [(2, 4096, 320), (2, 1024, 640), (2, 256, 1280), (2, 64, 1280)]
@@ -42,6 +41,12 @@ GROUP = 64
 LAYERS = [(8192, 320, 320), (8192, 320, 2560), (8192, 1280, 320), (2048, 640, 5120), (512, 1280, 10240)]
 CONVOLUTIONS = [(640, 64, 320), (640, 32, 640), (1280, 16, 1280), (1280, 8, 1280), (2560, 8, 1280)]
 UPSAMPLINGS = [(640, 32), (1280, 16), (1280, 8)]
+COLUMNS = (
+    Column("plain torch, ms", "plain torch", unit=MS),
+    Column("ours, ms", "ours", unit=MS),
+    Column("", "gain", "{:.1f} x"),
+    Column("GB/s", "speed", "{:.1f}", GB),
+)
 
 
 @dataclass(frozen=True)
@@ -54,10 +59,7 @@ class KernelFlags(BenchFlags):
 
 @dataclass(frozen=True)
 class KernelCase:
-    """One kernel on one input.
-
-    moved: bytes that it must read and write at least.
-    """
+    """One kernel on one input; moved: bytes that it must read and write at least."""
 
     name: str
     shape: tuple[int, ...]
@@ -164,7 +166,7 @@ def plain(run: Run) -> Run:
 
     def without() -> Any:
         # By hand: mock.patch takes as long as a tenth of the fastest kernels.
-        known, native.library = native.library, _no_library
+        known, native.library = native.library, lambda: None
         try:
             return run()
         finally:
@@ -173,37 +175,30 @@ def plain(run: Run) -> Run:
     return without
 
 
-def _no_library() -> None:
-    return None
-
-
 def measure(flags: KernelFlags) -> Iterator[Measurement]:
-    """For each kernel and input, called `NAME | SHAPE`: seconds of plain torch and of ours, bytes moved."""
+    """For each kernel and input: seconds of plain torch and of ours, their ratio, bytes moved a second."""
     if native.library() is None:
         raise ValueError("there are no native kernels here to measure")
     keep_freed_memory()
     for cases in (images, tokens, weights, layers, convolutions):
         for case in cases():
-            if flags.only not in case.name:
-                continue
-            subject = f"{case.name} | {' x '.join(map(str, case.shape))}"
-            costs = interleaved({"plain torch": plain(case.run), "ours": case.run}, flags.rounds)
-            for way, taken in costs.items():
-                yield Measurement.of(subject, way, "s", [cost.wall for cost in taken])
-            yield Measurement(subject, "moved", case.moved, "B")
+            if flags.only in case.name:
+                yield from rows_of(case, flags.rounds)
 
 
-def table(rows: Rows, _: KernelFlags) -> str:
-    """Times, their ratio, and what moves in a second."""
-    cells = []
-    for subject, row in rows.items():
-        theirs, ours, moved = (row[name].value for name in ("plain torch", "ours", "moved"))
-        speeds = f"{theirs / ours:.1f} x", f"{moved / ours / GIGA:.1f}"
-        cells.append([*subject.split(" | "), f"{MS * theirs:.2f}", f"{MS * ours:.2f}", *speeds])
-    head = ("kernel", "input", "plain torch, ms", "ours, ms", "", "GB/s")
-    return markdown(head, cells)
+def rows_of(case: KernelCase, rounds: int) -> Iterator[Measurement]:
+    """What a kernel takes, called `NAME | SHAPE`: a cell of the table each."""
+    subject = f"{case.name} | {' x '.join(map(str, case.shape))}"
+    costs = interleaved({"plain torch": plain(case.run), "ours": case.run}, rounds)
+    theirs, ours = (
+        Measurement.of(subject, way, "s", [cost.wall for cost in taken]) for way, taken in costs.items()
+    )
+    yield from (theirs, ours)
+    yield Measurement(subject, "gain", theirs.value / ours.value, "times")
+    yield Measurement(subject, "speed", case.moved / ours.value, "B/s")
 
 
+table = table_of(COLUMNS, "kernel | input")
 main = Bench("bench.speed.kernels", __doc__, KernelFlags, measure, table).run
 
 if __name__ == "__main__":

@@ -11,40 +11,34 @@ of the branch's weights, gradients and optimizer states after such a step.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING
 
 import torch
 
-from bench.harness import MB, ROUNDS, SD15, Bench, BenchFlags, markdown
+from bench.harness import GB, MB, Bench, Column, StepFlags, table_of
 from bench.inputs import Inputs, denoising_step
 from bench.processes import Run, interleaved
-from bench.results import Measurement, Rows
-from common.flags import flag
+from bench.results import Measurement
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
-    from torch import nn
 
 PLAIN, FULL, LITE, WITHIN = "U-Net alone", "full", "lite", "lite, into the encoder"
 FLOOR = "next to nothing"  # a branch of a hundredth of the width: what the U-Net alone costs in training
-GIGA = 1e9
-
-
-@dataclass(frozen=True)
-class LiteFlags(BenchFlags):
-    """The command line."""
-
-    SHARED: ClassVar[Sequence[str]] = ("config", "size", "batch")
-
-    config: Path = flag(SD15, "yaml of the model")
-    size: int = flag(512, "side of the picture, pixels", "--resolution")
-    batch: int = flag(1, "pictures a step")
-    rounds: int = flag(3, ROUNDS)
-    device: str = flag("auto", "auto, cpu, cuda, cuda:N")
+COLUMNS = (
+    Column("weights", "weights", "{:,}"),
+    Column("of full", "weights", "{:.1%}", ratio="of first"),
+    Column("training memory, MB", "training memory", "{:,.1f}", MB),
+    Column("of full", "training memory", "{:.1%}", ratio="of first"),
+    Column("training step, GFLOP", "training arithmetic", "{:,.1f}", GB),
+    Column("s", "training step", "{:.3f}"),
+    Column("full takes", "training step", ratio="faster"),
+    Column("denoising step, s", "denoising step", "{:.3f}"),
+    Column("of U-Net alone", "denoising step", "{:.3f} x", ratio="of first"),
+)
 
 
 class BranchExchange:
@@ -55,6 +49,7 @@ class BranchExchange:
 
     def __init__(self, configs: Mapping[str, DictConfig], size: int, batch: int, device: str) -> None:
         from cldm.model import create_model
+        from ldm.config import build_part, model_settings
         from ldm.util import pick_device
 
         device = pick_device(device)
@@ -64,10 +59,11 @@ class BranchExchange:
         for module in self.model.modules():
             if hasattr(module, "use_checkpoint"):
                 module.use_checkpoint = False  # of both kinds: recomputing is another trade
-        self.branches = {name: _branch(config).to(device) for name, config in configs.items()}
-        self.optimizers = {
-            name: torch.optim.AdamW(one.parameters(), lr=1e-5) for name, one in self.branches.items()
-        }
+        self.branches, self.optimizers = {}, {}
+        for name, config in configs.items():
+            branch = build_part(model_settings(config)["params"]["control_stage_config"], config).to(device)
+            self.branches[name] = branch
+            self.optimizers[name] = torch.optim.AdamW(branch.parameters(), lr=1e-5)
         self.inputs = Inputs.random(self.model, size, batch).to(device, torch.float32)
 
     def training_step(self, name: str) -> None:
@@ -97,21 +93,17 @@ class BranchExchange:
         cond = {"c_crossattn": [self.inputs.text], "c_concat": None}
         self.model.apply_model(self.inputs.x, self.inputs.t, cond)
 
+    def weights(self, name: str) -> Measurement:
+        """How many numbers the branch called `name` has."""
+        count = sum(value.numel() for value in self.branches[name].parameters())
+        return Measurement(name, "weights", count, "numbers")
+
     def training_bytes(self, name: str) -> int:
         """Of weights, gradients and optimizer states, after a training step."""
         branch, optimizer = self.branches[name], self.optimizers[name]
         states = [value for state in optimizer.state.values() for value in state.values()]
         gradients = [value.grad for value in branch.parameters()]
         return sum(tensor.nbytes for tensor in (*branch.parameters(), *gradients, *states))
-
-
-def _branch(config: DictConfig) -> nn.Module:
-    from omegaconf import OmegaConf
-
-    from ldm.util import instantiate_from_config
-
-    stage = config.model.params.control_stage_config
-    return instantiate_from_config(OmegaConf.to_container(stage, resolve=True))
 
 
 def kinds(config: Path) -> dict[str, DictConfig]:
@@ -128,50 +120,26 @@ def kinds(config: Path) -> dict[str, DictConfig]:
     return found
 
 
-def measure(flags: LiteFlags) -> Iterator[Measurement]:
-    """By kind: weights, training bytes, arithmetic of a training step, seconds of either step."""
+def measure(flags: StepFlags) -> Iterator[Measurement]:
+    """By kind: seconds of either step, arithmetic of a training step, weights, training bytes."""
     from torch.utils.flop_counter import FlopCounterMode
 
     exchange = BranchExchange(kinds(flags.config), flags.size, flags.batch, flags.device)
-    device = exchange.inputs.x.device.type
-    names = (PLAIN, *exchange.branches)
-    training = {(name, "training step"): partial(exchange.training_step, name) for name in names[1:]}
-    denoising = {(name, "denoising step"): exchange.denoising(name) for name in names}
-    costs = interleaved(training | denoising, flags.rounds, device)
-    for (name, step), taken in costs.items():
+    branches, device = exchange.branches, exchange.inputs.x.device.type
+    denoising = {(name, "denoising step"): exchange.denoising(name) for name in (PLAIN, *branches)}
+    training = {(name, "training step"): partial(exchange.training_step, name) for name in branches}
+    for (name, step), taken in interleaved(denoising | training, flags.rounds, device).items():
         yield Measurement.of(name, step, "s", [cost.wall for cost in taken])
-    for name, branch in exchange.branches.items():
+    for name in branches:
         with FlopCounterMode(display=False) as counter:
             exchange.training_step(name)
-        yield Measurement(name, "weights", sum(value.numel() for value in branch.parameters()), "numbers")
-        yield Measurement(name, "training memory", exchange.training_bytes(name), "B")
         yield Measurement(name, "training arithmetic", counter.get_total_flops(), "FLOP")
+        yield Measurement(name, "training memory", exchange.training_bytes(name), "B")
+        yield exchange.weights(name)
 
 
-def table(rows: Rows, _: LiteFlags) -> str:
-    """The rows with their ratios to the full branch, and of denoising to the U-Net alone."""
-    head = (
-        "", "weights", "of full", "training memory, MB", "of full", "training step, GFLOP", "s", "full takes",
-        "denoising step, s", "of U-Net alone",
-    )  # fmt: skip
-    cells, plain, full = [], rows[PLAIN]["denoising step"].value, rows[FULL]
-    for name in (PLAIN, *(name for name in rows if name != PLAIN)):
-        value = {quantity: one.value for quantity, one in rows[name].items()}
-        training = [""] * 7
-        if name != PLAIN:
-            ratios = {quantity: value[quantity] / full[quantity].value for quantity in full}
-            training = [
-                f"{value['weights']:,}", f"{ratios['weights']:.1%}",
-                f"{value['training memory'] / MB:,.1f}", f"{ratios['training memory']:.1%}",
-                f"{value['training arithmetic'] / GIGA:,.1f}", f"{value['training step']:.3f}",
-                f"{1 / ratios['training step']:.2f} x",
-            ]  # fmt: skip
-        step = value["denoising step"]
-        cells.append([name, *training, f"{step:.3f}", f"{step / plain:.{2 if name == PLAIN else 3}f} x"])
-    return markdown(head, cells)
-
-
-main = Bench("bench.speed.lite", __doc__, LiteFlags, measure, table).run
+table = table_of(COLUMNS)
+main = Bench("bench.speed.lite", __doc__, StepFlags, measure, table).run
 
 if __name__ == "__main__":
     raise SystemExit(main())

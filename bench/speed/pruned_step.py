@@ -19,11 +19,11 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import torch
 from torch import Tensor
 
-from bench.harness import MIB, ROUNDS, SD15, Bench, BenchFlags, chosen, markdown
+from bench.harness import MIB, ROUNDS, SPREAD, Bench, Column, StepFlags, chosen, table_of
 from bench.inputs import Inputs, denoising_step
 from bench.processes import interleaved
 from bench.random_weights import gaussian
-from bench.results import Measurement, Rows
+from bench.results import Measurement
 from common.flags import flag
 
 if TYPE_CHECKING:
@@ -40,21 +40,24 @@ LEVELS: Mapping[str, Mapping[str, float]] = {
     "all 50 %": {"mlp": 0.5, "heads": 0.5, "res": 0.5},
 }
 FLOAT = 4  # bytes
+COLUMNS = (
+    Column("U-Net + branch, million", "weights", "{:.1f}", 1e6),
+    Column("fp32, MiB", "weights", "{:.0f}", MIB / FLOAT),
+    Column("of whole", "weights", "{:.1%}", ratio="of first"),
+    Column("step, s (range)", "wall", SPREAD),
+    Column("CPU-s", "cpu", "{:.1f}"),
+    Column("faster", "wall", ratio="faster"),
+)
 
 
 @dataclass(frozen=True)
-class PrunedStepFlags(BenchFlags):
+class PrunedStepFlags(StepFlags):
     """The command line."""
 
     LOWEST: ClassVar[Mapping[str, int]] = {"rounds": 0}
-    SHARED: ClassVar[Sequence[str]] = ("config", "size", "batch")
 
-    config: Path = flag(SD15, "yaml of the model")
     only: tuple[str, ...] = flag((), "levels to time (default: all)", "--only", "--time", metavar="NAME")
-    size: int = flag(512, "side of the picture, pixels", "--resolution")
-    batch: int = flag(1, "pictures a step")
     rounds: int = flag(3, f"{ROUNDS}, 0 for none")
-    device: str = flag("cpu", "auto, cpu, cuda, cuda:N")
 
 
 def shrunk(config: Path, level: str) -> ControlLDM:
@@ -89,12 +92,8 @@ def random_weights(model: ControlLDM) -> dict[str, Tensor]:
 
 def with_memory(model: ControlLDM, state: Mapping[str, Tensor]) -> ControlLDM:
     """`model` with the first units of `state`, which the uncut tensors share."""
-    cut = {}
-    for name, value in model.named_parameters():
-        given = state[name]
-        for axis, size in enumerate(value.shape):
-            given = given if given.shape[axis] == size else given.narrow(axis, 0, size).contiguous()
-        cut[name] = given
+    shapes = {name: value.shape for name, value in model.named_parameters()}
+    cut = {name: state[name][tuple(map(slice, shape))].contiguous() for name, shape in shapes.items()}
     model.load_state_dict(cut, strict=False, assign=True)
     return model
 
@@ -119,23 +118,8 @@ def measure(flags: PrunedStepFlags) -> Iterator[Measurement]:
         yield Measurement.of(name, "cpu", "s", [cost.cpu for cost in taken])
 
 
-def table(rows: Rows, _: PrunedStepFlags) -> str:
-    """One line a level."""
-    head = ["units gone", "U-Net + branch, million", "fp32, MiB", "of whole"]
-    head += ["step, s (range)", "CPU-s", "faster"]
-    cells, whole = [], rows[WHOLE]
-    for name, row in rows.items():
-        weights = row["weights"].value
-        share = f"{weights / whole['weights'].value:.1%}"
-        times = ["-"] * 3
-        if "wall" in row:
-            faster = f"{whole['wall'].value / row['wall'].value:.2f} x"
-            times = [row["wall"].spread(), f"{row['cpu'].value:.1f}", faster]
-        cells.append([name, f"{weights / 1e6:.1f}", f"{FLOAT * weights / MIB:.0f}", share, *times])
-    return markdown(head, cells)
-
-
 ABOUT = __doc__.format(levels="; ".join(LEVELS))
+table = table_of(COLUMNS, "units gone")
 main = Bench("bench.speed.pruned_step", ABOUT, PrunedStepFlags, measure, table).run
 
 if __name__ == "__main__":

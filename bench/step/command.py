@@ -27,13 +27,33 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
-from bench.harness import GIB, Bench, chosen, markdown
+from bench.harness import GIB, PERCENT, SPREAD, Bench, Column, chosen, table_of
+from bench.inputs import relative_error
 from bench.processes import Cost, ProcessOptions, Worker, apart
 from bench.results import Measurement, Rows
 from bench.step.contenders import CPU, EQUAL, GPU, SAME, contenders_on, load, prepare_files
 from bench.step.picture import STAGES
 from bench.step.setting import Setting
 from common.shell import say
+
+MEDIAN = "median (min..max)"
+STEP_COLUMNS = (
+    Column(f"wall s, {MEDIAN}", "wall", SPREAD),
+    Column(f"CPU s, {MEDIAN}", "cpu", SPREAD),
+    Column("faster", "wall", ratio="faster"),
+    Column("peak loading, GiB", "peak loading", "{high:.2f}", GIB),
+    Column("peak step, GiB", "peak", "{high:.2f}", GIB),
+    Column("first step, CPU s", "first cpu", "{:.1f}"),
+    Column("error, %", "error", "{:.3g}", PERCENT),
+    Column("rounds", "wall", "{n}"),
+)
+PICTURE_COLUMNS = (
+    Column("a picture, s (min..max)", "wall", SPREAD),
+    *(Column(f"{stage}, s", stage) for stage in STAGES),
+    Column("faster", "wall", ratio="faster"),
+    Column("peak, GiB", "peak", "{high:.2f}", GIB),
+    Column("pictures", "wall", "{n}"),
+)
 
 
 def measure(setting: Setting) -> Iterator[Measurement]:
@@ -90,13 +110,13 @@ def _options(name: str, setting: Setting, *, quiet: bool = False) -> ProcessOpti
 
 def errors(outputs: Mapping[str, Path]) -> Iterator[Measurement]:
     """Each output's error relative to the first one's; what should be equal and is not is said on stderr."""
-    loaded = {name: torch.load(path).double() for name, path in outputs.items()}
+    loaded = {name: torch.load(path) for name, path in outputs.items()}
     base, *_ = loaded
     if base not in SAME and len(loaded) > 1:
         say("no float contender takes part: errors are not measured")
         return
     for name, output in loaded.items():
-        error = ((output - loaded[base]).norm() / loaded[base].norm()).item()
+        error = relative_error(output, loaded[base])
         if name in SAME and not error <= EQUAL:
             say(f"{name} differs from {base} by {error:.1e}: they do not compute the same")
         yield Measurement(name, "error", error, "of its size")
@@ -105,40 +125,7 @@ def errors(outputs: Mapping[str, Path]) -> Iterator[Measurement]:
 def table(rows: Rows, setting: Setting) -> str:
     """A row for each contender, those of earlier runs too."""
     rows = {name: rows[name] for name in contenders_on(setting.device) if name in rows}
-    return (picture_table if setting.picture else step_table)(rows, setting)
-
-
-def step_table(rows: Rows, _: Setting) -> str:
-    """Time, times faster than the first, memory, error."""
-    head = (
-        "", "wall s, median (min..max)", "CPU s, median (min..max)", "faster", "peak loading, GiB",
-        "peak step, GiB", "first step, CPU s", "error, %", "rounds",
-    )  # fmt: skip
-    base = next(iter(rows.values()))["wall"].value
-    cells = []
-    for name, row in rows.items():
-        error = f"{100 * row['error'].value:.3g}" if "error" in row else ""
-        memory = (f"{row[peak].high / GIB:.2f}" for peak in ("peak loading", "peak"))
-        cells.append([
-            name, row["wall"].spread(), row["cpu"].spread(), f"{base / row['wall'].value:.2f} x", *memory,
-            f"{row['first cpu'].value:.1f}", error, row["wall"].n,
-        ])  # fmt: skip
-    return markdown(head, cells)
-
-
-def picture_table(rows: Rows, setting: Setting) -> str:
-    """Seconds of the whole picture and of its parts."""
-    head = (
-        "", f"picture of {setting.steps} steps, s (min..max)", "text, s", "sampling, s", "decoding, s",
-        "faster", "peak, GiB", "pictures",
-    )  # fmt: skip
-    base = next(iter(rows.values()))["wall"].value
-    cells = []
-    for name, row in rows.items():
-        stages = [f"{row[stage].value:.2f}" for stage in STAGES]
-        faster, peak = f"{base / row['wall'].value:.2f} x", f"{row['peak'].high / GIB:.2f}"
-        cells.append([name, row["wall"].spread(), *stages, faster, peak, row["wall"].n])
-    return markdown(head, cells)
+    return table_of(PICTURE_COLUMNS if setting.picture else STEP_COLUMNS, "contender")(rows)
 
 
 ABOUT = __doc__.format(cpu=", ".join(CPU), gpu=", ".join(GPU))

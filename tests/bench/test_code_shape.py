@@ -55,7 +55,6 @@ def test_everything_but_tests_is_counted(repository):
         "comments per 100 lines of Python": "10.0",
         "import cycles": 1,
         "checkpoint: files that are handed its path": "–",  # nothing here loads one
-        "checkpoint: files at work until it is weights": "–",
         "training: files in which `Namespace` occurs": 1,
     }
 

@@ -6,8 +6,8 @@ from typing import ClassVar
 
 import pytest
 
-from bench.harness import Bench, BenchFlags, chosen, markdown
-from bench.results import Measurement
+from bench.harness import SPREAD, Bench, BenchFlags, Column, above, chosen, markdown, table_of
+from bench.results import Measurement, by_subject
 from common.flags import flag
 
 
@@ -42,6 +42,33 @@ def test_a_table_has_a_line_for_head_rule_and_each_row():
     assert markdown(("a", "b"), [(1, 2), (3, 4)]).splitlines() == [
         "| a | b |", "|---|---|", "| 1 | 2 |", "| 3 | 4 |",
     ]  # fmt: skip
+
+
+def test_a_column_shows_value_interval_or_ratio_and_a_dash_where_there_is_nothing():
+    rows = by_subject([
+        Measurement.of("first | x", "wall", "s", [4e-3, 2e-3, 3e-3]),
+        Measurement("second | y", "size", 2048, "B"),
+        Measurement.of("second | y", "wall", "s", [1e-3]),
+    ])  # fmt: skip
+    columns = (
+        Column("ms", "wall", "{:.1f}", 1e-3),
+        Column("spread", "wall", SPREAD, 1e-3),
+        Column("of", "wall", "{:.0%}", ratio="of first"),
+        Column("faster", "wall", ratio="faster"),
+        Column("KiB", "size", "{:.0f}", 1024),
+    )
+    assert table_of(columns, "name | of")(rows).splitlines() == [
+        "| name | of | ms | spread | of | faster | KiB |",
+        "|---|---|---|---|---|---|---|",
+        "| first | x | 3.0 | 3.00 (2.00..4.00) | 100% | 1.00 x | - |",
+        "| second | y | 1.0 | 1.00 (1.00..1.00) | 33% | 3.00 x | 2 |",
+    ]
+
+
+def test_only_what_is_not_at_most_its_bar_is_named():
+    assert above("a", "peak", 1.0, 1.0) == []
+    assert above("a", "peak", 1.2, 1.0) == ["a: peak is 1.200, the bar is 1.000"]
+    assert above("a", "peak", float("nan"), 1.0)
 
 
 def test_what_is_asked_for_comes_in_the_order_that_is_known():

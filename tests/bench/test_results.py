@@ -14,8 +14,6 @@ def results(path, setting=None, device="cpu"):
 def test_a_measurement_is_the_median_and_the_interval_of_what_was_taken():
     one = Measurement.of("a", "wall", "s", [4.0, 2.0, 3.0])
     assert (one.value, one.n, one.low, one.high) == (3.0, 3, 2.0, 4.0)
-    assert one.spread() == "3.00 (2.00..4.00)"
-    assert one.spread(1) == "3.0 (2.0..4.0)"
 
 
 def test_takes_of_a_quantity_are_put_together_and_other_values_replaced():

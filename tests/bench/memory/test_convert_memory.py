@@ -6,7 +6,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from bench.memory.convert_memory import ADD, CASES, FILES, LIMIT, is_intact, main, size_of
+from bench.memory.convert_memory import ADD, CASES, LIMIT, PLAIN, SOURCES, is_intact, main, size_of
 from tool_add_control import parse_args as parse_addition
 from tool_convert import parse_args as parse_conversion
 
@@ -44,12 +44,12 @@ def test_a_new_branch_is_intact_where_it_is_the_u_nets(tmp_path):
 
 @pytest.mark.parametrize("name", CASES)
 def test_every_case_is_a_command_that_exists(name):
-    case = CASES[name]
-    assert case.source in FILES
+    source, result, *words = CASES[name]
+    assert source in (PLAIN, *SOURCES)
     if name.startswith(ADD):
-        parse_addition([case.source, case.result, *case.words], "tool_add_control.py", "cldm_v15.yaml")
+        parse_addition([source, result, *words], "tool_add_control.py", "cldm_v15.yaml")
     else:
-        parse_conversion([name.split()[0], case.source, case.result, *case.words])
+        parse_conversion([name.split()[0].rstrip(","), source, result, *words])
 
 
 def test_the_size_of_a_folder_is_that_of_its_files(tmp_path):

@@ -15,18 +15,7 @@ def test_kept_branches_are_scored_and_shown(tmp_path, capsys):
     for steps in (5, 40):
         keep_branch(dict(branch.named_parameters()), tmp_path, steps)
     grid = tmp_path / "out/grid.png"
-    flags = [
-        "--count",
-        "2",
-        "--rounds",
-        "1",
-        "--grid",
-        str(grid),
-        "--size",
-        "64",
-        "--run",
-        str(tmp_path / "run"),
-    ]
+    flags = ["--count", "2", "--size", "64", "--grid", str(grid), "--run", str(tmp_path / "run")]
     assert lite_quality.main([f"full={TINY}:{tmp_path}", *flags]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert [line.split(" | ")[0] for line in lines[4:6]] == ["| full, 5 steps", "| full, 40 steps"]

@@ -1,15 +1,19 @@
 """The quality table: rows are made once, held against full precision, and made again when weights change."""
 
 import math
+import shutil
+from pathlib import Path
 
 import pytest
 
 import tools.compress.quantize
-from bench.quality import held_out, quantized_quality
-from bench.quality.quantized_quality import COLUMNS, FULL, missed, table
+from bench.quality import compressed, held_out
+from bench.quality.compressed import COLUMNS, FULL, CompressedFlags, missed, table
 from bench.results import Measurement, by_subject, read_rows
 from tests.small_files import write_small_model
 
+PRUNED = ("2:4", "mlp 25 %")
+MODELS = Path(__file__).parents[3] / "models"
 ROW = {
     "bytes": 2**20, "seconds": 0.5, "PSNR to full": 40.0, "PSNR to full, low": 30.0, "SSIM to full": 0.99,
     "SSIM to full, low": 0.9, "followed": 0.96, "colours": 0.9, "median IoU": 0.95, "PSNR to truth": 25.0,
@@ -32,7 +36,7 @@ def config(tmp_path_factory):
 
 def bench(config, run, *flags):
     size = ["--count", "1", "--size", "64"]
-    return quantized_quality.main([*flags, *size, "--config", str(config), "--run", str(run)])
+    return compressed.main([*flags, *size, "--config", str(config), "--run", str(run)])
 
 
 def test_rows_are_measured_once_and_anew_when_the_weights_change(config, tmp_path, capsys, monkeypatch):
@@ -74,7 +78,7 @@ def test_a_file_is_a_row_quantized_or_not(config, tmp_path, capsys):
 
 def test_the_table_has_a_cell_for_every_head():
     full = {name: value for name, value in ROW.items() if "to full" not in name}
-    flags = quantized_quality.QuantizedQualityFlags()
+    flags = CompressedFlags()
     lines = table(rows_of(**{FULL: full, "some": ROW}), flags).splitlines()
     assert {line.count("|") for line in lines} == {len(COLUMNS) + 2}
     assert " | - | - | - | - | " in lines[2]
@@ -110,7 +114,58 @@ def test_bars_are_kept_or_named(changes, words):
     ],
 )
 def test_a_mistake_is_one_sentence(tmp_path, capsys, flags, words):
-    assert quantized_quality.main([*flags, "--run", str(tmp_path)]) == 2
+    assert compressed.main([*flags, "--run", str(tmp_path)]) == 2
     said = capsys.readouterr().err
     assert words in said
     assert said.count("\n") == 1
+
+
+@pytest.fixture
+def made(monkeypatch):
+    """What would have been made, each an empty file."""
+    commands = []
+
+    def make(path, argv):
+        if not path.is_file():
+            commands.append((path, argv[0]))
+            path.touch()
+
+    monkeypatch.setattr(compressed, "make", make)
+    return commands
+
+
+def pruned_rows(config, run, **options):
+    flags = CompressedFlags(config=config, run=run, **options)
+    return dict(pair for name in PRUNED for pair in compressed.made_files(flags, name))
+
+
+def test_each_pruned_row_is_made_and_trained_on_once(tmp_path, made):
+    found = pruned_rows(MODELS / "tiny.yaml", tmp_path, finetune_steps=7)
+    assert list(found) == ["2:4", "2:4, 7 steps", "mlp 25 %", "mlp 25 %, 7 steps"]
+    assert [command for _, command in made] == ["2:4", "finetune", "structured", "finetune"]
+    assert [path for path, _ in made] == list(found.values())
+    assert pruned_rows(MODELS / "tiny.yaml", tmp_path, finetune_steps=7) == found
+    assert len(made) == 4
+    assert list(pruned_rows(MODELS / "tiny.yaml", tmp_path, finetune_steps=0)) == ["2:4", "mlp 25 %"]
+
+
+def test_files_of_other_weights_are_not_taken_for_these(tmp_path, made):
+    for path in MODELS.glob("tiny*"):
+        if path.suffix != ".py":
+            shutil.copy(path, tmp_path)
+    before = pruned_rows(tmp_path / "tiny.yaml", tmp_path / "run")
+    with (tmp_path / "tiny.safetensors").open("ab") as file:
+        file.write(b" ")
+    after = pruned_rows(tmp_path / "tiny.yaml", tmp_path / "run")
+    assert before.keys() == after.keys()
+    assert not set(before.values()) & set(after.values())
+
+
+def test_a_pruned_file_is_made_once_and_scored(tmp_path, capsys):
+    flags = ["--run", str(tmp_path), "--rows", "2:4", "--finetune-steps", "0", "--count", "1", "--size", "64"]
+    assert compressed.main(flags) == 0
+    assert capsys.readouterr().out.splitlines()[-1].startswith("| 2:4 | ")
+    (made,) = tmp_path.glob("*/2-4.safetensors")  # a folder for each set of weights
+    time = made.stat().st_mtime_ns
+    assert compressed.main(flags) == 0
+    assert made.stat().st_mtime_ns == time
