@@ -178,7 +178,7 @@ class ControlTraining(pl.LightningModule):
         checkpoint["draws_done"] = self.samples_done
         checkpoint["random"] = {"cpu": torch.get_rng_state(), "cards": torch.cuda.get_rng_state_all()}
         if self.average is not None:
-            checkpoint["average"] = self.average.state_dict()
+            checkpoint["average"] = {"updates": self.average.updates, "shadow": self.average.shadow}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Take all that back."""
@@ -187,7 +187,8 @@ class ControlTraining(pl.LightningModule):
         self.samples_done, self._random = checkpoint["draws_done"], checkpoint["random"]
         if (decay := self.settings.optimization.ema_decay) and "average" in checkpoint:
             self.average = MovingAverage(self.learning(), decay)
-            self.average.load_state_dict(checkpoint["average"])
+            self.average.updates = checkpoint["average"]["updates"]
+            self.average.shadow = dict(checkpoint["average"]["shadow"])
         _forget_batches(checkpoint, self.trainer.fit_loop.state_dict())
 
 

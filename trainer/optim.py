@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -75,11 +74,3 @@ class MovingAverage:
             trained = value.detach().clone()
             value.copy_(self.shadow[name])
             self.shadow[name] = trained
-
-    def state_dict(self) -> dict[str, Any]:
-        """What a checkpoint stores."""
-        return {"updates": self.updates, "shadow": self.shadow}
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on from what a checkpoint stored."""
-        self.updates, self.shadow = state["updates"], dict(state["shadow"])

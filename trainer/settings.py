@@ -43,11 +43,6 @@ class Transform:
         if not 0 <= self.empty_prompts <= 1:
             raise ValueError(f"proportion of empty prompts {self.empty_prompts}: a share is between 0 and 1")
 
-    @property
-    def is_fixed(self) -> bool:
-        """Whether a row always gives the same pixels."""
-        return not (self.random_crop or self.flip)
-
 
 @dataclass(frozen=True)
 class LearningRate:

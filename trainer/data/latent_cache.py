@@ -59,7 +59,8 @@ def build_cache(
     Raises ValueError for images that change from sample to sample, or a folder with another cache; OSError
     when there is no room for it.
     """
-    if not data.transform.is_fixed or any(len(row.texts) > 1 for row in data.rows):
+    seen = data.transform
+    if seen.random_crop or seen.flip or any(len(row.texts) > 1 for row in data.rows):
         words = "leave out --random-crop and --flip, and give each row one text"
         raise ValueError(f"--cache-latents keeps one latent and one text of each pair: {words}")
     from filelock import FileLock
