@@ -4,10 +4,12 @@ import cv2
 import numpy as np
 
 from scenes.things.art import SIDE, Sprite
-from scenes.things.strokes import body_luma, rim_colour, strokes_of
-from scenes.things.words import STYLES
+from scenes.things.strokes import anatomy
+from scenes.things.words import styles
 
 CENTRE = SIDE // 2
+
+STYLES = styles("scenes")
 
 
 def icon(body=(230, 150, 40), detail=(40, 40, 60)):
@@ -20,7 +22,7 @@ def icon(body=(230, 150, 40), detail=(40, 40, 60)):
 
 def sprite(word, style=STYLES[0], **colours):
     pixels = icon(**colours)
-    return Sprite(word, style, word, pixels, tuple(strokes_of(pixels)), body_luma(pixels), rim_colour(pixels))
+    return Sprite(word, style, word, pixels, anatomy(pixels))
 
 
 def small_art(words=("cat", "dog", "house")):

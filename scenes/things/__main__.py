@@ -1,6 +1,6 @@
 """The command `python -m scenes.things`."""
 
-from scenes.things.command import main
+from scenes.things.art import main
 
 if __name__ == "__main__":
     raise SystemExit(main())

@@ -1,10 +1,15 @@
-"""The art: every icon of every word, rendered once, with the lines that a pen would draw of it."""
+"""The art: every icon of every word, rendered once, with the lines that a pen would draw of it.
+
+    python -m scenes.things --out training/things
+
+fetches twelve packages by npm (packages.csv), renders the icons of every word by resvg-py, and writes art.npz
+and more_art.npz. What is there is kept.
+"""
 
 from __future__ import annotations
 
 import json
 from collections import defaultdict
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,22 +17,13 @@ import cv2
 import numpy as np
 
 from common.atomic import atomic_write
-from scenes.colours import RGB
-from scenes.things.fetch import icons_file
-from scenes.things.strokes import body_luma, rim_colour, strokes_of
-from scenes.things.words import STYLES, held_out_styles, words
+from common.shell import Parser, run_command
+from scenes.things.fetch import fetch, icons_file
+from scenes.things.strokes import Anatomy, anatomy
+from scenes.things.words import held_out_styles, styles, words
 
 SIDE = 128  # pixels of a sprite
 ART_FILE, MORE_FILE = "art.npz", "more_art.npz"  # of scenes; and what only the recognizer sees beside it
-MORE_STYLES = ("noto-v1", "emojione", "fxemoji")
-LINE_STYLES = (
-    "fluent-emoji-high-contrast",
-    "icon-park-outline",
-    "lucide",
-    "mdi",
-    "ph",
-    "tabler",
-)  # one colour
 ENDINGS = ("", "-outline", "-variant")  # of an icon's name
 SVG = (
     '<svg xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink" '
@@ -40,15 +36,13 @@ NOT_IN = {"fluent-emoji-flat": {"harp", "mermaid", "shovel", "trombone", "red-tr
 
 @dataclass(frozen=True)
 class Sprite:
-    """One icon. pixels: uint8 [SIDE SIDE 4]; strokes: polylines in [0, 1]; body, rim: see `strokes`."""
+    """One icon, uint8 [SIDE SIDE 4]."""
 
     word: str
     style: str
     icon: str
     pixels: np.ndarray
-    strokes: tuple[np.ndarray, ...]
-    body: float
-    rim: RGB
+    anatomy: Anatomy
 
 
 class Art:
@@ -66,12 +60,12 @@ class Art:
 def build_art(folder: Path) -> list[Sprite]:
     """Render every icon of the table from the packages in `folder`; ValueError names icons that are gone."""
     sprites, gone = [], []
-    for style in STYLES:
+    for style in styles("scenes"):
         package = _package(folder, style)
         for word in words().values():
             for icon in word.icons:
                 if icon in package["icons"]:
-                    sprites.append(_sprite(word.name, style, icon, render_icon(package, icon)))
+                    sprites.append(_sprite(package, (word.name, style, icon)))
                 elif icon not in NOT_IN.get(style, ()):
                     gone.append(f"{style}: {icon} ({word.name})")
     if gone:
@@ -82,18 +76,23 @@ def build_art(folder: Path) -> list[Sprite]:
 def build_more_art(folder: Path) -> list[Sprite]:
     """Render what further packages show of the words, as far as their icons have the same names."""
     sprites = []
-    for style in (*MORE_STYLES, *LINE_STYLES):
+    for style in (*styles("drawings"), *styles("lines")):
         package = _package(folder, style)
         for word in words().values():
             names = (word.name, *word.synonyms)
             wanted = dict.fromkeys([*word.icons, *(name.replace(" ", "-") for name in names)])
             found = [name + end for name in wanted for end in ENDINGS if name + end in package["icons"]]
-            sprites += [_sprite(word.name, style, icon, render_icon(package, icon)) for icon in found]
+            sprites += [_sprite(package, (word.name, style, icon)) for icon in found]
     return sprites
 
 
 def _package(folder: Path, style: str) -> dict:
     return json.loads(icons_file(folder, style).read_text(encoding="utf-8"))
+
+
+def _sprite(package: dict, names: tuple[str, str, str]) -> Sprite:
+    pixels = render_icon(package, names[-1])
+    return Sprite(*names, pixels, anatomy(pixels))
 
 
 def render_icon(package: dict, icon: str, side: int = SIDE) -> np.ndarray:
@@ -112,23 +111,19 @@ def render_icon(package: dict, icon: str, side: int = SIDE) -> np.ndarray:
     return cv2.cvtColor(pixels, cv2.COLOR_BGRA2RGBA)
 
 
-def _sprite(word: str, style: str, icon: str, pixels: np.ndarray) -> Sprite:
-    return Sprite(word, style, icon, pixels, tuple(strokes_of(pixels)), body_luma(pixels), rim_colour(pixels))
-
-
 def save_art(sprites: list[Sprite], file: Path) -> Path:
     """Write sprites into one file of arrays."""
-    lines = [stroke for sprite in sprites for stroke in sprite.strokes]
+    lines = [stroke for sprite in sprites for stroke in sprite.anatomy.strokes]
     with atomic_write(file) as partial, partial.open("wb") as stream:
         np.savez_compressed(
             stream,
             names=np.array([(one.word, one.style, one.icon) for one in sprites]),
             pixels=np.stack([one.pixels for one in sprites]),
-            body=np.array([one.body for one in sprites]),
-            rim=np.array([one.rim for one in sprites]),
+            body=np.array([one.anatomy.body for one in sprites]),
+            rim=np.array([one.anatomy.rim for one in sprites]),
             points=np.concatenate(lines),
             line_lengths=np.array([len(line) for line in lines]),
-            line_counts=np.array([len(one.strokes) for one in sprites]),
+            line_counts=np.array([len(one.anatomy.strokes) for one in sprites]),
         )
     return file
 
@@ -140,14 +135,29 @@ def load_art(folder: Path = FOLDER, name: str = ART_FILE) -> list[Sprite]:
         raise FileNotFoundError(f"there is no {file}: make it by `python -m scenes.things --out {folder}`")
     with np.load(file) as stored:
         data = {name: stored[name] for name in stored.files}
-    lines = _split(data["points"], data["line_lengths"])
-    names, counts = data["names"].tolist(), data["line_counts"].tolist()
-    return [
-        Sprite(*names[i], data["pixels"][i], tuple(next(lines) for _ in range(counts[i])),
-               float(data["body"][i]), tuple(data["rim"][i].tolist()))
-        for i in range(len(names))
-    ]  # fmt: skip
+    lines = iter(np.split(data["points"], np.cumsum(data["line_lengths"])[:-1]))
+    strokes = [tuple(next(lines) for _ in range(count)) for count in data["line_counts"].tolist()]
+    parts = map(Anatomy, strokes, data["body"].tolist(), map(tuple, data["rim"].tolist()))
+    return [Sprite(*row) for row in zip(*data["names"].T.tolist(), data["pixels"], parts, strict=True)]
 
 
-def _split(points: np.ndarray, lengths: np.ndarray) -> Iterator[np.ndarray]:
-    return iter(np.split(points, np.cumsum(lengths)[:-1]))
+def main(argv: list[str] | None = None) -> int:
+    """Fetch and render; says how much art there is."""
+    parser = Parser("-m scenes.things", __doc__)
+    parser.add_argument("--out", type=Path, default=FOLDER, help="folder (default: %(default)s)")
+    parser.add_argument(
+        "--newest", action="store_true", help="the latest packages, whose sums nobody has checked"
+    )
+    args = parser.parse_args(argv)
+    return run_command(lambda: make_art(args.out, newest=args.newest))
+
+
+def make_art(folder: Path, *, newest: bool = False) -> str:
+    """Whatever is missing of the art in `folder`; a sentence that says how much there is."""
+    new = fetch(folder, newest)
+    counts = []
+    for name, build in ((ART_FILE, build_art), (MORE_FILE, build_more_art)):
+        if new or not (folder / name).exists():
+            save_art(build(folder), folder / name)
+        counts.append(f"{len(load_art(folder, name))} in {folder / name}")
+    return f"drawings of {len(words())} words: {' and '.join(counts)}"

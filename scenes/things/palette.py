@@ -5,27 +5,12 @@ from __future__ import annotations
 import numpy as np
 
 from scenes.colours import RGB, contrast
+from scenes.things.words import read_table
 
-_COLOURS: dict[str, tuple[RGB, str]] = {  # and their Korean names
-    "red": ((224, 49, 49), "빨간"),
-    "orange": ((247, 140, 30), "주황"),
-    "yellow": ((252, 211, 60), "노란"),
-    "green": ((55, 160, 75), "초록"),
-    "blue": ((40, 100, 220), "파란"),
-    "purple": ((135, 70, 185), "보라"),
-    "pink": ((245, 130, 175), "분홍"),
-    "brown": ((130, 85, 50), "갈색"),
-    "black": ((35, 35, 40), "검은"),
-    "white": ((255, 255, 255), "하얀"),
-    "gray": ((140, 145, 150), "회색"),
-    "sky blue": ((130, 200, 245), "하늘색"),
-    "navy": ((30, 45, 105), "남색"),
-    "turquoise": ((40, 190, 180), "청록"),
-    "beige": ((240, 225, 190), "베이지"),
-    "light green": ((165, 220, 120), "연두"),
+PALETTE: dict[str, RGB] = {
+    row["colour"]: (int(row["red"]), int(row["green"]), int(row["blue"])) for row in read_table("colours")
 }
-PALETTE = {name: rgb for name, (rgb, _) in _COLOURS.items()}
-KOREAN = {korean: name for name, (_, korean) in _COLOURS.items()}
+KOREAN = {row["korean"]: row["colour"] for row in read_table("colours")}
 MIN_CONTRAST = 45  # of 255, between a thing's rim and its background: less cannot be seen
 UNSAID = (
     "white",

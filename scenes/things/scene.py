@@ -97,7 +97,7 @@ def lines(thing: Placed) -> list[np.ndarray]:
     """The thing's strokes where they are in the picture, polylines [n 2] in units of the side."""
     matrix = _to_picture(thing)
     placed = []
-    for stroke in thing.sprite.strokes:
+    for stroke in thing.sprite.anatomy.strokes:
         source = stroke.astype(np.float64) - 0.5
         bent = source
         for _ in range(3):  # the field says where a bent point comes from: turn it round
@@ -112,8 +112,8 @@ def _any(rng: np.random.Generator, choices: list | tuple) -> object:
 
 def _background(rng: np.random.Generator, sprites: list[Sprite]) -> tuple[str, bool]:
     if rng.random() >= SAID_BACKGROUND:
-        return unsaid_background(sprites[0].rim), False
-    fitting = [name for name in PALETTE if all(stands_out(sprite.rim, name) for sprite in sprites)]
+        return unsaid_background(sprites[0].anatomy.rim), False
+    fitting = [name for name in PALETTE if all(stands_out(sprite.anatomy.rim, name) for sprite in sprites)]
     return _any(rng, fitting or list(PALETTE)), True
 
 
@@ -169,7 +169,7 @@ def _warped(thing: Placed, side: int) -> tuple[np.ndarray, np.ndarray]:
     """Paint, times its coverage, float [side side 3], and the coverage in [0, 1]."""
     pixels = thing.sprite.pixels
     if thing.colour:
-        painted = repaint(pixels[..., :3], thing.sprite.body, thing.colour)
+        painted = repaint(pixels[..., :3], thing.sprite.anatomy.body, thing.colour)
         pixels = np.concatenate([painted, pixels[..., 3:]], axis=2)
     layer = pixels.astype(np.float32)
     layer[..., :3] *= layer[..., 3:] / 255

@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import cv2
 import numpy as np
+
+from scenes.colours import RGB
+from scenes.things.palette import LUMA
 
 COLOURS = 7  # clusters that an icon's shades are reduced to
 SAME_COLOUR = 14.0  # Lab units: nearer clusters are one region, as gradients are to a pen
@@ -12,42 +17,45 @@ MIN_LINE = 0.06  # of the side, in length
 NEAR = 2  # pixels: a border this near to a line already there is that line
 ROUGHNESS = 0.7  # pixels that a polyline may leave its border
 OPAQUE = 128
+RIM = np.ones((7, 7), np.uint8)
 
 
-def strokes_of(rgba: np.ndarray) -> list[np.ndarray]:
-    """Polylines [n 2] in units of the side, x before y, the silhouette first, then by size.
+@dataclass(frozen=True)
+class Anatomy:
+    """What a flat image is made of.
 
-    rgba: uint8 [H W 4], H = W. A closed line repeats its first point.
+    strokes: polylines [n 2] in units of the side, x before y, the silhouette first, then by size; a closed
+    one repeats its first point. body: luma of the largest region, 0 to 255. rim: colour inside the border.
     """
+
+    strokes: tuple[np.ndarray, ...]
+    body: float
+    rim: RGB
+
+
+def anatomy(rgba: np.ndarray) -> Anatomy:
+    """Take uint8 [H W 4] apart, H = W."""
     solid = (rgba[..., 3] >= OPAQUE).astype(np.uint8)
-    taken = np.zeros(solid.shape, np.uint8)
+    regions = _regions(rgba, solid)
+    inner = solid - cv2.erode(solid, RIM, borderValue=0)
+    red, green, blue = rgba[..., :3][inner > 0].mean(axis=0).astype(int).tolist()
+    body = rgba[..., :3][(regions[0] if regions else solid) > 0]
+    return Anatomy(tuple(_strokes([solid, *regions])), float(np.median(body @ LUMA)), (red, green, blue))
+
+
+def _strokes(regions: list[np.ndarray]) -> list[np.ndarray]:
+    """The borders of masks uint8 [H W], each drawn once where two of them share it."""
+    side = len(regions[0])
+    taken = np.zeros((side, side), np.uint8)
     lines: list[np.ndarray] = []
-    for region in [solid, *_regions(rgba, solid)]:
+    for region in regions:
         contours, _ = cv2.findContours(region, cv2.RETR_CCOMP, cv2.CHAIN_APPROX_NONE)
         for contour in sorted(contours, key=len, reverse=True):
             new = _new_pieces(contour[:, 0], taken)
             lines += new
             for line in new:
                 cv2.polylines(taken, [line], False, 1, 2 * NEAR + 1)
-    side = len(rgba)
     return [(simplified(line, ROUGHNESS) + 0.5) / side for line in lines]
-
-
-def body_luma(rgba: np.ndarray) -> float:
-    """Luma of the largest region, 0 to 255: what recolouring turns into the named colour."""
-    solid = (rgba[..., 3] >= OPAQUE).astype(np.uint8)
-    regions = _regions(rgba, solid)
-    largest = regions[0] if regions else solid
-    pixels = rgba[..., :3][largest > 0]
-    return float(np.median(pixels @ np.array([0.299, 0.587, 0.114])))
-
-
-def rim_colour(rgba: np.ndarray) -> tuple[int, int, int]:
-    """Mean colour just inside the silhouette."""
-    solid = (rgba[..., 3] >= OPAQUE).astype(np.uint8)
-    rim = solid - cv2.erode(solid, np.ones((7, 7), np.uint8), borderValue=0)
-    red, green, blue = rgba[..., :3][rim > 0].mean(axis=0)
-    return int(red), int(green), int(blue)
 
 
 def _regions(rgba: np.ndarray, solid: np.ndarray) -> list[np.ndarray]:

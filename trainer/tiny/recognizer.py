@@ -27,11 +27,11 @@ from cldm.recognizer import SIDE, Judge, Recognizer, look, see
 from common.atomic import atomic_write
 from common.flags import add_flags, read_flags
 from common.shell import Parser, run_command
-from scenes.things.art import FOLDER, LINE_STYLES, MORE_FILE, Art, load_art
+from scenes.things.art import FOLDER, MORE_FILE, Art, load_art
 from scenes.things.palette import PALETTE
 from scenes.things.scene import ThingScene, lines, random_scene, render
 from scenes.things.sketch import Hand, random_hand, scribble
-from scenes.things.words import words
+from scenes.things.words import styles, words
 from trainer.tiny.command import Run, fit
 from trainer.tiny.settings import TinySettings
 from trainer.tiny.stages import Stage
@@ -53,7 +53,7 @@ def drawing(rng: np.random.Generator, art: Art) -> tuple[Tensor, str]:
     while seen is None:  # a hand that left everything out drew nothing
         scene = _loose(rng, random_scene(rng, art, alone=True))
         kind = rng.random()
-        if scene.things[0].sprite.style in LINE_STYLES:
+        if scene.things[0].sprite.style in styles("lines"):
             seen = see(_other_pen(rng, render(scene, DRAWN_AT)[1]))
         elif kind >= SCRIBBLES + FILLED:
             seen = see(render(scene, DRAWN_AT)[0])

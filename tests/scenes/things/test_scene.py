@@ -9,7 +9,7 @@ from scenes.things.art import Art
 from scenes.things.palette import PALETTE, repaint, unsaid_background
 from scenes.things.scene import lines, random_scene, render
 from scenes.things.sketch import EXACT, OTHER_MAPS, Hand, random_map, scribble
-from scenes.things.strokes import simplified, strokes_of
+from scenes.things.strokes import anatomy, simplified
 from scenes.things.words import held_out_styles, is_held_out
 from tests.small_art import icon, small_art
 
@@ -83,7 +83,7 @@ def test_lines_lie_on_the_edges_of_the_picture():
 
 
 def test_a_disc_with_a_square_has_two_closed_lines():
-    strokes = strokes_of(icon())
+    strokes = anatomy(icon()).strokes
     assert len(strokes) == 2
     for stroke in strokes:
         assert np.allclose(stroke[0], stroke[-1])

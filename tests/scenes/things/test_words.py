@@ -3,7 +3,7 @@
 from collections import Counter
 
 from scenes.things.palette import KOREAN, PALETTE
-from scenes.things.words import HELD_OUT_WORDS, STYLES, held_out_styles, is_held_out, words
+from scenes.things.words import HELD_OUT_WORDS, held_out_styles, is_held_out, styles, words
 
 
 def test_there_are_more_than_two_hundred_words_each_with_icons_and_a_korean_name():
@@ -23,7 +23,7 @@ def test_every_name_belongs_to_one_word():
 def test_each_held_out_word_keeps_two_styles_for_training():
     kept = held_out_styles()
     assert len(kept) == HELD_OUT_WORDS
-    assert set(kept.values()) == set(STYLES)
+    assert set(kept.values()) == set(styles("scenes"))
     assert set(kept) <= set(words())
 
 
