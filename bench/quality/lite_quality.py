@@ -50,45 +50,39 @@ class LiteQualityFlags(HeldOutFlags):
     grid: Path = flag(Path("outputs/lite.png"), "picture to write")
 
 
-@dataclass(frozen=True)
-class TrainedBranch:
-    """One kind of branch: its yaml, and the branch files of its run by their steps, ascending."""
+def kept_branches(text: str) -> tuple[Path, dict[str, Path]]:
+    """From NAME=YAML:FOLDER the yaml, and the folder's branch files, ascending, by the names of their rows.
 
-    name: str
-    config: Path
-    files: dict[int, Path]
+    Raises ValueError or FileNotFoundError for anything else.
+    """
+    parts = re.fullmatch(r"([^=]+)=(.+):([^:]+)", text)
+    if not parts:
+        raise ValueError(f"{text!r} is not NAME=YAML:FOLDER, such as full=models/tiny.yaml:runs/full")
+    name, config, folder = parts.groups()
+    kept = {file: KEPT.fullmatch(file.name) for file in Path(folder).glob("control-*.safetensors")}
+    steps = sorted((int(match[1]), file) for file, match in kept.items() if match)
+    if not steps:
+        raise FileNotFoundError(f"{folder} has no control-STEP.safetensors: train with --keep STEP")
+    return Path(config), {f"{name}, {step:,} steps": file for step, file in steps}
 
-    @classmethod
-    def parse(cls, text: str) -> TrainedBranch:
-        """From NAME=YAML:FOLDER. Raises ValueError or FileNotFoundError for anything else."""
-        parts = re.fullmatch(r"([^=]+)=(.+):([^:]+)", text)
-        if not parts:
-            raise ValueError(f"{text!r} is not NAME=YAML:FOLDER, such as full=models/tiny.yaml:runs/full")
-        name, config, folder = parts.groups()
-        kept = {file: KEPT.fullmatch(file.name) for file in Path(folder).glob("control-*.safetensors")}
-        found = {int(match[1]): file for file, match in kept.items() if match}
-        if not found:
-            raise FileNotFoundError(f"{folder} has no control-STEP.safetensors: train with --keep STEP")
-        return cls(name, Path(config), dict(sorted(found.items())))
 
-    def pipeline(self, file: Path) -> Pipeline:
-        """The yaml's base with the branch of `file`."""
-        from cldm.pipeline import Pipeline
-        from ldm.config import read_config
+def load(config: Path, file: Path) -> Pipeline:
+    """The yaml's base with the branch of `file`."""
+    from cldm.pipeline import Pipeline
+    from ldm.config import read_config
 
-        base = self.config.parent / read_config(self.config).weights[0]
-        return Pipeline.from_files(self.config, base, file)
+    return Pipeline.from_files(config, config.parent / read_config(config).weights[0], file)
 
 
 def measure(flags: LiteQualityFlags) -> Iterator[Measurement]:
     """How large and how good each branch is; writes the grid."""
     pictures = {}
-    for branch in [TrainedBranch.parse(text) for text in flags.branches]:
-        own = replace(flags, config=branch.config)
-        for steps, file in branch.files.items():
-            name, tensors = f"{branch.name}, {steps:,} steps", load_file(file).values()
-            yield Measurement(name, "weights", sum(tensor.numel() for tensor in tensors), "numbers")
-            pictures[name], _ = own.pictures(file, partial(branch.pipeline, file))
+    for config, files in [kept_branches(text) for text in flags.branches]:
+        own = replace(flags, config=config)
+        for name, file in files.items():
+            weights = sum(tensor.numel() for tensor in load_file(file).values())
+            yield Measurement(name, "weights", weights, "numbers")
+            pictures[name], _ = own.pictures(file, partial(load, config, file))
             yield from own.scores(name, pictures[name])
     write_grid(flags, pictures)
 
