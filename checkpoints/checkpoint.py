@@ -65,14 +65,9 @@ class Checkpoint:
         return detect_component(self.header.tensors)
 
     @property
-    def missing_prefix(self) -> str:
-        """What the names of a part stored alone lack in front; "" where nothing, or that is not known."""
-        return COMPONENTS[self.component].prefix if self.component else missing_prefix(self.header.tensors)
-
-    @property
     def parts(self) -> set[str]:
         """Which parts of a whole model it holds, by their prefix."""
-        lacks = self.missing_prefix
+        lacks = missing_prefix(self.header.tensors)
         return {
             part for part in PART_LABELS if any((lacks + n).startswith(part) for n in self.header.tensors)
         }

@@ -8,7 +8,6 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass
 from functools import partial
 
 import torch
@@ -32,20 +31,11 @@ COUNT_PIECE = 1 << 20  # values
 REPLACED = "weights whose moving averages take their place"
 
 
-@dataclass(frozen=True)
-class WithControl:
-    """A base with an untrained branch; names of what it copied from the U-Net, and of what is new."""
-
-    state: dict[str, Values]
-    copied: tuple[str, ...]
-    new: tuple[str, ...]
-
-
-def add_control(base: State, fresh: State) -> WithControl:
+def add_control(base: State, fresh: State) -> tuple[dict[str, Values], list[str]]:
     """`base` with a branch that begins as `fresh`, but for what the U-Net has of the same name and shape.
 
-    fresh: an untrained branch without prefix, which decides names and dtypes. Raises ValueError for a base
-    without a U-Net or with a branch.
+    With it come the names of what was copied. fresh: an untrained branch without prefix, which decides names
+    and dtypes. Raises ValueError for a base without a U-Net or with a branch.
     """
     if not any(name.startswith(UNET) for name in base):
         raise ValueError(f"no U-Net to copy from: no name begins with {UNET}")
@@ -58,8 +48,7 @@ def add_control(base: State, fresh: State) -> WithControl:
         if twin is not None and tuple(twin.shape) == tuple(fresh[name].shape)
     }
     branch = {CONTROL + name: copies.get(CONTROL + name, value) for name, value in fresh.items()}
-    new = tuple(name for name in branch if name not in copies)
-    return WithControl({**base, **branch}, tuple(copies), new)
+    return {**base, **branch}, list(copies)
 
 
 def extract_control(state: State) -> dict[str, Values]:

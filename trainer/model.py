@@ -37,7 +37,7 @@ def load_for_training(
     for one in opened:
         base |= read_state_dict(one, use_ema=use_ema)
     try:
-        branch = extract_control(add_control(base, fresh_branch(config, seed)).state)
+        branch = extract_control(add_control(base, fresh_branch(config, seed))[0])
     except ValueError as error:
         raise ValueError(f"{' + '.join(one.label for one in opened)}: {error}") from None
     assign_parts(model, *opened, branch, use_ema=use_ema)

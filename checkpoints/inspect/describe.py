@@ -17,7 +17,7 @@ from checkpoints.checkpoint import FOLDER, Checkpoint
 from checkpoints.diffusers.folder import SCHEDULER
 from checkpoints.files.headers import TensorHeader
 from checkpoints.lora.names import PEFT_PREFIX, TEXT_READERS, split_name, stored_alphas
-from checkpoints.names.original import EMA_PREFIX, PART_LABELS, context_width
+from checkpoints.names.original import EMA_PREFIX, PART_LABELS, context_width, missing_prefix
 from checkpoints.names.recognize import control_kind
 from common.shell import quote
 
@@ -123,7 +123,7 @@ def _summary(name: str, tensors: list[TensorHeader]) -> PartSummary:
 def _named_parts(checkpoint: Checkpoint) -> Parts:
     """First the parts of PART_LABELS, then the rest."""
     named: dict[str, dict[str, TensorHeader]] = {part: {} for part in (*PART_LABELS.values(), EMA, SCHEDULE)}
-    prefix = checkpoint.missing_prefix
+    prefix = missing_prefix(checkpoint.header.tensors)
     for name, tensor in checkpoint.header.tensors.items():
         full = prefix + name
         owner = next((one for one in PART_LABELS if full.startswith(one)), "")

@@ -164,11 +164,12 @@ def _check_family(
     path: Path, groups: Mapping[str, Mapping[str, Tensor]], table: Mapping[str, LoraTarget]
 ) -> None:
     wanted = next((target.shape[1] for name, target in table.items() if name.endswith(TEXT_READERS)), None)
-    for module, roles in groups.items():
-        if wanted and "down" in roles and module.endswith(TEXT_READERS):
-            width = roles["down"].shape[1]
-            if width != wanted:
-                raise ValueError(
-                    f"{path} is a LoRA for {family(width)}, but the model for {family(wanted)}: "
-                    "take one for this model"
-                )
+    readers = (
+        roles["down"] for module, roles in groups.items() if module.endswith(TEXT_READERS) and "down" in roles
+    )
+    width = next((down.shape[1] for down in readers if down.shape[1] != wanted), None)
+    if wanted and width:
+        raise ValueError(
+            f"{path} is a LoRA for {family(width)}, but the model for {family(wanted)}: "
+            "take one for this model"
+        )

@@ -12,7 +12,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING
 
-from checkpoints.names.diffusers import detect_component, to_original
+from checkpoints.names.diffusers import COMPONENTS, detect_component, to_original
 from checkpoints.names.recognize import is_lora, refuse_foreign
 
 if TYPE_CHECKING:
@@ -113,6 +113,8 @@ def missing_prefix(names: Iterable[str]) -> str:
     names = set(names)
     if any(name.startswith(tuple(PART_LABELS)) for name in names):
         return ""
+    if component := detect_component(names):
+        return COMPONENTS[component].prefix
     return next((prefix for key, prefix in BARE_PARTS.items() if key in names), "")
 
 

@@ -115,29 +115,30 @@ def fresh():
 
 def test_a_new_branch_has_the_u_nets_values_where_names_and_shapes_agree():
     own = fresh() | {SHARED[1]: torch.randn(5, 2)}  # of another shape than the U-Net's
-    joined = surgery.add_control(base(0), own)
-    assert_equal({name: joined.state[name] for name in base(0)}, base(0))
-    assert torch.equal(joined.state[CONTROL + SHARED[0]], base(0)[UNET + SHARED[0]])
+    joined, copied = surgery.add_control(base(0), own)
+    assert_equal({name: joined[name] for name in base(0)}, base(0))
+    assert torch.equal(joined[CONTROL + SHARED[0]], base(0)[UNET + SHARED[0]])
     for name in (SHARED[1], *OWN):
-        assert joined.state[CONTROL + name] is own[name]
-    assert joined.copied == (CONTROL + SHARED[0],)
-    assert joined.new == tuple(CONTROL + name for name in (SHARED[1], *OWN))
-    assert list(surgery.extract_control(joined.state)) == [CONTROL + name for name in own]
+        assert joined[CONTROL + name] is own[name]
+    assert copied == [CONTROL + SHARED[0]]
+    assert list(surgery.extract_control(joined)) == [CONTROL + name for name in own]
 
 
 def test_a_new_branch_of_a_half_precision_base_has_its_own_dtype():
     half = {name: tensor.half() for name, tensor in base(0).items()}
-    joined = surgery.add_control(half, fresh())
+    joined, copied = surgery.add_control(half, fresh())
     for name in SHARED:
-        assert torch.equal(joined.state[CONTROL + name], half[UNET + name].float())
-        assert joined.state[CONTROL + name].dtype == torch.float32
-        assert joined.state[UNET + name] is half[UNET + name]
+        assert torch.equal(joined[CONTROL + name], half[UNET + name].float())
+        assert joined[CONTROL + name].dtype == torch.float32
+        assert joined[UNET + name] is half[UNET + name]
 
 
 def test_a_new_branch_of_a_lazy_base_copies_nothing_before_it_is_read():
-    joined = surgery.add_control(lazy({name: tensor.half() for name, tensor in base(0).items()}), fresh())
-    assert all(isinstance(joined.state[name], LazyTensor) for name in joined.copied)
-    assert torch.equal(read(joined.state[joined.copied[0]]), base(0)[UNET + SHARED[0]].half().float())
+    joined, copied = surgery.add_control(
+        lazy({name: tensor.half() for name, tensor in base(0).items()}), fresh()
+    )
+    assert all(isinstance(joined[name], LazyTensor) for name in copied)
+    assert torch.equal(read(joined[copied[0]]), base(0)[UNET + SHARED[0]].half().float())
 
 
 @pytest.mark.parametrize(

@@ -60,9 +60,9 @@ def add_control(base: Path | None, target: Target, config: Path, init: BranchIni
     predicts = check_prediction(source.prediction, params, base, config)
     model = create_meta_model(settings)
     check_base(source, model, config)
-    joined = surgery.add_control(source.state, fresh_branch(settings, init.seed))
-    state, computed = in_published_order(joined.state, model)
-    notes = [*_report(joined), *([f"computed from the yaml: {quote(computed)}"] if computed else [])]
+    joined, copied = surgery.add_control(source.state, fresh_branch(settings, init.seed))
+    state, computed = in_published_order(joined, model)
+    notes = [*_report(joined, copied), *([f"computed from the yaml: {quote(computed)}"] if computed else [])]
     notes += [note for note in source.left_out if COUNTED not in note]
     return write_file(target, state, source.about(state, predicts), notes)
 
@@ -127,18 +127,19 @@ def _constants(model: nn.Module) -> dict[str, Tensor]:
     return {name: one for name, one in model.named_buffers() if name in stored and not one.is_meta}
 
 
-def _report(joined: surgery.WithControl) -> list[str]:
+def _report(state: State, copied: Sequence[str]) -> list[str]:
     """What of the branch is copied and what is new, in lines."""
     groups: dict[str, list[str]] = {}
-    for name in joined.new:
-        groups.setdefault(name.removeprefix(surgery.CONTROL).split(".")[0], []).append(name)
-    lines = [f"copied from the U-Net: {_counted(joined.copied, joined.state)}"] if joined.copied else []
+    for name in state:
+        if name.startswith(surgery.CONTROL) and name not in copied:
+            groups.setdefault(name.removeprefix(surgery.CONTROL).split(".")[0], []).append(name)
+    lines = [f"copied from the U-Net: {_counted(copied, state)}"] if copied else []
     for group, names in groups.items():
-        weights = sum(joined.state[name].shape.numel() for name in names)
-        zeros = sum(int((joined.state[name] == 0).sum()) for name in names)
+        weights = sum(state[name].shape.numel() for name in names)
+        zeros = sum(int((state[name] == 0).sum()) for name in names)
         begins = "all zero" if zeros == weights else f"{zeros:,} of them zero" if zeros else "drawn"
-        lines.append(f"new {group}: {_counted(names, joined.state)}, {begins}")
-    unet = (t for name, t in joined.state.items() if name.startswith(surgery.UNET))
+        lines.append(f"new {group}: {_counted(names, state)}, {begins}")
+    unet = (t for name, t in state.items() if name.startswith(surgery.UNET))
     return [*lines, OWN_PRECISION] if any(t.dtype != torch.float32 for t in unet) else lines
 
 
