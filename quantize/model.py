@@ -29,21 +29,33 @@ def quantize_(
     """
     plan.check(model)
     for name, scheme in plan.layers.items():
-        layer = model.get_submodule(name)
-        try:
-            quantized = quantize_layer(layer, scheme, (ranges or {}).get(name), clip)
-        except ValueError as error:
-            raise ValueError(f"{name}: {error}") from None
-        _replace(model, name, quantized.to(layer.weight.device))
+        put_quantized(model, name, scheme, (ranges or {}).get(name), clip)
     bind(model, backend)
+
+
+def put_quantized(model: nn.Module, name: str, scheme: str, ranges: Ranges | None, clip: str = "mse") -> None:
+    """Replace one layer. Raises ValueError, which names the layer, where it cannot be quantized."""
+    layer = model.get_submodule(name)
+    try:
+        quantized = quantize_layer(layer, scheme, ranges, clip)
+    except ValueError as error:
+        raise ValueError(f"{name}: {error}") from None
+    put_layer(model, name, quantized.to(layer.weight.device))
+
+
+def put_layer(model: nn.Module, name: str, layer: nn.Module) -> None:
+    """Have `layer` in the place that the dotted `name` says."""
+    parent, _, child = name.rpartition(".")
+    setattr(model.get_submodule(parent), child, layer)
 
 
 def with_empty_layers(model: nn.Module, plan: Plan, range_counts: Mapping[str, int]) -> None:
     """Replace the layers of `plan` by quantized ones without memory; range_counts: of the static ones."""
     for name, scheme in plan.layers.items():
-        spec = LayerSpec.of(model.get_submodule(name), scheme, range_counts.get(name, 1))
+        layer = model.get_submodule(name)
+        spec = LayerSpec.of(layer, scheme, range_counts.get(name, 1))
         with torch.device("meta"):
-            _replace(model, name, empty_layer(spec))
+            put_layer(model, name, empty_layer(spec).train(layer.training))
 
 
 def bind(model: nn.Module, backend: str | None = None) -> None:
@@ -68,8 +80,3 @@ def check_schemes(plan: Plan, device: torch.device) -> None:
     for scheme in sorted(set(plan.layers.values())):
         get_scheme(scheme)
         check_device(scheme, device)
-
-
-def _replace(model: nn.Module, name: str, layer: nn.Module) -> None:
-    parent, _, child = name.rpartition(".")
-    setattr(model.get_submodule(parent), child, layer.train(model.training))

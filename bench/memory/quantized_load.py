@@ -126,8 +126,7 @@ def sizes(model: nn.Module, plan: str) -> Iterator[Measurement]:
     """Bytes of a plan's file, and of the control branch's tensors in it."""
     from common.safetensors_header import nbytes
     from quantize.calibration.ranges import static_layers
-    from quantize.files.layout import layout_of, specs_of
-    from quantize.files.write import Content, file_size
+    from quantize.files.write import Content, file_size, layout_of, specs_of
     from quantize.selection import default_selection, make_plan
 
     chosen = make_plan(model, default_selection(plan.partition("+")[0], **selection(plan)))

@@ -11,7 +11,7 @@ from checkpoints.checkpoint import Checkpoint
 from cldm.lite import Block
 from ldm.modules.attention import CrossAttention, FeedForward
 from ldm.modules.layers import ResBlock
-from quantize.prune.sparse import use_sparse_kernels
+from quantize.prune.masks import use_sparse_kernels
 from quantize.prune.units import Cut, Group, Shapes, counts_in, shrink_
 
 log = logging.getLogger(__name__)

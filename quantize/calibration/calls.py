@@ -6,9 +6,10 @@ another.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -36,14 +37,12 @@ def record(model: nn.Module, names: Sequence[str]) -> Iterator[dict[str, list[Re
     last: dict[str, dict[int | None, RecordedCall]] = {name: {} for name in names}
     calls: dict[str, list[RecordedCall]] = {}
 
-    def recorder(name: str) -> Any:
-        def keep(_: nn.Module, args: tuple, kwargs: dict[str, Any], answer: Any) -> None:
-            last[name][current_group()] = RecordedCall(args, kwargs, answer)
-
-        return keep
+    def keep(name: str, _: nn.Module, args: tuple, kwargs: dict[str, Any], answer: Any) -> None:
+        last[name][current_group()] = RecordedCall(args, kwargs, answer)
 
     handles = [
-        model.get_submodule(name).register_forward_hook(recorder(name), with_kwargs=True) for name in names
+        model.get_submodule(name).register_forward_hook(partial(keep, name), with_kwargs=True)
+        for name in names
     ]
     try:
         yield calls
@@ -56,18 +55,18 @@ def record(model: nn.Module, names: Sequence[str]) -> Iterator[dict[str, list[Re
 def error_db(network: nn.Module, calls: Sequence[RecordedCall]) -> float:
     """Signal over noise of `network`'s answers to recorded calls, all of them together."""
     with torch.inference_mode():
-        pairs = [(call.answer, network(*call.args, **call.kwargs)) for call in calls]
-    expected, got = (
-        torch.cat([tensor.float().flatten() for answer in answers for tensor in tensors_of(answer)])
-        for answers in zip(*pairs, strict=True)
-    )
-    return sqnr_db(expected, got)
+        answers = [network(*call.args, **call.kwargs) for call in calls]
+    return sqnr_db(flat(call.answer for call in calls), flat(answers))
 
 
-def tensors_of(answer: Any) -> Iterator[Tensor]:
-    """The tensors of a network's answer: itself, or those in its lists."""
-    if isinstance(answer, Tensor):
-        yield answer
-    elif isinstance(answer, list | tuple):
-        for one in answer:
-            yield from tensors_of(one)
+def flat(answers: Iterable[Any]) -> Tensor:
+    """All numbers of networks' answers, which are tensors or lists of them: float32 [n] on the CPU."""
+    return torch.cat([tensor.float().flatten().cpu() for tensor in _tensors(answers)])
+
+
+def _tensors(answers: Iterable[Any]) -> Iterator[Tensor]:
+    for one in answers:
+        if isinstance(one, Tensor):
+            yield one
+        elif isinstance(one, list | tuple):
+            yield from _tensors(one)

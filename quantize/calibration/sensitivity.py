@@ -1,7 +1,11 @@
-"""What each layer's quantization does to a network's answers: one layer at a time, everything else float.
+"""Which layers bear to be quantized, and the plan that a budget of bytes or of noise buys.
 
-Recorded calls are answered again with the layer in its codes. Noise is the squared error of the answers over
-their squared size; `quantize.calibration.budget` makes a plan of it.
+Recorded calls are answered again with one layer in its codes and everything else float. Noise is the squared
+error of the answers over their squared size; noises of many layers are taken to add up: errors are small and
+depend little on each other.
+
+For a plan every layer begins with the cheap one of its two candidate schemes. The layer where the better one
+takes most noise away for each byte that it costs gets it first, and so on.
 """
 
 from __future__ import annotations
@@ -17,11 +21,14 @@ import torch
 from torch import Tensor, nn
 
 from common.atomic import atomic_write
-from quantize.layers import quantize_layer
-from quantize.model import bind
-from quantize.spec import Ranges
+from quantize.calibration.ranges import watch_inputs
+from quantize.model import bind, put_layer, put_quantized
+from quantize.spec import LayerSpec, Ranges
 
 VERSION = 1
+FLOAT = "float"
+BETTER = {"int4_group": "int8_weight", "fp8_weight": "int8_weight"}  # from any other scheme up: float
+HEADER_MARGIN = 24  # bytes by which a layer's entry in a file's header may grow with its scheme
 
 
 @dataclass(frozen=True)
@@ -85,6 +92,30 @@ class Measurements:
         self.layers |= layers
 
 
+@dataclass(frozen=True)
+class Candidates:
+    """One layer's schemes, cheap and better, and its bytes under each."""
+
+    cheap: str
+    better: str
+    cheap_bytes: int
+    better_bytes: int
+
+    @property
+    def cost(self) -> int:
+        """Bytes that going up takes."""
+        return self.better_bytes - self.cheap_bytes + HEADER_MARGIN
+
+
+@dataclass(frozen=True)
+class Choice:
+    """layers: scheme by name, `FLOAT` for none; noise: expected, by probe; cost: bytes added."""
+
+    layers: Mapping[str, str]
+    noise: Mapping[str, float]
+    cost: int
+
+
 def measure(
     model: nn.Module,
     wanted: Mapping[str, Sequence[str]],
@@ -97,11 +128,13 @@ def measure(
     `model` is float, and is so again after each. ranges: of the static layers' inputs. Raises ValueError for
     weights that hold NaN.
     """
+    missing = [name for name in wanted if name not in known]
     for probe in probes:
-        names = [name for name in wanted if name.startswith(probe.covers) and name not in known]
+        names = [name for name in missing if name.startswith(probe.covers)]
         if not names:
             continue
-        with torch.inference_mode(), _called(model, names) as called:
+        called: set[str] = set()
+        with torch.inference_mode(), watch_inputs(model, names, lambda name, _, to=called: to.add(name)):
             expected = probe.answer().double()
         for name in names:
             if name not in called:
@@ -112,9 +145,8 @@ def measure(
                 with _quantized(model, name, scheme, ranges.get(name)), torch.inference_mode():
                     noise[scheme] = relative_noise(expected, probe.answer())
             yield name, Sensitivity(probe.name, noise)
-    for name in wanted:
-        if name not in known and not name.startswith(tuple(at for probe in probes for at in probe.covers)):
-            yield name, UNREACHED
+    covered = tuple(beginning for probe in probes for beginning in probe.covers)
+    yield from ((name, UNREACHED) for name in missing if not name.startswith(covered))
 
 
 def relative_noise(expected: Tensor, got: Tensor) -> float:
@@ -129,34 +161,75 @@ def noise_db(noise: float) -> float:
     return -10 * math.log10(noise) if noise else math.inf
 
 
+def candidates_of(model: nn.Module, layers: Mapping[str, str]) -> dict[str, Candidates]:
+    """The candidates of each layer of a plan, whose scheme is the cheap one."""
+    found = {}
+    for name, cheap in layers.items():
+        layer, better = model.get_submodule(name), BETTER.get(cheap, FLOAT)
+        found[name] = Candidates(cheap, better, _bytes(layer, cheap), _bytes(layer, better))
+    return found
+
+
+def choose(
+    candidates: Mapping[str, Candidates],
+    effects: Mapping[str, Sensitivity],
+    *,
+    most_bytes: int | None = None,
+    most_noise: float | None = None,
+) -> Choice:
+    """The better schemes that a budget buys; one of the two, or none, which leaves everything cheap.
+
+    Layers without an effect, which no measurement reached, go up in any case. most_bytes: that all of it may
+    cost. most_noise: in each probe's answers. A budget that is too small is spent as far as it goes: the
+    choice says what it came to.
+    """
+    effects = {name: one for name, one in effects.items() if one.noise and name in candidates}
+    chosen = {name: one.cheap if name in effects else one.better for name, one in candidates.items()}
+    cost = sum(one.cost for name, one in candidates.items() if name not in effects)
+    noise = _summed(chosen, effects)
+    for name in _by_worth(candidates, effects) if (most_bytes, most_noise) != (None, None) else ():
+        one, probe = candidates[name], effects[name].probe
+        enough = most_noise is not None and noise[probe] <= most_noise
+        too_dear = most_bytes is not None and cost + one.cost > most_bytes
+        if enough or too_dear:
+            continue
+        chosen[name] = one.better
+        cost += one.cost
+        noise[probe] -= gain(one, effects[name])
+    # Summed anew: what is left after many subtractions from a large number is rounding.
+    return Choice(chosen, _summed(chosen, effects), cost)
+
+
+def gain(candidates: Candidates, effect: Sensitivity) -> float:
+    """The noise that going up takes away."""
+    return effect.noise[candidates.cheap] - effect.noise.get(candidates.better, 0.0)
+
+
+def _by_worth(candidates: Mapping[str, Candidates], effects: Mapping[str, Sensitivity]) -> list[str]:
+    worth = {name: gain(candidates[name], one) / candidates[name].cost for name, one in effects.items()}
+    return sorted((name for name in worth if worth[name] > 0), key=lambda name: -worth[name])
+
+
+def _summed(chosen: Mapping[str, str], effects: Mapping[str, Sensitivity]) -> dict[str, float]:
+    noise = {effect.probe: 0.0 for effect in effects.values()}
+    for name, effect in effects.items():
+        noise[effect.probe] += effect.noise.get(chosen[name], 0.0)
+    return noise
+
+
+def _bytes(layer: nn.Module, scheme: str) -> int:
+    if scheme == FLOAT:
+        return layer.weight.nbytes
+    shapes = LayerSpec.of(layer, scheme).shapes().values()
+    return sum(math.prod(shape) * dtype.itemsize for shape, dtype in shapes)
+
+
 @contextmanager
 def _quantized(model: nn.Module, name: str, scheme: str, ranges: Ranges | None) -> Iterator[None]:
     layer = model.get_submodule(name)
-    try:
-        made = quantize_layer(layer, scheme, ranges)
-    except ValueError as error:
-        raise ValueError(f"{name}: {error}") from None
-    bind(made := made.to(layer.weight.device))
-    parent, _, child = name.rpartition(".")
-    owner = model.get_submodule(parent)
-    setattr(owner, child, made)
+    put_quantized(model, name, scheme, ranges)
+    bind(model.get_submodule(name))
     try:
         yield
     finally:
-        setattr(owner, child, layer)
-
-
-@contextmanager
-def _called(model: nn.Module, names: Sequence[str]) -> Iterator[set[str]]:
-    """The names of those layers that are called."""
-    called: set[str] = set()
-
-    def marker(name: str) -> Callable[..., None]:
-        return lambda *_: called.add(name)
-
-    handles = [model.get_submodule(name).register_forward_pre_hook(marker(name)) for name in names]
-    try:
-        yield called
-    finally:
-        for handle in handles:
-            handle.remove()
+        put_layer(model, name, layer)

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from quantize.arithmetic import TINY, check_finite
 
-DEFAULT_STRENGTH = 0.5  # half of a channel's loudness moves, as the paper found for most networks
+STRENGTH = 0.5  # a: of a channel's loudness half moves, as the paper found for most networks
 SOURCES = (nn.LayerNorm, nn.GroupNorm, nn.Linear, nn.Conv2d)
 
 
@@ -50,39 +50,28 @@ class AbsMaxObserver:
         self.by_name[name] = peaks if known is None else torch.maximum(known, peaks)
 
 
-def smooth_(
-    model: nn.Module,
-    pairs: Sequence[SmoothingPair],
-    peaks: Mapping[str, Tensor],
-    strength: float = DEFAULT_STRENGTH,
-) -> int:
+def smooth_(model: nn.Module, pairs: Sequence[SmoothingPair], peaks: Mapping[str, Tensor]) -> int:
     """Rescale the channels of each pair in a float model, which computes the same afterwards.
 
-    peaks: of the inputs of each pair's first layer; pairs without them stay as they are. strength: 0 moves
-    nothing of a channel's loudness into the weights, 1 all of it. Returns how many pairs were balanced.
-    Raises ValueError for a strength outside [0, 1] and for pairs whose widths do not fit.
+    peaks: of the inputs of each pair's first layer; pairs without them stay as they are. Returns how many
+    pairs were balanced. Raises ValueError for pairs whose widths do not fit.
     """
-    if not 0 <= strength <= 1:
-        raise ValueError(f"strength={strength} of balancing: use 0 to 1")
-    done = 0
-    for pair in pairs:
-        if pair.layers[0] not in peaks:
-            continue
+    seen_pairs = [pair for pair in pairs if pair.layers[0] in peaks]
+    for pair in seen_pairs:
         layers = [model.get_submodule(name) for name in pair.layers]
         source, seen = model.get_submodule(pair.source), peaks[pair.layers[0]]
         _check(pair, source, layers, len(seen))
-        scales = channel_scales(seen, [layer.weight for layer in layers], strength)
+        scales = channel_scales(seen, [layer.weight for layer in layers])
         with torch.no_grad():
             _divide(source, scales, pair.outputs)
             for layer in layers:
                 factors = scales if layer.weight.ndim == 2 else scales[:, None, None]
                 layer.weight = _like(layer.weight, layer.weight.float() * factors)
-        done += 1
-    return done
+    return len(seen_pairs)
 
 
-def channel_scales(peaks: Tensor, weights: Sequence[Tensor], strength: float = DEFAULT_STRENGTH) -> Tensor:
-    """s [in] of "SmoothQuant", eq. 4: peak of the inputs ** strength / peak of the weights ** (1 - strength).
+def channel_scales(peaks: Tensor, weights: Sequence[Tensor]) -> Tensor:
+    """s [in] of "SmoothQuant", eq. 4: peak of the inputs ** a / peak of the weights ** (1 - a).
 
     Channels that are never used, by the inputs or by the weights [out, in, ...], keep a scale of 1.
     """
@@ -90,7 +79,7 @@ def channel_scales(peaks: Tensor, weights: Sequence[Tensor], strength: float = D
         [weight.detach().float().abs().transpose(0, 1).flatten(1).amax(1) for weight in weights]
     )
     largest = columns.amax(dim=0)
-    scales = peaks.clamp_min(TINY) ** strength / largest.clamp_min(TINY) ** (1 - strength)
+    scales = peaks.clamp_min(TINY) ** STRENGTH / largest.clamp_min(TINY) ** (1 - STRENGTH)
     return torch.where((peaks > TINY) & (largest > TINY), scales, torch.ones_like(scales))
 
 

@@ -7,7 +7,6 @@ object with the format's version, the plan, the groups of timesteps and the sour
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -18,9 +17,9 @@ import torch
 from torch import Tensor, nn
 
 from common.atomic import atomic_write, check_space
-from common.safetensors_header import Spans, safetensors_header
+from common.hashing import sha256_of
+from common.safetensors_header import Layout, Spans, safetensors_header
 from quantize.arithmetic import check_finite
-from quantize.files.layout import layout_of, parameters_of, specs_of
 from quantize.selection import Plan
 from quantize.spec import LayerSpec, Ranges, quantize_tensors
 from quantize.timesteps import TimestepGroups
@@ -28,7 +27,6 @@ from quantize.timesteps import TimestepGroups
 FORMAT_VERSION = 2  # 1 had no narrow files
 METADATA_KEY = "quantize"
 SUFFIX = ".safetensors"
-HASH_PIECE = 1 << 22
 
 OnBytes = Callable[[int], None]  # hears how many bytes more are written
 
@@ -108,7 +106,7 @@ def write_quantized(
     with atomic_write(path) as partial, partial.open("xb") as file:
         file.write(header)
         file.truncate(size)
-        checked = _finite(tensors, parameters_of(model) - {f"{name}.weight" for name in specs})
+        checked = _finite(tensors, _parameters(model) - {f"{name}.weight" for name in specs})
         for name, tensor in _quantized(checked, specs, ranges, content.clip):
             _write(file, name, tensor, spans)
             if on_bytes:
@@ -129,7 +127,39 @@ def hash_files(paths: Iterable[str | Path]) -> dict[str, str]:
     files: list[Path] = []
     for path in map(Path, paths):
         files += sorted(one for one in path.rglob("*") if one.is_file()) if path.is_dir() else [path]
-    return {file.name: _sha256(file) for file in files}
+    return {file.name: sha256_of(file) for file in files}
+
+
+def specs_of(model: nn.Module, plan: Plan, ranges: Mapping[str, Ranges]) -> dict[str, LayerSpec]:
+    """What the layers of a plan become, by name."""
+    return {
+        name: LayerSpec.of(model.get_submodule(name), scheme, len(ranges.get(name, [()])))
+        for name, scheme in plan.layers.items()
+    }
+
+
+def layout_of(model: nn.Module, specs: Mapping[str, LayerSpec], *, narrow: bool) -> Layout:
+    """The tensors of the file that holds `model` with layers of `specs`.
+
+    In narrow files what stays float is half precision: 11 bits, exact for weights published so. Scales of
+    int8 and fp8 are bfloat16, exact too: `quantize.arithmetic` rounds them before it picks the codes.
+    """
+    layout, parameters = {}, _parameters(model)
+    for name, tensor in model.state_dict().items():
+        owner, _, leaf = name.rpartition(".")
+        if owner in specs and leaf == "weight":
+            for part, (shape, dtype) in specs[owner].shapes().items():
+                kept = torch.bfloat16 if narrow and part == "scale" else dtype
+                layout[f"{owner}.{part}"] = (kept, list(shape))
+        else:
+            halved = narrow and name in parameters and tensor.dtype == torch.float32
+            layout[name] = (torch.float16 if halved else tensor.dtype, list(tensor.shape))
+    return layout
+
+
+def _parameters(model: nn.Module) -> set[str]:
+    """Names of all tensors that training changes, shared ones under each of their names."""
+    return {name for name, _ in model.named_parameters(remove_duplicate=False)}
 
 
 def _header(model: nn.Module, specs: Mapping[str, LayerSpec], content: Content) -> tuple[bytes, Spans, int]:
@@ -183,11 +213,3 @@ def _write(file: BinaryIO, name: str, tensor: Tensor, spans: Spans) -> None:
         most = torch.finfo(dtype).max
         raise ValueError(f"{name} goes beyond {most:.0f}, the most that two bytes hold: leave out --compact")
     file.write(values.view(torch.uint8).numpy().data)
-
-
-def _sha256(path: Path) -> str:
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while piece := file.read(HASH_PIECE):
-            digest.update(piece)
-    return digest.hexdigest()

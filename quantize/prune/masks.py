@@ -2,23 +2,27 @@
 
 A dense file with zeros is no smaller and a dense product no faster: what they are worth is said by who stores
 or multiplies them. Two zeros in every four neighbours is what sparse tensor cores multiply at up to twice the
-rate (Mishra et al. 2021, "Accelerating sparse deep neural networks").
+rate (Mishra et al. 2021, "Accelerating sparse deep neural networks"); elsewhere such layers stay dense.
 """
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Iterable, Mapping
 
 import torch
 from torch import Tensor, nn
 
+log = logging.getLogger(__name__)
+
 GROUP, ZEROS = 4, 2  # of every four neighbours along a layer's inputs, two are zero
 ROUNDING = 1e-9
-HIGH_BITS = (
-    16  # of a float32: sign, exponent and 7 bits of the fraction; the rest is looked at in one bin only
-)
+# Of a float32: sign, exponent and 7 bits of the fraction; the rest is looked at in one bin only.
+HIGH_BITS = 16
 BINS = 1 << HIGH_BITS
+CAPABILITY = (8, 0)  # of GPUs with sparse tensor cores
+HALVES = (torch.float16, torch.bfloat16)
 
 
 def border_of(weights: Iterable[Tensor], share: float) -> float:
@@ -86,6 +90,31 @@ def why_not_two_of_four(weight: Tensor) -> str | None:
     return None if weight.shape[1] % GROUP == 0 else f"its inputs are not groups of {GROUP}"
 
 
+def use_sparse_kernels(model: nn.Module, layers: Iterable[str]) -> str:
+    """Let the Linear `layers` of `model` compute sparsely where its GPU can; says what was done.
+
+    Inference only, and on that GPU only: move the model before. What torch cannot hold compressed, such as a
+    layer of odd size or one that has lost its zeros, stays dense.
+    """
+    found = [model.get_submodule(name) for name in layers]
+    if reason := found and why_dense(found[0].weight):
+        return f"{len(found)} layers of 2:4 are computed as dense ones: {reason}"
+    done = sum(_compress(layer) for layer in found)
+    return f"{done} layers of 2:4 are computed by sparse kernels, {len(found) - done} as dense ones"
+
+
+def why_dense(weight: Tensor) -> str | None:
+    """Why sparse kernels cannot take `weight`, or None."""
+    if weight.device.type != "cuda":
+        return f"sparse kernels are for CUDA, not {weight.device.type}"
+    if weight.dtype not in HALVES:
+        return f"sparse kernels are for half precision, not {str(weight.dtype).removeprefix('torch.')}"
+    capability = torch.cuda.get_device_capability(weight.device)
+    if capability < CAPABILITY:
+        return f"this GPU's capability is {'.'.join(map(str, capability))}, 8.0 is the first with them"
+    return None
+
+
 def keep_zeros(model: nn.Module, layers: Iterable[str]) -> None:
     """Let what is zero in the weights of `layers` stay so in training: their gradients are zero too.
 
@@ -104,6 +133,18 @@ def share_of_zeros(weights: Iterable[Tensor]) -> float:
     """Zeros among all numbers, 0 to 1."""
     counts = [(int((one == 0).sum()), one.numel()) for one in weights]
     return sum(zeros for zeros, _ in counts) / max(1, sum(size for _, size in counts))
+
+
+def _compress(layer: nn.Linear) -> bool:
+    if not has_two_of_four(layer.weight):
+        return False
+    try:
+        weight = torch.sparse.to_sparse_semi_structured(layer.weight.detach())
+    except (RuntimeError, ValueError) as error:  # sizes that its kernels do not take
+        log.debug("%s stays dense: %s", layer, error)
+        return False
+    layer.weight = nn.Parameter(weight, requires_grad=False)
+    return True
 
 
 def _bits(weight: Tensor) -> Tensor:

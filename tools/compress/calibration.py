@@ -1,6 +1,7 @@
 """Runs of a float model that show quantization what its networks see: pictures, prompts, hooks.
 
-`quantize` knows no ControlNet; the names of its networks and how a picture is asked for are here.
+`quantize` knows no ControlNet; the names of its networks, how a picture is asked for, and where channels can
+be rescaled (`quantize.calibration.smoothquant`) are here.
 """
 
 from __future__ import annotations
@@ -12,31 +13,46 @@ from itertools import cycle, islice
 from pathlib import Path
 
 import torch
+from torch import nn
 from tqdm import tqdm
 
 from app.batch import images_in, prompt_beside
 from cldm.controls import control_of_file, get_control
+from cldm.lite import Block
 from cldm.pipeline import Pipeline
 from cldm.request import ControlInput, Request
 from ldm.config import read_config
 from ldm.image import image_to_model, read_image
+from ldm.modules.attention import BasicTransformerBlock, SpatialTransformer
 from quantize.calibration.ranges import watch_inputs
-from quantize.calibration.smoothquant import AbsMaxObserver, smooth_
+from quantize.calibration.smoothquant import AbsMaxObserver, SmoothingPair, smooth_
 from quantize.files.read import refuse_quantized_file
 from quantize.selection import Plan
 from quantize.timesteps import TimestepGroups, argument, follow_timesteps
-from tools.compress.smoothing import smoothing_pairs
 
+BRANCH, UNET = "control_model", "model.diffusion_model"
 # Networks that take a timestep -> the name of that argument.
-TIMED = {"control_model": "timesteps", "model.diffusion_model": "timesteps"}
+TIMED = {BRANCH: "timesteps", UNET: "timesteps"}
 # Part of a model -> the network whose answers are compared.
-NETWORKS = {
-    "control_model": "control_model",
-    "model": "model.diffusion_model",
-    "first_stage_model": "first_stage_model.decoder",
-}
+NETWORKS = {"control_model": BRANCH, "model": UNET, "first_stage_model": "first_stage_model.decoder"}
 TEXT_PART = "cond_stage_model"
 DEFAULT_CONTROL = "scribble"
+# Module -> what makes channels in it, and the layers that read just these. LayerNorm and the GroupNorm of a
+# transformer feed Linear layers and 1x1 convolutions directly. Attention is linear in its values, and GEGLU
+# in the half that is gated, which comes first. ResBlocks and the autoencoder have no such place: SiLU stands
+# between their norms and their convolutions.
+SMOOTHED = {
+    BasicTransformerBlock: {
+        "norm1": ("attn1.to_q", "attn1.to_k", "attn1.to_v"),
+        "norm2": ("attn2.to_q",),
+        "norm3": ("ff.net.0.proj",),
+        "attn1.to_v": ("attn1.to_out.0",),
+        "attn2.to_v": ("attn2.to_out.0",),
+        "ff.net.0.proj": ("ff.net.2",),
+    },
+    SpatialTransformer: {"norm": ("proj_in",)},
+    Block: {"norm": ("mlp.0",)},
+}
 
 
 @dataclass(frozen=True)
@@ -103,6 +119,17 @@ def examples_in(folder: Path, config: Path) -> list[Example]:
     return told + [Example(path, prompt) for path, prompt in pairs]
 
 
+def smoothing_pairs(model: nn.Module) -> list[SmoothingPair]:
+    """The pairs of all networks in `model`, as far as their layers are plain ones."""
+    pairs = []
+    for name, module in model.named_modules():
+        at = f"{name}." if name else ""
+        for source, readers in SMOOTHED.get(type(module), {}).items():
+            width = module.get_submodule(readers[0]).weight.shape[1]
+            pairs.append(SmoothingPair(at + source, tuple(at + reader for reader in readers), outputs=width))
+    return pairs
+
+
 def smooth(source: FloatModel) -> int:
     """Move outliers of inputs into weights wherever our networks have a place for it; how many places.
 
@@ -131,7 +158,7 @@ def control_of(weights: Sequence[Path]) -> str:
 
 
 @contextmanager
-def follow_model(model: torch.nn.Module, groups: TimestepGroups) -> Iterator[None]:
+def follow_model(model: nn.Module, groups: TimestepGroups) -> Iterator[None]:
     """Let calls of the networks that take a timestep run inside its group."""
     with ExitStack() as stack:
         for name, of in TIMED.items():

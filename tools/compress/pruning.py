@@ -1,8 +1,13 @@
-"""What `python -m quantize.prune` does: weights go in, smaller ones come out."""
+"""What `python -m quantize.prune` does: weights go in, smaller ones come out.
+
+Tensors keep the types of their files, and are read when they are written.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +15,9 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from checkpoints.files.lazy import Values, walk
+from checkpoints.checkpoint import open_checkpoint
+from checkpoints.files.lazy import Values, by_rows, walk
+from checkpoints.files.write import write_weights
 from cldm.cldm import ControlLDM
 from cldm.compressed.pruned import prunable
 from cldm.model import load_model
@@ -19,27 +26,30 @@ from common.atomic import MIB
 from common.shell import Stopped
 from ldm.config import read_config
 from quantize.calibration.calls import RecordedCall, record
+from quantize.files.write import hash_files
 from quantize.prune.importance import keep_best, magnitude, taylor
-from quantize.prune.masks import borders, share_of_zeros, why_not_two_of_four
-from quantize.prune.units import Group
+from quantize.prune.masks import borders, share_of_zeros, two_of_four, why_not_two_of_four, without_small
+from quantize.prune.record import METADATA_KEY, SUFFIX, Record
+from quantize.prune.units import Group, Kept, take
 from quantize.selection import default_selection, make_plan
 from quantize.timesteps import TimestepGroups
-from tools.compress.calibration import Runs, control_of, examples_in, follow_model, source_files
-from tools.compress.pruned_files import (
-    begin_record,
-    merged,
-    with_two_of_four,
-    with_zeros,
-    without_units,
-    write_pruned,
-)
+from tools.compress.calibration import TIMED, Runs, control_of, examples_in, follow_model, source_files
 from tools.compress.report import size_table, sizes_of
 from tools.compress.settings import Finetune, Magnitude, Strip, Structured, TwoOfFour
 from tools.convert import conversions
 from tools.convert.files import Target
 
-TAYLOR_NETWORKS = ("control_model", "model.diffusion_model")
 State = Mapping[str, Values]
+
+
+@dataclass(frozen=True)
+class DenseModel:
+    """What is pruned. state: the tensors of its files; record: what was done to them before."""
+
+    model: ControlLDM
+    weights: Sequence[Path]
+    state: State
+    record: Record
 
 
 def strip(job: Strip) -> str:
@@ -52,60 +62,78 @@ def strip(job: Strip) -> str:
 
 def zero_small(job: Magnitude) -> str:
     """Zeros for the smallest weights of each layer, or of all."""
-    model, weights = _open(job)
-    layers = {name: model.get_submodule(name).weight for name in _selected(model)}
-    limits, state = borders(layers, job.share, job.scope), merged(model, weights)
-    step = {"how": "magnitude", "share": job.share, "scope": job.scope}
-    return _write_masked(job, weights, state, with_zeros(state, limits), list(limits), step)
+    source = _open(job)
+    layers = {name: source.model.get_submodule(name).weight for name in _selected(source.model)}
+    limits = borders(layers, job.share, job.scope)
+    changes = {name: partial(without_small, border=border) for name, border in limits.items()}
+    return _write_zeros(job, source, changes, {"how": "magnitude", "share": job.share, "scope": job.scope})
 
 
 def zero_two_of_four(job: TwoOfFour) -> str:
     """Zeros for two of every four inputs of Linear layers."""
-    model, weights = _open(job)
-    layers = [name for name in _selected(model) if not why_not_two_of_four(model.get_submodule(name).weight)]
-    state = merged(model, weights)
-    return _write_masked(job, weights, state, with_two_of_four(state, layers), layers, {"how": "2:4"})
+    source = _open(job)
+    weights = {name: source.model.get_submodule(name).weight for name in _selected(source.model)}
+    layers = [name for name, weight in weights.items() if not why_not_two_of_four(weight)]
+    return _write_zeros(job, source, dict.fromkeys(layers, two_of_four), {"how": "2:4"})
 
 
 def remove_units(job: Structured) -> str:
     """Heads and channels leave, with all of their weights."""
-    model, weights = _open(job)
-    groups = prunable(model)
-    kept = _kept(job, groups, _scores(job, model, weights, groups))
-    state = merged(model, weights)
-    smaller = without_units(state, groups, kept)
-    counts = {g.name: len(kept[g.name]) for g in groups if len(kept.get(g.name, range(g.count))) < g.count}
-    record = begin_record(job.config, weights)
+    source = _open(job)
+    groups = prunable(source.model)
+    kept = _kept(job, groups, _scores(job, source, groups))
+    smaller, counts = dict(source.state), dict(source.record.counts)
+    for group in groups:
+        if len(units := kept.get(group.name, range(group.count))) < group.count:
+            counts[group.name] = len(units)
+            for cut in group.cuts:
+                smaller[cut.tensor] = take(smaller[cut.tensor], group, cut, units)
     step = {"how": "structured", "by": job.by, "scope": job.scope, **job.shares}
-    write_pruned(job.out, smaller, record.then(step, counts={**record.counts, **counts}))
-    left = "\n".join(_left(kind, groups, kept) for kind, share in job.shares.items() if share)
-    return f"{_sizes(state, smaller)}\n{left}\n{job.out}"
+    left = [_left(kind, groups, kept) for kind, share in job.shares.items() if share]
+    return _write(job.out, source, smaller, source.record.then(step, counts=counts), left)
 
 
 def finetune(job: Finetune) -> str:
     """A pruned model trained on; zeros stay zeros."""
     from trainer.tiny.recover import Recovery, recover  # Lightning, which the other commands do without
 
-    model, weights = _open(job)
-    record = begin_record(job.config, weights)
+    source = _open(job)
     folder = job.run or job.out.with_suffix(".run")
     settings = Recovery(folder, job.steps, job.learning_rate, job.cache, job.seed, job.workers, job.device)
-    identity = "\n".join(f"{digest} {name}" for name, digest in sorted(record.sources.items()))
-    state = merged(model, weights)
+    identity = "\n".join(f"{digest} {name}" for name, digest in sorted(source.record.sources.items()))
     try:
-        recover(model, record.masked, identity, settings)
+        recover(source.model, source.record.masked, identity, settings)
     except KeyboardInterrupt:
         raise Stopped(f"stopped; the same command goes on from {folder}") from None
-    trained = {name: model.state_dict()[name].detach().cpu().to(state[name].dtype) for name in state}
+    state = source.model.state_dict()
+    trained = {name: state[name].detach().cpu().to(old.dtype) for name, old in source.state.items()}
     step = {"how": "finetune", "steps": job.steps, "learning_rate": job.learning_rate, "seed": job.seed}
-    write_pruned(job.out, trained, record.then(step))
-    return f"{_sizes(state, trained)}\n{job.out}"
+    return _write(job.out, source, trained, source.record.then(step))
 
 
-def _open(job: TwoOfFour) -> tuple[ControlLDM, list[Path]]:
-    """The model in float32 and the files of its weights. Raises as `cldm.model.load_model`."""
+def _open(job: TwoOfFour) -> DenseModel:
+    """The model in float32. Raises ValueError for another suffix of `out`, and as `cldm.model.load_model`."""
+    if job.out.suffix != SUFFIX:
+        raise ValueError(f"{job.out}: pruned models are {SUFFIX} files, name it {job.out.stem}{SUFFIX}")
     weights = source_files(job.config, job.weights, job.out)
-    return load_model(job.config, *weights, dtype=torch.float32), weights
+    model = load_model(job.config, *weights, dtype=torch.float32)
+    files = [open_checkpoint(path) for path in weights]
+    tensors = {name: tensor for file in files for name, tensor in file.weights().state.items()}
+    state = {name: tensors[name] for name in model.state_dict() if name in tensors}
+    known = [file.pruning for file in files if file.pruning]
+    steps = tuple(step for record in known for step in record.steps)
+    counts = {name: count for record in known for name, count in record.counts.items()}
+    masked = {name: pattern for record in known for name, pattern in record.masked.items()}
+    record = Record(job.config.name, steps, counts, masked, hash_files(weights))
+    return DenseModel(
+        model, weights, {name: state[name] for name in model.state_dict() if name in state}, record
+    )
+
+
+def _write(path: Path, source: DenseModel, state: State, record: Record, notes: Iterable[str] = ()) -> str:
+    write_weights(path, state, metadata={METADATA_KEY: record.to_json()})
+    sizes = size_table(sizes_of(source.state.items()), sizes_of(state.items()))
+    return "\n".join([sizes, *notes, str(path)])
 
 
 def _selected(model: ControlLDM) -> list[str]:
@@ -114,18 +142,23 @@ def _selected(model: ControlLDM) -> list[str]:
     return [name for name in names if not isinstance(model.get_submodule(name), nn.Embedding)]
 
 
-def _write_masked(  # noqa: PLR0913 - what goes in, what comes out, what is said
-    job: TwoOfFour, weights: list[Path], state: State, changed: State, layers: list[str], step: dict[str, Any]
+def _write_zeros(
+    job: TwoOfFour,
+    source: DenseModel,
+    changes: Mapping[str, Callable[[Tensor], Tensor]],
+    step: Mapping[str, Any],
 ) -> str:
-    record = begin_record(job.config, weights)
-    masked = {**record.masked, **dict.fromkeys(layers, step["how"])}
-    write_pruned(job.out, changed, record.then(step, masked=masked))
-    zeros = share_of_zeros(tensor for _, tensor in walk((n, changed[f"{n}.weight"]) for n in layers))
-    note = f"{zeros:.1%} of the weights of {len(layers)} layers are zero; the file is no smaller for it"
-    return f"{_sizes(state, changed)}\n{note}\n{job.out}"
+    """Write the weights of layers as `changes` make them."""
+    weights = {name: source.state[f"{name}.weight"] for name in changes}
+    sparse = {name: by_rows(changes[name], old.dtype, old) for name, old in weights.items()}
+    state = {**source.state, **{f"{name}.weight": weight for name, weight in sparse.items()}}
+    masked = {**source.record.masked, **dict.fromkeys(changes, step["how"])}
+    zeros = share_of_zeros(tensor for _, tensor in walk(sparse.items()))
+    note = f"{zeros:.1%} of the weights of {len(changes)} layers are zero; the file is no smaller for it"
+    return _write(job.out, source, state, source.record.then(step, masked=masked), [note])
 
 
-def _kept(job: Structured, groups: Sequence[Group], scores: Mapping[str, Tensor]) -> dict[str, list[int]]:
+def _kept(job: Structured, groups: Sequence[Group], scores: Mapping[str, Tensor]) -> Kept:
     """The units that stay; each part of the model and each kind of unit by itself."""
     kept: dict[str, list[int]] = {}
     for part in dict.fromkeys(group.name.split(".")[0] for group in groups):
@@ -135,44 +168,38 @@ def _kept(job: Structured, groups: Sequence[Group], scores: Mapping[str, Tensor]
     return kept
 
 
-def _left(kind: str, groups: Sequence[Group], kept: Mapping[str, Sequence[int]]) -> str:
+def _left(kind: str, groups: Sequence[Group], kept: Kept) -> str:
     own = [group for group in groups if group.kind == kind]
     stay, all_ = sum(len(kept[group.name]) for group in own), sum(group.count for group in own)
     return f"{kind}: {stay} of {all_} left in {len(own)} layers"
 
 
-def _scores(
-    job: Structured, model: ControlLDM, weights: Sequence[Path], groups: Sequence[Group]
-) -> dict[str, Tensor]:
+def _scores(job: Structured, source: DenseModel, groups: Sequence[Group]) -> dict[str, Tensor]:
+    model, noise = source.model, torch.Generator().manual_seed(0)
     scores = magnitude(model, groups)
     if job.by == "magnitude":
         return scores
-    unet, noise = model.model.diffusion_model, torch.Generator().manual_seed(0)
-    calls = _calls(job, model, weights)
-    unet.encoder_learns = True
+    calls = _calls(job, source)
+    model.model.diffusion_model.encoder_learns = True
     with tqdm(total=sum(map(len, calls.values())), desc="importance", disable=None) as bar:
-        for name in TAYLOR_NETWORKS:
+        for name, own_calls in calls.items():
             own = [group for group in groups if group.name.startswith(f"{name}.")]
             # What no call passes, such as a lite branch's work on the hint, goes by magnitude.
-            scores |= taylor(model.get_submodule(name), model, calls[name], own, noise, bar.update)
+            scores |= taylor(model.get_submodule(name), model, own_calls, own, noise, bar.update)
     return scores
 
 
-def _calls(job: Structured, model: ControlLDM, weights: Sequence[Path]) -> dict[str, list[RecordedCall]]:
+def _calls(job: Structured, source: DenseModel) -> dict[str, list[RecordedCall]]:
     """Calls of the networks, one for each picture and group of timesteps."""
-    pipeline = Pipeline(model, defaults=read_config(job.config).get("defaults"))
-    groups = TimestepGroups.even(model.num_timesteps, job.groups)
-    found: dict[str, list[RecordedCall]] = {name: [] for name in TAYLOR_NETWORKS}
+    pipeline = Pipeline(source.model, defaults=read_config(job.config).get("defaults"))
+    groups = TimestepGroups.even(source.model.num_timesteps, job.groups)
+    found: dict[str, list[RecordedCall]] = {name: [] for name in TIMED}
     for example in examples_in(job.calibrate, job.config):
-        with record(model, TAYLOR_NETWORKS) as calls, follow_model(model, groups):
-            Runs([example], control_of(weights), job.steps).play(pipeline)
+        with record(source.model, list(TIMED)) as calls, follow_model(source.model, groups):
+            Runs([example], control_of(source.weights), job.steps).play(pipeline)
         for name, some in calls.items():
             found[name] += some
     return found
-
-
-def _sizes(before: State, after: State) -> str:
-    return size_table(sizes_of(before.items()), sizes_of(after.items()))
 
 
 PRUNERS: dict[str, Callable[[Any], str]] = {

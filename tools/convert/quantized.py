@@ -2,6 +2,11 @@
 
 Most conversions read them as floats. A folder for diffusers keeps the codes of the networks' int8 matrices,
 as torchao's tensors; convolutions, int4 and fp8 codes have no counterpart there and are decoded.
+
+torchao keeps a weight's codes [out, in] and scales [out, 1] as two tensors beside where the weight would be,
+and says in the file's metadata what each tensor is. Nothing is rounded again. The inputs of such layers stay
+float, whatever the scheme: torchao would quantize them its own way. The names and fields are those of torchao
+0.15 and later, which the tests hold these against; it is not needed here.
 """
 
 from __future__ import annotations
@@ -9,21 +14,41 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from checkpoints.checkpoint import Checkpoint
 from checkpoints.diffusers.check import MODELS
-from checkpoints.diffusers.folder import CONFIG as CONFIG_FILE
+from checkpoints.diffusers.folder import CONFIG
 from checkpoints.files.lazy import LazyTensor, Values, lazy
 from cldm.compressed.pruned import shrink_to_quantized
 from ldm.config import create_meta_model
 from quantize.files.read import load_quantized, read_content
-from quantize.files.torchao import CODES, CONFIG, SCALE, WEIGHT, torchao_metadata
 from quantize.layers import QuantLayer, QuantLinear
 from tools.convert.files import SourceWeights, State
 
+WEIGHT = ".weight"  # of a layer; what torchao has in its place:
+CODES, SCALE = "._weight_qdata", "._weight_scale"
+NAMES = "tensor_names"  # entry of the metadata that lists all tensors
+# What a model's config.json says for diffusers to look for such tensors.
+TORCHAO_CONFIG: Mapping[str, Any] = {
+    "quant_method": "torchao",
+    "modules_to_not_convert": None,
+    "quant_type": {
+        "default": {
+            "_type": "Int8WeightOnlyConfig",
+            "_version": 2,
+            "_data": {
+                "group_size": None,
+                "granularity": {"_type": "PerRow", "_version": 1, "_data": {"dim": -1}},
+                "set_inductor_config": True,
+            },
+        }
+    },
+}
+PLAIN = json.dumps({"_type": "Tensor"})
 WITH_CODES = ("unet", "controlnet")  # parts whose loader takes torchao's tensors
 
 
@@ -72,17 +97,27 @@ def flattened(parts: Mapping[str, State]) -> dict[str, State]:
 
 def metadata_of(state: State) -> dict[str, str]:
     """What the safetensors file of a flattened `state` says of its tensors; nothing where none has codes."""
-    coded = {name.removesuffix(CODES) + WEIGHT: state[name].shape for name in state if name.endswith(CODES)}
-    plain = [name for name in state if not name.endswith((CODES, SCALE))]
-    return torchao_metadata(plain, coded) if coded else {}
+    coded = {name.removesuffix(CODES) + WEIGHT: _entry(state[name]) for name in state if name.endswith(CODES)}
+    entries = dict.fromkeys((name for name in state if not name.endswith((CODES, SCALE))), PLAIN) | coded
+    return entries | {NAMES: json.dumps(list(entries))} if coded else {}
 
 
 def mark(folder: Path, state: State) -> None:
     """Have the settings of a part in `folder` say that its file holds codes, if it does."""
     if any(name.endswith(CODES) for name in state):
-        path = folder / CONFIG_FILE
-        settings = json.loads(path.read_text("utf-8")) | {"quantization_config": CONFIG}
+        path = folder / CONFIG
+        settings = json.loads(path.read_text("utf-8")) | {"quantization_config": TORCHAO_CONFIG}
         path.write_text(json.dumps(settings, indent=2, ensure_ascii=False) + "\n", "utf-8")
+
+
+def _entry(codes: Values) -> str:
+    attributes = {
+        "act_quant_kwargs": None,
+        "reduce_range": False,
+        "block_size": [1, codes.shape[1]],  # a scale for each row
+        "dtype": {"_type": "torch.dtype", "_data": "float32"},
+    }
+    return json.dumps({"_type": "Int8Tensor", "_data": attributes, "_tensor_data_names": ["qdata", "scale"]})
 
 
 def _weight(layer: QuantLayer) -> LazyTensor:

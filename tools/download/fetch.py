@@ -6,7 +6,6 @@ where KEY tells versions of the file apart, and the next command goes on from th
 """
 
 import glob
-import hashlib
 import os
 import re
 from collections.abc import Iterator
@@ -15,12 +14,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from common.hashing import sha256_of
 from tools.download.catalogue import HUB, OTHER_HUB, PublishedFile
 
 if TYPE_CHECKING:
     import httpx
 
-READ_BYTES = 4 * 2**20
 LOGIN_CODES = {401, 403}
 MISSING_WORDS = {"RepoNotFound", "EntryNotFound", "RevisionNotFound"}  # the hub sends them with 401 as well
 
@@ -114,14 +113,11 @@ def _check(path: Path, published: PublishedFile, cure: str) -> str:
         raise DownloadError(f"{path} is another file, of {size:,} bytes: {cure}")
     if published.sha256 is None:
         return "size" if published.size else "rough size"
-    digest = hashlib.sha256()
     options = {"unit": "B", "unit_scale": True, "delay": 1, "disable": None}  # None: on a terminal alone
-    with path.open("rb") as file, tqdm(desc=f"checking {path.name}", total=size, **options) as bar:
-        while block := file.read(READ_BYTES):
-            digest.update(block)
-            bar.update(len(block))
-    if digest.hexdigest() != published.sha256:
-        raise DownloadError(f"{path} is another file, with the sha256 {digest.hexdigest()}: {cure}")
+    with tqdm(desc=f"checking {path.name}", total=size, **options) as bar:
+        found = sha256_of(path, bar.update)
+    if found != published.sha256:
+        raise DownloadError(f"{path} is another file, with the sha256 {found}: {cure}")
     return "sha256"
 
 

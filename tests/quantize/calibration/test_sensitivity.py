@@ -5,12 +5,16 @@ import math
 import pytest
 import torch
 
-from quantize.calibration.budget import FLOAT, Candidates, candidates_of, choose, gain
 from quantize.calibration.sensitivity import (
+    FLOAT,
     UNREACHED,
+    Candidates,
     EvalProbe,
     Measurements,
     Sensitivity,
+    candidates_of,
+    choose,
+    gain,
     measure,
     noise_db,
     relative_noise,
@@ -63,9 +67,8 @@ def test_noises_of_single_layers_add_up_to_that_of_all(model):
     quantize_(other, Plan(dict.fromkeys(LAYERS, "int8_weight"), fingerprint(other)), backend="reference")
     together = relative_noise(expected, probe(other).answer())
     summed = sum(effect.noise["int8_weight"] for effect in effects.values())
-    assert (
-        summed / 2 < together < summed * 2
-    )  # 3 dB: errors that depend on each other would add or cancel more
+    # 3 dB: errors that depend on each other would add or cancel more
+    assert summed / 2 < together < summed * 2
 
 
 def test_layers_that_no_probe_covers_or_calls_are_unreached(model):
@@ -189,9 +192,8 @@ def test_ladders_know_the_bytes_of_their_rungs(model):
     for name, candidates in candidates_of(model, plan.layers).items():
         weight = model.get_submodule(name).weight
         assert candidates.better == "int8_weight"
-        assert candidates.better_bytes == weight.numel() + 4 * len(
-            weight
-        )  # codes, and a float32 scale a channel
+        # codes, and a float32 scale a channel
+        assert candidates.better_bytes == weight.numel() + 4 * len(weight)
         assert candidates.cheap_bytes < 0.7 * candidates.better_bytes
     floats = candidates_of(model, {"mix": "int8_static"})["mix"]
     assert floats.better == FLOAT

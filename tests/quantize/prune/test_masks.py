@@ -15,9 +15,10 @@ from quantize.prune.masks import (
     keep_zeros,
     share_of_zeros,
     two_of_four,
+    use_sparse_kernels,
+    why_dense,
     without_small,
 )
-from quantize.prune.sparse import use_sparse_kernels, why_dense
 
 EVERYTHING = st.floats(width=32, allow_nan=False, allow_infinity=False)
 

@@ -11,8 +11,7 @@ from quantize.calibration.ranges import watch_inputs
 from quantize.calibration.smoothquant import AbsMaxObserver, smooth_
 from tests.small_files import write_small_model
 from tests.small_models import SD15, SD21, build, randomize, relative_error
-from tools.compress.calibration import Example, FloatModel, Runs, smooth
-from tools.compress.smoothing import smoothing_pairs
+from tools.compress.calibration import Example, FloatModel, Runs, smooth, smoothing_pairs
 
 
 def answer(model):

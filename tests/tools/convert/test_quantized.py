@@ -9,16 +9,24 @@ from omegaconf import OmegaConf
 from safetensors.torch import load_file
 
 import tool_convert
+from checkpoints.checkpoint import open_checkpoint
 from checkpoints.diffusers.check import read_params
 from cldm.model import create_model
 from common.shell import USER_ERROR
 from quantize.files.read import load_quantized
-from quantize.files.torchao import CODES, CONFIG, SCALE, torchao_metadata
 from quantize.files.write import Content, write_quantized
 from quantize.selection import default_selection, make_plan
 from tests.diffusers_reference import Reference, prediction
 from tests.small_models import SD15, randomize, relative_error, settings
-from tools.convert.quantized import Coded, flattened, open_quantized
+from tools.convert.quantized import (
+    CODES,
+    SCALE,
+    TORCHAO_CONFIG,
+    Coded,
+    flattened,
+    metadata_of,
+    open_quantized,
+)
 
 ROUNDING = 1e-5  # of float sums: the same codes and scales, multiplied in another order
 PEERS = ("torchao", "accelerate")  # diffusers loads torchao's tensors with the help of both
@@ -73,7 +81,7 @@ def test_only_parts_that_hold_codes_say_so(tmp_path):
 @pytest.mark.parametrize("scheme", ["int8_weight", "int8_dynamic", "int4_group", "fp8_weight"])
 def test_what_has_no_counterpart_is_decoded_as_our_reference_decodes_it(scheme, tmp_path):
     path = quantized(tmp_path, scheme)
-    source, model = open_quantized(path, tmp_path / "model.yaml"), ours(path)
+    source, model = open_quantized(open_checkpoint(path), tmp_path / "model.yaml"), ours(path)
     for name, layer in model.named_modules():
         if hasattr(layer, "qweight"):
             decoded = layer.spec.format.dequantize(layer.qweight, layer.scale, layer.spec.shape)
@@ -128,12 +136,12 @@ def test_what_files_say_of_themselves_is_what_torchao_would_write():
 
     weight = Int8Tensor(torch.zeros(4, 8, dtype=torch.int8), torch.ones(4, 1), [1, 8], torch.float32)
     tensors, said = flatten_tensor_state_dict({"b.bias": torch.zeros(4), "b.weight": weight})
-    ours = torchao_metadata(["b.bias"], {"b.weight": (4, 8)})
+    ours = metadata_of(tensors)
     assert tensors.keys() == {"b.bias", f"b{CODES}", f"b{SCALE}"}
     assert {name: json.loads(text) for name, text in ours.items()} == {
         name: json.loads(text) for name, text in said.items()
     }
-    assert CONFIG["quant_type"]["default"] == config_to_dict(Int8WeightOnlyConfig())
+    assert TORCHAO_CONFIG["quant_type"]["default"] == config_to_dict(Int8WeightOnlyConfig())
 
 
 @pytest.mark.parametrize("option", [["--dtype", "fp16"], ["--use-ema"]])
@@ -146,7 +154,7 @@ def test_what_a_quantized_file_cannot_be_asked_for_is_said(option, tmp_path, cap
 
 def test_a_file_that_fits_no_published_model_asks_for_its_yaml(tmp_path):
     with pytest.raises(ValueError, match="fits no published model: name its yaml by --config"):
-        open_quantized(quantized(tmp_path))
+        open_quantized(open_checkpoint(quantized(tmp_path)))
 
 
 def test_the_settings_are_those_of_the_yaml(tmp_path):
