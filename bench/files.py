@@ -23,8 +23,8 @@ from bench.random_weights import WEIGHTS
 
 if TYPE_CHECKING:
     from quantize.files.write import Schedule
+    from quantize.schemes import Ranges
     from quantize.selection import Plan
-    from quantize.spec import Ranges
 
 GROUPS = 4  # of timesteps with input ranges of their own, as `python -m quantize` has by default
 CALIBRATION_SEED = 1000  # others than those of the measured inputs

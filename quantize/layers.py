@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from quantize.activations import QParams, Quantized
 from quantize.backends import make_backend
 from quantize.cpu.activations import quantize
-from quantize.spec import LayerSpec, Ranges, quantize_tensors
+from quantize.schemes import LayerSpec, Ranges, quantize_tensors
 from quantize.timesteps import current_group
 
 

@@ -9,9 +9,8 @@ from torch import nn
 
 from quantize.backends import choose_backend
 from quantize.layers import QuantLayer, empty_layer, quantize_layer
-from quantize.schemes import check_device, get_scheme
+from quantize.schemes import LayerSpec, Ranges, check_device, get_scheme
 from quantize.selection import Plan
-from quantize.spec import LayerSpec, Ranges
 
 
 def quantize_(

@@ -1,7 +1,8 @@
-"""What a layer's numbers may become: the codes of its weights, and of its inputs.
+"""What a layer's numbers may become, and what a quantized layer is apart from them.
 
 A scheme says what a result is; `quantize.backends` says who computes it. A new one is an entry in `SCHEMES`,
-and where its weights have new codes, one in `WEIGHT_FORMATS`; the tests loop over both.
+and where its weights have new codes, one in `WEIGHT_FORMATS`; the tests loop over both. A `LayerSpec` is
+enough to lay out a layer's tensors and to compute it.
 """
 
 from __future__ import annotations
@@ -11,11 +12,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+import torch.nn.functional as F
+from torch import Tensor, nn
 
+from quantize.activations import qparams_of
 from quantize.arithmetic import (
     FP8,
-    check_group,
     dequantize_channels,
     dequantize_int4,
     fitting_group,
@@ -25,10 +27,11 @@ from quantize.arithmetic import (
 )
 
 DEFAULT_GROUP = 64  # 16 bits of scale on 64 weights: a quarter of a bit each
-INPUTS = ("float", "dynamic", "static")
 FP8_CAPABILITY = (8, 9)  # of CUDA devices that multiply fp8: Ada and Hopper are the first
+KINDS = (nn.Linear, nn.Conv2d, nn.Embedding)
 
 Shapes = dict[str, tuple[tuple[int, ...], torch.dtype]]  # name of a tensor -> its shape and dtype
+Ranges = Sequence[tuple[float, float]]  # of inputs: over all timesteps, then for each group of them
 
 
 @dataclass(frozen=True)
@@ -45,15 +48,6 @@ class Scheme:
     expected_sqnr_db: float
     group: int | None = None
 
-    def __post_init__(self) -> None:
-        if self.weights not in WEIGHT_FORMATS or self.inputs not in INPUTS:
-            raise ValueError(
-                f"scheme of {self.weights} weights and {self.inputs} inputs: weights are "
-                f"{', '.join(WEIGHT_FORMATS)}, inputs {', '.join(INPUTS)}"
-            )
-        if self.weights == "int4":
-            check_group(self.group or 0)
-
 
 @dataclass(frozen=True)
 class WeightFormat:
@@ -68,6 +62,76 @@ class WeightFormat:
     shapes: Callable[[Sequence[int], int | None], Shapes]
 
 
+@dataclass(frozen=True)
+class Geometry:
+    """How a convolution moves; every pair is height, width."""
+
+    stride: tuple[int, int]
+    padding: tuple[int, int]
+    dilation: tuple[int, int]
+    groups: int
+
+
+@dataclass(frozen=True)
+class LayerSpec:
+    """scheme: its name; shape: of the float weight; geometry: of a convolution, else None; bias: has it one?
+
+    table: whether the weight is an embedding's, of which rows are looked up.
+    ranges: how many input ranges a static layer holds: one, and one more for each group of timesteps.
+    """
+
+    scheme: str
+    shape: tuple[int, ...]
+    geometry: Geometry | None
+    bias: bool
+    ranges: int = 1
+    table: bool = False
+
+    @classmethod
+    def of(cls, layer: nn.Module, scheme: str, ranges: int = 1) -> LayerSpec:
+        """The spec of a Linear, Conv2d or Embedding under a scheme; ValueError where it cannot have it."""
+        rule, table = get_scheme(scheme), isinstance(layer, nn.Embedding)
+        if reason := why_not(layer):
+            raise ValueError(f"{type(layer).__name__} cannot be quantized: {reason}")
+        if table and rule.inputs != "float":
+            raise ValueError(
+                f"an Embedding has no inputs for {scheme} to quantize: use {WEIGHTS_ONLY[scheme]}"
+            )
+        geometry = None
+        if isinstance(layer, nn.Conv2d):
+            geometry = Geometry(layer.stride, _padding(layer), layer.dilation, layer.groups)
+        bias = getattr(layer, "bias", None) is not None
+        return cls(scheme, tuple(layer.weight.shape), geometry, bias, ranges, table)
+
+    @property
+    def rule(self) -> Scheme:
+        """The scheme itself."""
+        return get_scheme(self.scheme)
+
+    @property
+    def format(self) -> WeightFormat:
+        """Of the weights."""
+        return WEIGHT_FORMATS[self.rule.weights]
+
+    def shapes(self) -> Shapes:
+        """The tensors of such a layer, its float bias aside."""
+        shapes = self.format.shapes(self.shape, self.rule.group)
+        if self.rule.inputs == "static":
+            shapes |= {"in_scale": ((self.ranges,), torch.float32), "in_zero": ((self.ranges,), torch.int32)}
+        return shapes
+
+    def apply(self, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+        """The layer in floating point: [..., in] or [b, c, h, w] -> [..., out] or [b, out, h, w]."""
+        if self.geometry is None:
+            return F.linear(x, weight, bias)
+        geo = self.geometry
+        return F.conv2d(x, weight, bias, geo.stride, geo.padding, geo.dilation, geo.groups)
+
+    def per_channel(self, values: Tensor) -> Tensor:
+        """[out] as it multiplies or adds to the layer's output."""
+        return values if self.geometry is None else values[:, None, None]
+
+
 def get_scheme(name: str) -> Scheme:
     """The scheme called `name`; ValueError that lists them for another."""
     if name not in SCHEMES:
@@ -79,12 +143,51 @@ def check_device(name: str, device: torch.device) -> None:
     """ValueError in one sentence where `device` has no arithmetic for the scheme called `name`."""
     if get_scheme(name).weights != "fp8":
         return
-    if device.type != "cuda":
-        raise ValueError(f"{name} needs a CUDA GPU of compute capability 8.9 or more, not {device.type}")
-    if (found := torch.cuda.get_device_capability(device)) < FP8_CAPABILITY:
-        raise ValueError(
-            f"{name} needs a CUDA GPU of compute capability 8.9 or more, this one has {found[0]}.{found[1]}"
+    found = torch.cuda.get_device_capability(device) if device.type == "cuda" else None
+    if found is None or found < FP8_CAPABILITY:
+        given = f"this one has {found[0]}.{found[1]}" if found else f"not {device.type}"
+        raise ValueError(f"{name} needs a CUDA GPU of compute capability 8.9 or more, {given}")
+
+
+def quantize_tensors(
+    spec: LayerSpec, weight: Tensor, ranges: Ranges | None = None, clip: str = "mse"
+) -> dict[str, Tensor]:
+    """Codes and scales of a float weight, under the names and shapes of `spec.shapes()`.
+
+    ranges: of the inputs, for static schemes. Raises ValueError for NaN, infinity, another shape, and missing
+    ranges.
+    """
+    if tuple(weight.shape) != spec.shape:
+        raise ValueError(f"the weight has shape {list(weight.shape)}, the layer {list(spec.shape)}")
+    values, scale = spec.format.quantize(weight, spec.rule.group, clip)
+    tensors = {"qweight": values, "scale": scale}
+    if spec.rule.inputs == "static":
+        if not ranges:
+            raise ValueError(f"{spec.scheme} needs input ranges: calibrate first, or use int8_dynamic")
+        qparams = [qparams_of(low, high, "a layer's input") for low, high in ranges]
+        tensors["in_scale"] = torch.tensor([one.scale for one in qparams], dtype=torch.float32)
+        tensors["in_zero"] = torch.tensor([one.zero for one in qparams], dtype=torch.int32)
+    expected = spec.shapes()
+    made = {name: (tuple(tensor.shape), tensor.dtype) for name, tensor in tensors.items()}
+    assert made == expected, f"{made} are not the promised {expected}"
+    return tensors
+
+
+def why_not(layer: nn.Module) -> str | None:
+    """Why a layer cannot be quantized, or None: subclasses may compute otherwise, so exact types only."""
+    if type(layer) not in KINDS:
+        return "only nn.Linear, nn.Conv2d and nn.Embedding themselves can"
+    if isinstance(layer, nn.Embedding) and layer.max_norm is not None:
+        return "its rows are normalised as they are looked up"
+    if isinstance(layer, nn.Conv2d) and (layer.padding_mode != "zeros" or layer.padding == "same"):
+        return (
+            f"padding {layer.padding!r} of mode {layer.padding_mode!r} is not the zeros on both sides we need"
         )
+    return None
+
+
+def _padding(layer: nn.Conv2d) -> tuple[int, int]:
+    return (0, 0) if layer.padding == "valid" else layer.padding
 
 
 def _by_channel(values: torch.dtype) -> Callable[[Sequence[int], int | None], Shapes]:
@@ -101,24 +204,20 @@ def _by_group(shape: Sequence[int], group: int | None) -> Shapes:
     }
 
 
+def _dequantize_channels(values: Tensor, scale: Tensor, _: Sequence[int]) -> Tensor:
+    return dequantize_channels(values, scale)
+
+
 def _quantize_int4(weight: Tensor, group: int | None, clip: str) -> tuple[Tensor, Tensor]:
     return quantize_int4(weight, fitting_group(math.prod(weight.shape[1:]), group), clip)
 
 
-def _quantize_fp8(weight: Tensor, _: int | None, _clip: str) -> tuple[Tensor, Tensor]:
-    return quantize_fp8(weight)
-
-
 WEIGHT_FORMATS = {
     "int8": WeightFormat(
-        lambda weight, _, clip: quantize_int8(weight, clip),
-        lambda values, scale, _: dequantize_channels(values, scale),
-        _by_channel(torch.int8),
+        lambda weight, _, clip: quantize_int8(weight, clip), _dequantize_channels, _by_channel(torch.int8)
     ),
     "int4": WeightFormat(_quantize_int4, dequantize_int4, _by_group),
-    "fp8": WeightFormat(
-        _quantize_fp8, lambda values, scale, _: dequantize_channels(values, scale), _by_channel(FP8)
-    ),
+    "fp8": WeightFormat(lambda weight, *_: quantize_fp8(weight), _dequantize_channels, _by_channel(FP8)),
 }
 
 # What is left of a scheme where inputs are to stay float.

@@ -17,8 +17,7 @@ from torch import nn
 
 from quantize.arithmetic import check_finite
 from quantize.layers import QuantLayer
-from quantize.schemes import WEIGHTS_ONLY, WITHOUT_CALIBRATION, get_scheme
-from quantize.spec import why_not
+from quantize.schemes import WEIGHTS_ONLY, WITHOUT_CALIBRATION, get_scheme, why_not
 
 PLAN_VERSION = 1
 MIN_WEIGHTS = 1024  # below, the bytes saved are lost among scales and calls

@@ -38,8 +38,8 @@ ROOMS = {
     "app": ("provenance generate_flags", "batch"),
     "quantize": (
         "arithmetic timesteps native",
-        "activations schemes",
-        "spec",
+        "activations",
+        "schemes",
         "cpu triton",
         "backends",
         "layers",

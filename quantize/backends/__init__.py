@@ -10,7 +10,7 @@ import torch
 
 from quantize.backends import cpu, cuda
 from quantize.backends.reference import Reference
-from quantize.spec import LayerSpec
+from quantize.schemes import LayerSpec
 
 __all__ = ["BACKENDS", "Reference", "choose_backend", "make_backend"]
 

@@ -19,7 +19,7 @@ from quantize.backends.cpu_conv import pack_conv
 from quantize.backends.cpu_linear import PackedLinear, pack_linear
 from quantize.backends.reference import Layer, Reference, empty_output, out_dtype
 from quantize.cpu.dequantize import DEQUANTIZERS
-from quantize.spec import Geometry, LayerSpec
+from quantize.schemes import Geometry, LayerSpec
 
 log = logging.getLogger(__name__)
 

@@ -13,7 +13,7 @@ from torch import Tensor
 from quantize import native
 from quantize.activations import Quantized
 from quantize.backends.cpu_linear import GROUP, PackedLinear
-from quantize.spec import Geometry
+from quantize.schemes import Geometry
 
 PAIR = ctypes.c_int64 * 2  # height, width
 # `Conv` of quantize/native/conv.cpp.

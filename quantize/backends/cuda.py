@@ -16,8 +16,7 @@ from torch import Tensor
 
 from quantize.activations import Quantized
 from quantize.backends.reference import Layer, Reference, empty_output
-from quantize.schemes import FP8_CAPABILITY
-from quantize.spec import LayerSpec
+from quantize.schemes import FP8_CAPABILITY, LayerSpec
 from quantize.timesteps import group_on_device
 
 if TYPE_CHECKING:

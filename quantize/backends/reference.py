@@ -10,7 +10,7 @@ from torch import Tensor
 from quantize.activations import QParams, Quantized
 from quantize.arithmetic import FP8_PEAK, TINY, check_finite, to_fp8
 from quantize.cpu.activations import geglu_quantize
-from quantize.spec import LayerSpec
+from quantize.schemes import LayerSpec
 
 
 class Layer(Protocol):

@@ -14,9 +14,8 @@ from torch import Tensor, nn
 
 from quantize.activations import range_of
 from quantize.arithmetic import check_finite
-from quantize.schemes import get_scheme
+from quantize.schemes import Ranges, get_scheme
 from quantize.selection import Plan
-from quantize.spec import Ranges
 from quantize.timesteps import current_group
 
 Range = tuple[float, float]

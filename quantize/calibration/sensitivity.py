@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from common.atomic import atomic_write
 from quantize.calibration.ranges import watch_inputs
 from quantize.model import bind, put_layer, put_quantized
-from quantize.spec import LayerSpec, Ranges
+from quantize.schemes import LayerSpec, Ranges
 
 VERSION = 1
 FLOAT = "float"

@@ -43,17 +43,6 @@ def read_content(path: str | Path) -> Content:
     return Content.from_json(text, path)
 
 
-def is_quantized_file(path: str | Path) -> bool:
-    """Whether `path` is a file of quantized weights; errors as `read_content` for missing ones."""
-    return Path(path).suffix == ".safetensors" and METADATA_KEY in _metadata(path)
-
-
-def refuse_quantized_file(path: str | Path) -> None:
-    """ValueError in one sentence where `path` is a file of quantized weights; other files pass."""
-    if is_quantized_file(path):
-        raise ValueError(f"{path} is quantized already: start from the float weights")
-
-
 def load_quantized(
     model: nn.Module,
     path: str | Path,

@@ -20,8 +20,8 @@ from common.atomic import atomic_write, check_space
 from common.hashing import sha256_of
 from common.safetensors_header import Layout, Spans, safetensors_header
 from quantize.arithmetic import check_finite
+from quantize.schemes import LayerSpec, Ranges, quantize_tensors
 from quantize.selection import Plan
-from quantize.spec import LayerSpec, Ranges, quantize_tensors
 from quantize.timesteps import TimestepGroups
 
 FORMAT_VERSION = 2  # 1 had no narrow files

@@ -14,7 +14,7 @@ from quantize.activations import Quantized
 from quantize.backends.cpu_linear import PackedLinear, pack_linear
 from quantize.backends.reference import out_dtype
 from quantize.layers import QuantConv2d
-from quantize.spec import Geometry
+from quantize.schemes import Geometry
 
 TAPS = (3, 3)
 ONE_PIXEL = Geometry(stride=(1, 1), padding=(1, 1), dilation=(1, 1), groups=1)

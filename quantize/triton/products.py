@@ -15,7 +15,7 @@ import torch.nn.functional as F
 import triton
 from torch import Tensor
 
-from quantize.spec import Geometry
+from quantize.schemes import Geometry
 from quantize.triton import multiply as kernels
 
 # Rows, columns and depth of a tile, warps, stages. Small ones are for few pixels: 128 rows of 1280 channels

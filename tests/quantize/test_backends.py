@@ -12,8 +12,7 @@ from quantize.activations import qparams_of, range_of
 from quantize.arithmetic import sqnr_db
 from quantize.backends import BACKENDS, choose_backend, cpu, make_backend
 from quantize.layers import QuantLayer, quantize_layer
-from quantize.schemes import SCHEMES
-from quantize.spec import LayerSpec
+from quantize.schemes import SCHEMES, LayerSpec
 from quantize.timesteps import timestep_group
 from tests.quantize.small_layers import LAYERS, layer_and_input, ranges_for
 

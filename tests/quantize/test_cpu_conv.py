@@ -12,7 +12,7 @@ from quantize.activations import QParams, Quantized
 from quantize.arithmetic import sqnr_db
 from quantize.backends import cpu, cpu_conv
 from quantize.layers import quantize_layer
-from quantize.spec import Geometry
+from quantize.schemes import Geometry
 
 AFFINE = QParams(0.03, 117)
 FLOAT32 = 1e-6

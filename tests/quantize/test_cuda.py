@@ -10,9 +10,8 @@ from quantize.arithmetic import sqnr_db
 from quantize.backends import choose_backend, cuda, make_backend
 from quantize.layers import quantize_layer
 from quantize.model import quantize_
-from quantize.schemes import SCHEMES
+from quantize.schemes import SCHEMES, LayerSpec
 from quantize.selection import default_selection, make_plan
-from quantize.spec import LayerSpec
 from quantize.timesteps import TimestepGroups, argument, current_group, follow_timesteps, group_on_device
 from tests.quantize.small_layers import LAYERS, layer_and_input, ranges_for
 

@@ -17,6 +17,7 @@ from torch import nn
 from tqdm import tqdm
 
 from app.batch import images_in, prompt_beside
+from checkpoints.checkpoint import open_checkpoint
 from cldm.controls import control_of_file, get_control
 from cldm.lite import Block
 from cldm.pipeline import Pipeline
@@ -26,7 +27,6 @@ from ldm.image import image_to_model, read_image
 from ldm.modules.attention import BasicTransformerBlock, SpatialTransformer
 from quantize.calibration.ranges import watch_inputs
 from quantize.calibration.smoothquant import AbsMaxObserver, SmoothingPair, smooth_
-from quantize.files.read import refuse_quantized_file
 from quantize.selection import Plan
 from quantize.timesteps import TimestepGroups, argument, follow_timesteps
 
@@ -146,7 +146,8 @@ def source_files(config: Path, given: tuple[Path, ...], out: Path | None) -> lis
     """The weights that go in, the yaml's where none are given; ValueError for quantized ones and `out`."""
     weights = list(given) or [config.parent / name for name in read_config(config).get("weights", [])]
     for path in weights:
-        refuse_quantized_file(path)
+        if open_checkpoint(path).is_quantized:
+            raise ValueError(f"{path} is quantized already: start from the float weights")
         if out and path.resolve() == out.resolve():
             raise ValueError(f"--out {out} is the file that goes in: choose another name")
     return weights

@@ -2,21 +2,31 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 
+import torch
+from torch import Tensor
 from tqdm import tqdm
 
+from checkpoints.checkpoint import Checkpoint, open_checkpoint
+from cldm.compressed.pruned import shrink_to_quantized
 from cldm.pipeline import Pipeline
-from quantize.calibration.calls import record
+from ldm.config import create_meta_model
+from quantize.arithmetic import sqnr_db
+from quantize.calibration.calls import RecordedCall, error_db, record
 from quantize.calibration.ranges import static_layers, watch
 from quantize.calibration.sensitivity import Measurements
+from quantize.files.read import load_quantized
 from quantize.files.write import Content, Schedule, hash_files, write_quantized
-from quantize.schemes import get_scheme
+from quantize.model import check_schemes
+from quantize.schemes import Ranges, get_scheme
 from quantize.selection import Plan, check_weights, default_selection, make_plan, parse_rules, read_plan
 from quantize.timesteps import TimestepGroups
 from tools.compress.calibration import (
     NETWORKS,
+    TEXT_PART,
     TIMED,
     FloatModel,
     Runs,
@@ -26,9 +36,19 @@ from tools.compress.calibration import (
     smooth,
     source_files,
 )
-from tools.compress.report import Observed, quantized_table
+from tools.compress.report import size_table, sizes_of
 from tools.compress.sensitivity import measure_layers, plan_within
 from tools.compress.settings import QuantizeJob
+
+
+@dataclass(frozen=True)
+class Observed:
+    """What the float model did with the calibration pictures; texts: embeddings of their prompts."""
+
+    ranges: Mapping[str, Ranges]
+    calls: Mapping[str, list[RecordedCall]]
+    prompts: list[str]
+    texts: Tensor
 
 
 def quantize(job: QuantizeJob) -> str:
@@ -40,13 +60,15 @@ def quantize(job: QuantizeJob) -> str:
     seen = _observe(source) if source.runs else None
     ranges = seen.ranges if seen else {}
     schedule = Schedule(source.groups, TIMED) if ranges else None
-    hashes = hash_files(source.weights)
+    hashes, state = hash_files(source.weights), model.state_dict()
     content = Content(replace(source.plan, about=about), schedule, hashes, job.schemes.clip)
     with tqdm(unit="B", unit_scale=True, disable=None, leave=False, delay=1) as bar:
-        write_quantized(out, model, model.state_dict().items(), content, ranges, on_bytes=bar.update)
-    table = quantized_table(source.pipeline, job.files.config, out, seen)
+        write_quantized(out, model, state.items(), content, ranges, on_bytes=bar.update)
+    written = open_checkpoint(out)
+    errors = _errors(model.device, job.files.config, written, content, seen) if seen else {}
     if job.schemes.plan_out:
         _write_plan(job.schemes.plan_out, source.plan)
+    table = size_table(sizes_of(state.items()), sizes_of(written.header.tensors.items()), errors)
     note = "" if seen else "\nerrors are measured on the pictures of --calibrate DIR"
     return f"{table}{note}\n{out}"
 
@@ -115,6 +137,27 @@ def _observe(source: FloatModel) -> Observed:
         source.runs.play(source.pipeline)
     ranges = calibration.all_ranges(source.plan)
     return Observed(ranges, calls, prompts, model.get_learned_conditioning(prompts))
+
+
+def _errors(
+    device: torch.device, config: Path, written: Checkpoint, content: Content, seen: Observed
+) -> dict[str, float]:
+    """Signal over noise of each part of the file, by the device's best backend.
+
+    By the reference where the device cannot compute what the file is for (fp8).
+    """
+    quantized, backend = create_meta_model(config).eval(), None
+    try:
+        check_schemes(content.plan, device)
+    except ValueError:
+        backend = "reference"
+    shrink_to_quantized(quantized, written)
+    load_quantized(quantized, written.path, backend=backend, device=device)
+    errors = {
+        part: error_db(quantized.get_submodule(network), seen.calls[network])
+        for part, network in NETWORKS.items()
+    }
+    return errors | {TEXT_PART: sqnr_db(seen.texts, quantized.get_learned_conditioning(seen.prompts))}
 
 
 def _write_plan(path: Path, plan: Plan) -> None:

@@ -11,7 +11,7 @@ from quantize.backends import cpu, make_backend
 from quantize.backends.cpu import WeightOnly
 from quantize.cpu.dequantize import dequantize_int4, dequantize_int8
 from quantize.layers import quantize_layer
-from quantize.spec import LayerSpec
+from quantize.schemes import LayerSpec
 from tests.quantize.small_layers import LAYERS, layer_and_input
 
 shapes = st.one_of(

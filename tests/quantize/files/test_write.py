@@ -14,7 +14,7 @@ from torch import nn
 import common.atomic
 import quantize.files.read
 from quantize.calibration.ranges import watch
-from quantize.files.read import load_quantized, read_content, refuse_quantized_file
+from quantize.files.read import load_quantized, read_content
 from quantize.files.write import FORMAT_VERSION, Content, Schedule, hash_files, write_quantized
 from quantize.model import bind, quantize_, quantized_layers
 from quantize.schemes import SCHEMES
@@ -221,16 +221,8 @@ def test_a_file_for_another_model_is_refused(tmp_path):
 
 def test_float_weights_are_not_taken_for_quantized_ones(tmp_path):
     save_file(network().state_dict(), tmp_path / "w.safetensors")
-    refuse_quantized_file(tmp_path / "w.safetensors")
-    refuse_quantized_file(tmp_path / "w.ckpt")
     with pytest.raises(ValueError, match="is not quantized"):
         load_quantized(empty(), tmp_path / "w.safetensors")
-
-
-def test_quantizing_a_quantized_file_is_refused(tmp_path):
-    path, *_ = written(tmp_path)
-    with pytest.raises(ValueError, match="quantized already"):
-        refuse_quantized_file(path)
 
 
 def test_a_missing_file_is_named(tmp_path):
