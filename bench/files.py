@@ -121,13 +121,13 @@ class Files:
         from cldm.model import load_model
         from quantize.calibration.ranges import watch
         from quantize.files.write import Schedule
-        from quantize.timesteps import TimestepGroups, argument, follow_timesteps
+        from quantize.timesteps import TimestepGroups, follow_timesteps
 
         model = load_model(self.config, self.weights).requires_grad_(False)
         groups = TimestepGroups.even(model.num_timesteps, GROUPS)
         for name, of in TIMED.items():
             network = model.get_submodule(name)
-            follow_timesteps(network, groups, argument(network, of))
+            follow_timesteps(network, groups, of)
         ends = [0, *groups.edges, model.num_timesteps]
         middles = [int((low + high) / 2) for low, high in zip(ends, ends[1:], strict=False)]
         calls = [(seed, t) for seed in range(self.pictures) for t in middles]

@@ -55,8 +55,8 @@ def quantize_int8(weight: Tensor, clip: str = "mse") -> tuple[Tensor, Tensor]:
 
     def rows(part: Tensor) -> tuple[Tensor, Tensor]:
         step = _usable(part.abs().amax(dim=1) / INT8_PEAK)
-        step = best_step(part, step, ratios, -INT8_PEAK, INT8_PEAK)
-        return to_levels(part, step, -INT8_PEAK, INT8_PEAK), step
+        step = _best_step(part, step, ratios, -INT8_PEAK, INT8_PEAK)
+        return _to_levels(part, step, -INT8_PEAK, INT8_PEAK), step
 
     values, scale = _by_rows(weight.flatten(1), rows, (torch.int8, torch.float32))
     return values.view(weight.shape), scale
@@ -94,15 +94,15 @@ def quantize_int4(weight: Tensor, group: int, clip: str = "mse") -> tuple[Tensor
     float32's range, so that a scale is never lost. Errors as `quantize_int8`; ValueError too for a group that
     is odd or not in [32, 128].
     """
-    check_group(group)
+    _check_group(group)
     ratios = _ratios(clip, INT4_RATIOS)
 
     def rows(part: Tensor) -> tuple[Tensor, Tensor]:
-        grouped = to_groups(part, group)  # [out, groups, group]
+        grouped = _to_groups(part, group)  # [out, groups, group]
         flat = grouped.flatten(0, 1)
         peak = flat.gather(1, flat.abs().argmax(dim=1, keepdim=True))[:, 0]
-        step = best_step(flat, _usable(peak / INT4_LOW), ratios, INT4_LOW, INT4_HIGH)
-        levels = to_levels(flat, step, INT4_LOW, INT4_HIGH).view(grouped.shape)
+        step = _best_step(flat, _usable(peak / INT4_LOW), ratios, INT4_LOW, INT4_HIGH)
+        levels = _to_levels(flat, step, INT4_LOW, INT4_HIGH).view(grouped.shape)
         return pack_int4(levels), step.bfloat16().view(grouped.shape[:2])
 
     return _by_rows(weight.flatten(1), rows, (torch.uint8, torch.bfloat16))
@@ -115,8 +115,7 @@ def dequantize_int4(packed: Tensor, scale: Tensor, shape: Sequence[int]) -> Tens
     return values.flatten(1)[:, :inputs].reshape(shape)
 
 
-def check_group(group: int) -> None:
-    """ValueError unless `group` is an even number in [32, 128]."""
+def _check_group(group: int) -> None:
     if not MIN_GROUP <= group <= MAX_GROUP or group % 2:
         raise ValueError(f"group={group}: int4 groups hold an even number of inputs, 32 to 128")
 
@@ -126,8 +125,7 @@ def fitting_group(inputs: int, group: int) -> int:
     return min(group, max(MIN_GROUP, inputs + inputs % 2))
 
 
-def to_groups(rows: Tensor, group: int) -> Tensor:
-    """[out, inputs] -> [out, groups, group], zeros behind the last input."""
+def _to_groups(rows: Tensor, group: int) -> Tensor:
     return F.pad(rows, (0, -rows.shape[1] % group)).unflatten(1, (-1, group))
 
 
@@ -144,18 +142,15 @@ def unpack_int4(packed: Tensor) -> Tensor:
     return both.flatten(-2)
 
 
-def to_levels(rows: Tensor, step: Tensor, low: int, high: int) -> Tensor:
-    """Rows [n, k] over steps [n] -> int8 [n, k], the nearest levels in [low, high]."""
+def _to_levels(rows: Tensor, step: Tensor, low: int, high: int) -> Tensor:
     return (rows / step[:, None]).round_().clamp_(low, high).to(torch.int8)
 
 
-def best_step(rows: Tensor, step: Tensor, ratios: Sequence[float], low: int, high: int) -> Tensor:
+def _best_step(rows: Tensor, step: Tensor, ratios: Sequence[float], low: int, high: int) -> Tensor:
     """For each row [n, k] the one of `step` [n] times `ratios` that loses least, by squared error.
 
     All of them are rounded to bfloat16, so that files may hold them as such and nothing is lost.
     """
-    if len(ratios) == 1:
-        return _short(step * ratios[0])
     best, least = _short(step), torch.full_like(step, math.inf)
     for ratio in ratios:
         candidate = _short(step * ratio)

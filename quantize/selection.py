@@ -114,7 +114,7 @@ def default_selection(
 class Plan:
     """layers: name -> scheme; fingerprint: of the model that it is for.
 
-    narrow: whether scales and what stays float take two bytes in the file (`quantize.files.layout`).
+    narrow: whether scales and what stays float take two bytes in the file (`quantize.files.write`).
     """
 
     layers: Mapping[str, str]
@@ -168,7 +168,8 @@ def make_plan(model: nn.Module, selection: Selection, about: Mapping[str, str] |
 
     Raises ValueError for a model that is quantized already, or of which nothing would be.
     """
-    refuse_quantized(model)
+    if quantized := [name for name, layer in model.named_modules() if isinstance(layer, QuantLayer)]:
+        raise ValueError(f"the model is quantized already ({quantized[0]}): start from the float weights")
     schemes = {name: selection.scheme_of(name, layer) for name, layer in model.named_modules()}
     layers = {name: scheme for name, scheme in schemes.items() if scheme}
     if not layers:
@@ -186,13 +187,6 @@ def check_weights(model: nn.Module, plan: Plan) -> None:
     """ValueError where a weight of the plan's layers holds NaN or infinity, with the layer's name."""
     for name in plan.layers:
         check_finite(model.get_submodule(name).weight, f"{name}: a weight")
-
-
-def refuse_quantized(model: nn.Module) -> None:
-    """ValueError where a layer of `model` is quantized already."""
-    names = [name for name, layer in model.named_modules() if isinstance(layer, QuantLayer)]
-    if names:
-        raise ValueError(f"the model is quantized already ({names[0]}): start from the float weights")
 
 
 def read_plan(path: str | Path, model: nn.Module) -> Plan:

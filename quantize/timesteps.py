@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import inspect
 from bisect import bisect_right
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
@@ -23,8 +23,6 @@ from torch.utils.hooks import RemovableHandle
 # The groups entered and not left yet, the current one last. A context variable: two threads that run two
 # requests never see each other's.
 _entered: ContextVar[tuple[int | _Unread | None, ...]] = ContextVar("timestep_groups", default=())
-
-ReadTimesteps = Callable[[tuple, Mapping[str, Any]], Tensor]
 
 
 @dataclass(frozen=True)
@@ -113,30 +111,23 @@ def timestep_group(index: int | None) -> Iterator[None]:
         _leave()
 
 
-def argument(module: nn.Module, name: str) -> ReadTimesteps:
-    """Reads the argument `name` of calls of `module`, however it is passed.
+def follow_timesteps(
+    module: nn.Module, groups: TimestepGroups, name: str
+) -> tuple[RemovableHandle, RemovableHandle]:
+    """Let every call of `module` run inside the group of its timesteps; remove both handles to end that.
 
-    Raises ValueError where `module.forward` takes none of that name.
+    name: of the argument that they are, however it is passed; ValueError where `forward` takes none of it.
+    Calls raise ValueError where one batch mixes groups: its inputs share one range. On a GPU nobody looks
+    before the group is asked for.
     """
     signature = inspect.signature(module.forward)
     if name not in signature.parameters:
         takes = ", ".join(signature.parameters)
         raise ValueError(f"{type(module).__name__} takes no argument {name!r}, only {takes}")
-    return lambda args, kwargs: signature.bind(*args, **kwargs).arguments[name]
-
-
-def follow_timesteps(
-    module: nn.Module, groups: TimestepGroups, read: ReadTimesteps
-) -> tuple[RemovableHandle, RemovableHandle]:
-    """Let every call of `module` run inside the group of its timesteps; remove both handles to end that.
-
-    Calls raise ValueError where one batch mixes groups: its inputs share one range. On a GPU nobody looks
-    before the group is asked for.
-    """
 
     def enter(_: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
         _enter(None)  # first: torch calls `leave` even where the rest of this raises
-        timesteps = read(args, kwargs)
+        timesteps = signature.bind(*args, **kwargs).arguments[name]
         group = _Unread(groups, timesteps) if timesteps.is_cuda else groups.of_batch(timesteps)
         _leave()
         _enter(group)

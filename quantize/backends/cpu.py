@@ -1,6 +1,6 @@
 """int8 layers by VNNI, x86's instructions for bytes times signed bytes summed in 32 bits.
 
-Native kernels (`cpu_linear`, `cpu_conv`) compute the layers that they take, oneDNN, the library behind torch,
+Native kernels (`cpu_packed`) compute the layers that they take, oneDNN, the library behind torch,
 the others. Weights are packed at the first call and never leave int8. Inputs must be unsigned: on some CPUs
 oneDNN's operator never returns from signed ones. Without VNNI its multiply-add saturates at 16 bits, which
 would change results, so such CPUs are left to the reference.
@@ -15,8 +15,7 @@ import torch
 from torch import Tensor
 
 from quantize.activations import QParams, Quantized
-from quantize.backends.cpu_conv import pack_conv
-from quantize.backends.cpu_linear import PackedLinear, pack_linear
+from quantize.backends.cpu_packed import PackedLinear, pack_conv, pack_linear
 from quantize.backends.reference import Layer, Reference, empty_output, out_dtype
 from quantize.cpu.dequantize import DEQUANTIZERS
 from quantize.schemes import Geometry, LayerSpec

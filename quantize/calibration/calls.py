@@ -6,7 +6,7 @@ another.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -29,16 +29,20 @@ class RecordedCall:
 
 
 @contextmanager
-def record(model: nn.Module, names: Sequence[str]) -> Iterator[dict[str, list[RecordedCall]]]:
+def record(
+    model: nn.Module, names: Sequence[str], wanted: Callable[[RecordedCall], bool] = lambda _: True
+) -> Iterator[dict[str, list[RecordedCall]]]:
     """Keep a call of each named network for each group of timesteps, the last one, while the caller runs it.
 
-    Hooks that follow timesteps must come later than this, or the groups are gone when it looks.
+    wanted: which calls count. Hooks that follow timesteps must come later than this, or the groups are gone
+    when it looks.
     """
     last: dict[str, dict[int | None, RecordedCall]] = {name: {} for name in names}
     calls: dict[str, list[RecordedCall]] = {}
 
     def keep(name: str, _: nn.Module, args: tuple, kwargs: dict[str, Any], answer: Any) -> None:
-        last[name][current_group()] = RecordedCall(args, kwargs, answer)
+        if wanted(call := RecordedCall(args, kwargs, answer)):
+            last[name][current_group()] = call
 
     handles = [
         model.get_submodule(name).register_forward_hook(partial(keep, name), with_kwargs=True)

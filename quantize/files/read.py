@@ -21,7 +21,7 @@ from common.safetensors_header import LENGTH_FORMAT, STORED_NAMES
 from quantize.files.write import METADATA_KEY, Content
 from quantize.layers import QuantEmbedding
 from quantize.model import bind, check_schemes, with_empty_layers
-from quantize.timesteps import argument, follow_timesteps
+from quantize.timesteps import follow_timesteps
 
 MAPPED_BYTES = 1 << 16  # below, a mapping of whole pages costs more than a copy
 PIECE_BYTES = 1 << 24  # of the file in a mapping: each holds a file descriptor, of which 1,024 are usual
@@ -73,9 +73,8 @@ def load_quantized(
         model.to(device)
     bind(model, backend)
     if content.schedule:
-        for name, argument_name in content.schedule.modules.items():
-            module = _submodule(model, name, path)
-            follow_timesteps(module, content.schedule.groups, argument(module, argument_name))
+        for name, argument in content.schedule.modules.items():
+            follow_timesteps(_submodule(model, name, path), content.schedule.groups, argument)
     return content
 
 

@@ -106,8 +106,8 @@ def write_quantized(
     with atomic_write(path) as partial, partial.open("xb") as file:
         file.write(header)
         file.truncate(size)
-        checked = _finite(tensors, _parameters(model) - {f"{name}.weight" for name in specs})
-        for name, tensor in _quantized(checked, specs, ranges, content.clip):
+        parameters = _parameters(model)  # the rest are constants, some of which may be infinite
+        for name, tensor in _quantized(tensors, specs, ranges, parameters, content.clip):
             _write(file, name, tensor, spans)
             if on_bytes:
                 on_bytes(tensor.nbytes)
@@ -167,28 +167,18 @@ def _header(model: nn.Module, specs: Mapping[str, LayerSpec], content: Content) 
     return safetensors_header(layout_of(model, specs, narrow=content.plan.narrow), metadata)
 
 
-def _finite(tensors: Iterable[tuple[str, Tensor]], names: set[str]) -> Iterator[tuple[str, Tensor]]:
-    """The tensors, those of `names` looked at: bytes of calibrated ranges would hide a NaN in a norm or bias.
-
-    Constants are none of them, as some may be infinite.
-    """
-    for name, tensor in tensors:
-        if name in names:
-            owner, _, leaf = name.rpartition(".")
-            check_finite(tensor, f"{owner}: a {leaf}")
-        yield name, tensor
-        del tensor
-
-
 def _quantized(
     tensors: Iterable[tuple[str, Tensor]],
     specs: Mapping[str, LayerSpec],
     ranges: Mapping[str, Ranges],
+    parameters: set[str],
     clip: str,
 ) -> Iterator[tuple[str, Tensor]]:
     for name, tensor in tensors:
         owner, _, leaf = name.rpartition(".")
         if owner not in specs or leaf != "weight":
+            if name in parameters:  # bytes of calibrated ranges would hide a NaN in a norm or bias
+                check_finite(tensor, f"{owner}: a {leaf}")
             yield name, tensor
             del tensor
             continue

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from quantize import native
 from quantize.activations import Quantized
-from quantize.backends.cpu_linear import PackedLinear, pack_linear
+from quantize.backends.cpu_packed import PackedLinear, pack_linear
 from quantize.backends.reference import out_dtype
 from quantize.layers import QuantConv2d
 from quantize.schemes import Geometry

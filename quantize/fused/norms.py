@@ -61,7 +61,7 @@ class CudaGroupNorm(nn.GroupNorm):
 
     def forward(self, x: Tensor, shift: Tensor | None = None) -> CudaQuantized:
         """Of x [b, c, h, w] + shift [b, c]; the bytes lie channels last."""
-        from quantize.triton.normalize import group_norm_quantize
+        from quantize.triton.activations import group_norm_quantize
 
         return group_norm_quantize(self, x, ranges_of(self.consumers[0]), silu=self.silu, added=shift)
 
@@ -73,7 +73,7 @@ class CudaLayerNorm(nn.LayerNorm):
 
     def forward(self, x: Tensor) -> CudaQuantized:
         """[..., d] -> bytes of that shape."""
-        from quantize.triton.normalize import layer_norm_quantize
+        from quantize.triton.activations import layer_norm_quantize
 
         return layer_norm_quantize(self, x, ranges_of(self.consumers[0]))
 

@@ -11,7 +11,7 @@ namespace {
 constexpr int64_t kPositions = 24 * kRows;
 constexpr int64_t kBlock = 3072;  // inputs, of all taps together, whose weights are 64 times as many bytes
 
-// Laid out by quantize/backends/cpu_conv.py. Pairs are height, width.
+// Laid out by quantize/backends/cpu_packed.py. Pairs are height, width.
 struct Conv {
   const uint8_t* x;       // [batch, size, inputs]
   const uint8_t* border;  // [inputs], what is read beyond the edges: bytes of zero

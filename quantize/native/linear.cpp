@@ -17,7 +17,7 @@ struct Sums {
   __m512i of[kRows][4];
 };
 
-// Laid out by quantize/backends/cpu_linear.py.
+// Laid out by quantize/backends/cpu_packed.py.
 struct Linear {
   const uint8_t* x;       // [rows, inputs]
   const int8_t* weights;  // [panels, inputs up / 4, kPanel, 4]

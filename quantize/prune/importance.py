@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from quantize.calibration.calls import RecordedCall
-from quantize.prune.units import Group
+from quantize.prune.units import Group, Scope
 
 PROJECTIONS = 2  # random directions of the answer a call: their mean is what counts, and calls add more
 ROUNDING = 1e-9  # 0.3 of 10 units is 3
@@ -72,36 +72,24 @@ def taylor(
 
 
 def keep_best(
-    scores: Scores, groups: Sequence[Group], share: float, scope: str = "layer"
+    scores: Scores, groups: Sequence[Group], share: float, scope: Scope = "layer"
 ) -> dict[str, list[int]]:
     """The units that stay when `share` of them goes: of every group, or of all by one order ("global").
 
     At least one stays, and so many that the group's `multiple` divides them. Raises ValueError for a share
-    that is not in [0, 1), an unknown scope, or scores that are not finite.
+    that is not in [0, 1), or scores that are not finite.
     """
     if not 0 <= share < 1:
         raise ValueError(f"a share of {share} cannot go: give 0 or more, and less than 1")
-    if scope not in SCOPES:
-        raise ValueError(f"unknown scope {scope!r}: use {' or '.join(SCOPES)}")
     known = [group for group in groups if group.name in scores]
     if bad := [group.name for group in known if not scores[group.name].isfinite().all()]:
         raise ValueError(f"{bad[0]}: its units have no finite importance, is a weight NaN?")
-    return {
-        group.name: _best(scores[group.name], count, group)
-        for group, count in zip(known, SCOPES[scope](scores, known, share), strict=True)
-    }
-
-
-def _in_each(scores: Scores, groups: Sequence[Group], share: float) -> list[int]:
-    return [group.count - math.floor(share * group.count + ROUNDING) for group in groups]
-
-
-def _over_all(scores: Scores, groups: Sequence[Group], share: float) -> list[int]:
-    if not groups:
-        return []
-    every = torch.cat([scores[group.name] for group in groups]).sort().values
-    border = every[math.floor(share * len(every) + ROUNDING)]
-    return [int((scores[group.name] >= border).sum()) for group in groups]
+    counts = {group.name: group.count - math.floor(share * group.count + ROUNDING) for group in known}
+    if scope == "global" and known:
+        every = torch.cat([scores[group.name] for group in known]).sort().values
+        border = every[math.floor(share * len(every) + ROUNDING)]
+        counts = {group.name: int((scores[group.name] >= border).sum()) for group in known}
+    return {group.name: _best(scores[group.name], counts[group.name], group) for group in known}
 
 
 def _best(scores: Tensor, count: int, group: Group) -> list[int]:
@@ -149,6 +137,3 @@ def _only(model: nn.Module, learning: Iterable[nn.Parameter]) -> Iterator[None]:
         for parameter, required in before.items():
             parameter.requires_grad_(required)
             parameter.grad = None
-
-
-SCOPES = {"layer": _in_each, "global": _over_all}

@@ -14,6 +14,8 @@ from collections.abc import Iterable, Mapping
 import torch
 from torch import Tensor, nn
 
+from quantize.prune.units import Scope
+
 log = logging.getLogger(__name__)
 
 GROUP, ZEROS = 4, 2  # of every four neighbours along a layer's inputs, two are zero
@@ -52,16 +54,14 @@ def without_small(weight: Tensor, border: float) -> Tensor:
     return weight.masked_fill(weight.float().abs() < border, 0)
 
 
-def borders(layers: Mapping[str, Tensor], share: float, scope: str = "layer") -> dict[str, float]:
+def borders(layers: Mapping[str, Tensor], share: float, scope: Scope = "layer") -> dict[str, float]:
     """By layer the magnitude below which weights become zero, so that `share` of each layer, or of all, does.
 
-    Raises ValueError for an unknown scope, and as `border_of`.
+    Errors as `border_of`.
     """
-    if scope == "layer":
-        return {name: border_of([weight], share) for name, weight in layers.items()}
     if scope == "global":
         return dict.fromkeys(layers, border_of(layers.values(), share))
-    raise ValueError(f"unknown scope {scope!r}: use layer or global")
+    return {name: border_of([weight], share) for name, weight in layers.items()}
 
 
 def two_of_four(weight: Tensor) -> Tensor:

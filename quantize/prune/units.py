@@ -9,11 +9,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
+Scope = Literal["layer", "global"]  # whether a share is of every layer, or of all of them by one order
 Shapes = Mapping[str, tuple[int, ...]]
 Kept = Mapping[str, Sequence[int]]  # name of a group -> its units that stay, ascending
 

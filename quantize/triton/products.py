@@ -81,15 +81,14 @@ def conv2d(
     if (weights.taps, geometry) == ((1, 1), ONE_TAP):
         return linear(x._replace(values=values), weights, bias, dtype).permute(0, 3, 1, 2)
     images, height, width, _ = values.shape
-    out_size = output_size((height, width), weights.taps, geometry)
+    out_size = _output_size((height, width), weights.taps, geometry)
     out = torch.empty((images, *out_size, len(weights.values)), dtype=dtype, device=values.device)
     with torch.cuda.device_of(values):
         _product(x._replace(values=values), weights, bias, out, geometry, (height, width, *out_size))
     return out.permute(0, 3, 1, 2)
 
 
-def output_size(size: Sequence[int], taps: Sequence[int], geo: Geometry) -> tuple[int, ...]:
-    """Height and width that a convolution puts out."""
+def _output_size(size: Sequence[int], taps: Sequence[int], geo: Geometry) -> tuple[int, ...]:
     axes = zip(size, taps, geo.stride, geo.padding, geo.dilation, strict=True)
     return tuple((n + 2 * pad - gap * (k - 1) - 1) // step + 1 for n, k, step, pad, gap in axes)
 

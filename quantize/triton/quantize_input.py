@@ -14,12 +14,13 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from quantize.triton.rounding import nearest, signed_qparams
-
 FP8_PEAK = tl.constexpr(448.0)  # of float8_e4m3
 # SiLU falls to its least value at the turn and rises on both sides of it.
 SILU_TURN, SILU_LEAST = tl.constexpr(-1.27846454), tl.constexpr(-0.27846454)
 TINY = tl.constexpr(1.1754943508222875e-38)  # the smallest normal float32
+# Added and taken away, they leave no place for digits behind the point; ties go to the even neighbour.
+NEAREST_FLOAT = tl.constexpr(12582912.0)  # 1.5 * 2**23, right below 2**22
+NEAREST_DOUBLE = tl.constexpr(6755399441055744.0)  # 1.5 * 2**52
 
 
 @triton.jit
@@ -94,7 +95,7 @@ def read_qparams(parts, programs, in_scale, in_zero, at, SILU: tl.constexpr, PAR
             first, last = _silu(low), _silu(high)
             low = tl.where(turns, SILU_LEAST, tl.minimum(first, last))
             high = tl.maximum(first, last)
-        scale, zero = signed_qparams(low, high)
+        scale, zero = _signed_qparams(low, high)
         scale = tl.where(sound, scale, float("nan"))
     return scale, zero
 
@@ -104,7 +105,7 @@ def to_signed(value, scale, zero):
     """float32 -> int8 codes, the nearest end's for what lies beyond."""
     level = tl.div_rn(value, scale)
     level = tl.minimum(tl.maximum(level, -128.0 - zero), 127.0 - zero)
-    return (nearest(level) + zero).to(tl.int8)
+    return (_nearest(level) + zero).to(tl.int8)
 
 
 @triton.jit
@@ -118,3 +119,25 @@ def _joined(parts, programs, PARTS: tl.constexpr):
 @triton.jit
 def _silu(value):
     return value / (1.0 + tl.exp(-value))
+
+
+@triton.jit
+def _nearest(value):
+    """The whole number that is nearest to a float32 of less than 2**22."""
+    return (value + NEAREST_FLOAT) - NEAREST_FLOAT
+
+
+@triton.jit
+def _signed_qparams(low, high):
+    """`arithmetic.qparams_of` for float32 ends: scale, and zero point less 128, as float32.
+
+    In double precision, as Python computes it: a scale that is off by one bit moves codes.
+    """
+    low = tl.minimum(low, 0.0).to(tl.float64)
+    high = tl.maximum(high, 0.0).to(tl.float64)
+    step = (high - low) / 255.0
+    flat = step < TINY
+    step = tl.where(flat, 1.0, step)
+    zero = (-low / step + NEAREST_DOUBLE) - NEAREST_DOUBLE
+    zero = tl.where(flat, 0.0, tl.minimum(zero, 255.0))
+    return step.to(tl.float32), (zero - 128.0).to(tl.float32)

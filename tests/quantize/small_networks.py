@@ -3,7 +3,7 @@
 import torch
 from torch import nn
 
-from quantize.timesteps import TimestepGroups, argument, follow_timesteps
+from quantize.timesteps import TimestepGroups, follow_timesteps
 
 
 class Unet(nn.Module):
@@ -39,5 +39,5 @@ def latents(seed=0, count=2):
 def follow(module, groups=None):
     """Hooks on `module`, which takes `timesteps`; two groups cut at 500 when none are given."""
     groups = groups or TimestepGroups((500.0,))
-    follow_timesteps(module, groups, argument(module, "timesteps"))
+    follow_timesteps(module, groups, "timesteps")
     return groups

@@ -10,7 +10,7 @@ from torch import nn
 from quantize import native
 from quantize.activations import QParams, Quantized
 from quantize.arithmetic import sqnr_db
-from quantize.backends import cpu, cpu_conv
+from quantize.backends import cpu, cpu_packed
 from quantize.layers import quantize_layer
 from quantize.schemes import Geometry
 
@@ -59,7 +59,7 @@ def test_the_sums_are_exact(case, with_bias):
     x, weight, scale, bias = operands(*sizes)
     bias = bias if with_bias else None
     exact = expected(x, weight, scale, bias, walk)
-    packed = cpu_conv.pack_conv(weight, walk)
+    packed = cpu_packed.pack_conv(weight, walk)
     out = packed.multiply(x, scale, bias, None)
     assert out.shape == exact.shape
     assert torch.allclose(out.double(), exact, rtol=FLOAT32, atol=FLOAT32 * exact.abs().max().item())
@@ -70,12 +70,12 @@ def test_the_sums_are_exact(case, with_bias):
 
 def test_an_empty_batch_gives_an_empty_answer():
     x, weight, scale, bias = operands(0, 4, 4, 8, 16, (3, 3))
-    assert cpu_conv.pack_conv(weight, SAME).multiply(x, scale, bias, None).shape == (0, 4, 4, 16)
+    assert cpu_packed.pack_conv(weight, SAME).multiply(x, scale, bias, None).shape == (0, 4, 4, 16)
 
 
 def test_pictures_smaller_than_the_kernel_are_refused():
     x, weight, scale, bias = operands(1, 2, 9, 4, 8, (3, 3))
-    packed = cpu_conv.pack_conv(weight, Geometry((2, 2), (0, 0), (1, 1), 1))
+    packed = cpu_packed.pack_conv(weight, Geometry((2, 2), (0, 0), (1, 1), 1))
     with pytest.raises(ValueError, match="smaller than the kernel"):
         packed.multiply(x, scale, bias, None)
 
@@ -86,7 +86,7 @@ def test_the_number_of_threads_changes_nothing():
     try:
         for threads in (1, 2, 3):
             torch.set_num_threads(threads)
-            outs.append(cpu_conv.pack_conv(weight, SAME).multiply(x, scale, bias, None))
+            outs.append(cpu_packed.pack_conv(weight, SAME).multiply(x, scale, bias, None))
     finally:
         torch.set_num_threads(before)
     assert all(torch.equal(outs[0], out) for out in outs)
@@ -95,7 +95,7 @@ def test_the_number_of_threads_changes_nothing():
 @pytest.mark.parametrize(("inputs", "groups"), [(8, 2), (6, 1), (3, 1)])
 def test_other_convolutions_are_left_to_onednn(inputs, groups):
     weight = torch.ones(8, inputs // groups, 3, 3, dtype=torch.int8)
-    assert cpu_conv.pack_conv(weight, Geometry((1, 1), (1, 1), (1, 1), groups)) is None
+    assert cpu_packed.pack_conv(weight, Geometry((1, 1), (1, 1), (1, 1), groups)) is None
 
 
 @pytest.mark.parametrize("scheme", ["int8_static", "int8_dynamic"])
@@ -104,8 +104,8 @@ def test_without_the_library_onednn_gives_the_same(scheme, monkeypatch):
     other = copy.deepcopy(layer)
     layer.bind("cpu")
     with_it = layer(x)
-    assert isinstance(layer._compute._packed, cpu_conv.PackedConv)
+    assert isinstance(layer._compute._packed, cpu_packed.PackedConv)
     monkeypatch.setattr(native, "function", lambda *_: None)
     other.bind("cpu")
     assert sqnr_db(with_it, other(x)) > 120
-    assert not isinstance(other._compute._packed, cpu_conv.PackedConv)
+    assert not isinstance(other._compute._packed, cpu_packed.PackedConv)

@@ -8,7 +8,7 @@ from torch import nn
 
 from quantize import native
 from quantize.activations import QParams, Quantized
-from quantize.backends import cpu, cpu_linear
+from quantize.backends import cpu, cpu_packed
 from quantize.cpu.activations import geglu_quantize
 from quantize.layers import quantize_layer
 
@@ -45,7 +45,7 @@ def test_the_sums_are_exact(size, with_bias):
     x, weight, scale, bias = operands(*size)
     bias = bias if with_bias else None
     exact = expected(x, weight, scale, bias)
-    packed = cpu_linear.pack_linear(weight)
+    packed = cpu_packed.pack_linear(weight)
     out = packed.multiply(x, scale, bias, None)
     assert torch.allclose(out.double(), exact, rtol=FLOAT32, atol=FLOAT32 * exact.abs().max().item())
     onto = torch.randn(out.shape)
@@ -55,7 +55,7 @@ def test_the_sums_are_exact(size, with_bias):
 
 def test_an_empty_batch_gives_an_empty_answer():
     x, weight, scale, bias = operands(0, 64, 128)
-    packed = cpu_linear.pack_linear(weight)
+    packed = cpu_packed.pack_linear(weight)
     assert packed.multiply(x, scale, bias, None).shape == (0, 128)
     assert packed.gated(x, scale, bias, AFFINE).values.shape == (0, 64)
 
@@ -63,7 +63,7 @@ def test_an_empty_batch_gives_an_empty_answer():
 @pytest.mark.parametrize("size", [(1, 4, 64), (7, 30, 128), (50, 320, 640)])
 def test_a_gated_layer_gives_the_bytes_of_its_gated_numbers(size):
     x, weight, scale, bias = operands(*size)
-    packed, qparams = cpu_linear.pack_linear(weight), QParams(40.0, 90)
+    packed, qparams = cpu_packed.pack_linear(weight), QParams(40.0, 90)
     assert packed.gates
     numbers = packed.multiply(x, scale, bias, None)
     assert torch.equal(packed.gated(x, scale, bias, qparams).values, geglu_quantize(numbers, qparams).values)
@@ -77,7 +77,7 @@ def test_the_number_of_threads_changes_nothing(name):
     try:
         for threads in (1, 2, 3):
             torch.set_num_threads(threads)
-            out = getattr(cpu_linear.pack_linear(weight), name)(x, scale, bias, last)
+            out = getattr(cpu_packed.pack_linear(weight), name)(x, scale, bias, last)
             outs.append(out.values if isinstance(out, Quantized) else out)
     finally:
         torch.set_num_threads(before)
@@ -105,4 +105,4 @@ def test_without_the_library_onednn_gives_the_same(monkeypatch):
     monkeypatch.setattr(native, "function", lambda *_: None)
     other.bind("cpu")
     assert torch.allclose(other(x), with_it, rtol=1e-5, atol=1e-6)
-    assert not isinstance(other._compute._packed, cpu_linear.PackedLinear)
+    assert not isinstance(other._compute._packed, cpu_packed.PackedLinear)

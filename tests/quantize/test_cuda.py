@@ -12,7 +12,7 @@ from quantize.layers import quantize_layer
 from quantize.model import quantize_
 from quantize.schemes import SCHEMES, LayerSpec
 from quantize.selection import default_selection, make_plan
-from quantize.timesteps import TimestepGroups, argument, current_group, follow_timesteps, group_on_device
+from quantize.timesteps import TimestepGroups, current_group, follow_timesteps, group_on_device
 from tests.quantize.small_layers import LAYERS, layer_and_input, ranges_for
 
 CARD = torch.device("cuda", 0)
@@ -95,7 +95,7 @@ def test_a_gpu_finds_the_group_that_the_host_finds(timestep, edges):
             seen.append((group_on_device(), current_group()))
 
     step = Step()
-    follow_timesteps(step, groups, argument(step, "timesteps"))
+    follow_timesteps(step, groups, "timesteps")
     step(torch.full((2,), timestep).as_subclass(OnGpu))
     ((there, here),) = seen
     assert there.dtype == torch.int32
@@ -108,7 +108,7 @@ def test_on_a_gpu_a_mixed_batch_is_refused_as_soon_as_somebody_reads_its_group()
             return current_group()
 
     step = Step()
-    follow_timesteps(step, TimestepGroups((500.0,)), argument(step, "timesteps"))
+    follow_timesteps(step, TimestepGroups((500.0,)), "timesteps")
     with pytest.raises(ValueError, match="mixes groups"):
         step(torch.tensor([1, 999]).as_subclass(OnGpu))
 

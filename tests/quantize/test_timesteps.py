@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from quantize.timesteps import TimestepGroups, argument, current_group, follow_timesteps, timestep_group
+from quantize.timesteps import TimestepGroups, current_group, follow_timesteps, timestep_group
 
 
 class Timed(nn.Module):
@@ -25,7 +25,7 @@ class Timed(nn.Module):
 
 def followed(groups, inner=None):
     module = Timed(inner)
-    follow_timesteps(module, groups, argument(module, "timesteps"))
+    follow_timesteps(module, groups, "timesteps")
     return module
 
 
@@ -83,7 +83,7 @@ def test_a_batch_that_mixes_groups_is_refused_and_gives_the_group_back():
 
 def test_removed_handles_follow_no_more():
     module = Timed()
-    for handle in follow_timesteps(module, TimestepGroups(), argument(module, "timesteps")):
+    for handle in follow_timesteps(module, TimestepGroups(), "timesteps"):
         handle.remove()
     module(0, timesteps=torch.tensor([1]))
     assert module.seen == [None]
@@ -100,7 +100,7 @@ def test_threads_have_groups_of_their_own():
 
 def test_a_module_without_timesteps_cannot_be_followed():
     with pytest.raises(ValueError, match="takes no argument 'timesteps'"):
-        argument(nn.Linear(2, 2), "timesteps")
+        follow_timesteps(nn.Linear(2, 2), TimestepGroups(), "timesteps")
 
 
 def test_impossible_groups_are_refused():

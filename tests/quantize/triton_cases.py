@@ -23,8 +23,8 @@ from quantize.layers import quantize_layer
 from quantize.model import quantize_
 from quantize.schemes import SCHEMES
 from quantize.selection import Rule, Selection, make_plan
-from quantize.timesteps import TimestepGroups, argument, follow_timesteps, timestep_group
-from quantize.triton import activations, normalize, products
+from quantize.timesteps import TimestepGroups, follow_timesteps, timestep_group
+from quantize.triton import activations, products
 from tests.quantize.small_layers import ranges_for
 from tests.small_models import randomize
 
@@ -194,7 +194,7 @@ def test_ranges_follow_the_timesteps_without_being_read(monkeypatch):
             return other(x)
 
     step = Step()
-    follow_timesteps(step, TimestepGroups((500.0,)), argument(step, "timesteps"))
+    follow_timesteps(step, TimestepGroups((500.0,)), "timesteps")
     for group, timestep in ((0, 499), (1, 500)):
         with timestep_group(group):
             expected = reference(x)
@@ -282,22 +282,22 @@ def test_a_group_norm_writes_bytes(shape, groups, silu):
     ends = plain.min().item(), plain.max().item()
     expected = (F.silu(plain) if silu else plain).float()
     qparams = qparams_of(*(silu_ends(*ends) if silu else ends))
-    got = normalize.group_norm_quantize(norm, x, None, silu=silu, added=added)
+    got = activations.group_norm_quantize(norm, x, None, silu=silu, added=added)
     assert got.values.is_contiguous(memory_format=torch.channels_last)
     check_bytes(got, expected, qparams)
     given = qparams_of(-2.0, 1.0)
     ranges = activations.Ranges(torch.tensor([given.scale]), torch.tensor([given.zero], dtype=torch.int32))
-    check_bytes(normalize.group_norm_quantize(norm, x, ranges, silu=silu, added=added), expected, given)
+    check_bytes(activations.group_norm_quantize(norm, x, ranges, silu=silu, added=added), expected, given)
 
 
 def test_a_layer_norm_writes_bytes():
     norm, x = norm_of(nn.LayerNorm(40)), draw((2, 7, 40), 2, 30.0)
     expected = F.layer_norm(x.double(), (40,), norm.weight.double(), norm.bias.double()).float()
     qparams = qparams_of(*range_of(expected))
-    check_bytes(normalize.layer_norm_quantize(norm, x, None), expected, qparams)
+    check_bytes(activations.layer_norm_quantize(norm, x, None), expected, qparams)
     given = qparams_of(-2.0, 1.0)
     ranges = activations.Ranges(torch.tensor([given.scale]), torch.tensor([given.zero], dtype=torch.int32))
-    check_bytes(normalize.layer_norm_quantize(norm, x, ranges), expected, given)
+    check_bytes(activations.layer_norm_quantize(norm, x, ranges), expected, given)
 
 
 @pytest.mark.parametrize("bad", [math.nan, -math.inf])
@@ -305,9 +305,9 @@ def test_a_layer_norm_writes_bytes():
 def test_a_norm_of_what_is_no_number_has_no_scale(bad, silu):
     x = draw((2, 8, 3, 3))
     x[1, 5, 1, 1] = bad
-    got = normalize.group_norm_quantize(norm_of(nn.GroupNorm(4, 8)), x, None, silu=silu)
+    got = activations.group_norm_quantize(norm_of(nn.GroupNorm(4, 8)), x, None, silu=silu)
     assert math.isnan(got.qparams.scale)
-    rows = normalize.layer_norm_quantize(norm_of(nn.LayerNorm(3)), x, None)
+    rows = activations.layer_norm_quantize(norm_of(nn.LayerNorm(3)), x, None)
     assert math.isnan(rows.qparams.scale)
 
 

@@ -28,7 +28,7 @@ from ldm.modules.attention import BasicTransformerBlock, SpatialTransformer
 from quantize.calibration.ranges import watch_inputs
 from quantize.calibration.smoothquant import AbsMaxObserver, SmoothingPair, smooth_
 from quantize.selection import Plan
-from quantize.timesteps import TimestepGroups, argument, follow_timesteps
+from quantize.timesteps import TimestepGroups, follow_timesteps
 
 BRANCH, UNET = "control_model", "model.diffusion_model"
 # Networks that take a timestep -> the name of that argument.
@@ -162,8 +162,7 @@ def control_of(weights: Sequence[Path]) -> str:
 def follow_model(model: nn.Module, groups: TimestepGroups) -> Iterator[None]:
     """Let calls of the networks that take a timestep run inside its group."""
     with ExitStack() as stack:
-        for name, of in TIMED.items():
-            network = model.get_submodule(name)
-            for handle in follow_timesteps(network, groups, argument(network, of)):
+        for name, argument in TIMED.items():
+            for handle in follow_timesteps(model.get_submodule(name), groups, argument):
                 stack.callback(handle.remove)
         yield

@@ -21,7 +21,7 @@ from quantize.calibration.sensitivity import Measurements
 from quantize.files.read import load_quantized
 from quantize.files.write import Content, Schedule, hash_files, write_quantized
 from quantize.model import check_schemes
-from quantize.schemes import Ranges, get_scheme
+from quantize.schemes import Ranges
 from quantize.selection import Plan, check_weights, default_selection, make_plan, parse_rules, read_plan
 from quantize.timesteps import TimestepGroups
 from tools.compress.calibration import (
@@ -114,7 +114,6 @@ def open_model(job: QuantizeJob) -> FloatModel:
 
 def _plan(job: QuantizeJob, pipeline: Pipeline) -> Plan:
     asked = job.schemes
-    get_scheme(asked.scheme)
     if asked.plan:
         found = read_plan(asked.plan, pipeline.model)
     else:

@@ -106,7 +106,9 @@ def plan_within(source: FloatModel, measured: Measurements, budget: Budget) -> t
 def record_calls(model: ControlLDM) -> Iterator[ModelCalls]:
     """Record what `model` is asked while the caller runs it, one picture and one control of strength 1."""
     branch, encode_hint = model.control_model, model.control_model.encode_hint
-    with record(model, [BRANCH, UNET, *AUTOENCODER.values()]) as by_network:
+    networks = [BRANCH, UNET, *AUTOENCODER.values()]
+    # Guidance asks the U-Net without control too.
+    with record(model, networks, lambda call: call.kwargs.get("control", ()) is not None) as by_network:
         calls = ModelCalls(by_network)
 
         def encode(hint: Tensor) -> object:

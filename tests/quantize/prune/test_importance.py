@@ -99,13 +99,9 @@ def test_equal_units_go_from_the_end():
 
 @pytest.mark.parametrize(
     ("changes", "words"),
-    [
-        ({"share": 1.0}, "a share of 1.0 cannot go"),
-        ({"share": -0.1}, "a share of -0.1 cannot go"),
-        ({"share": 0.5, "scope": "model"}, "unknown scope 'model': use layer or global"),
-    ],
+    [({"share": 1.0}, "a share of 1.0 cannot go"), ({"share": -0.1}, "a share of -0.1 cannot go")],
 )
-def test_a_wrong_share_or_scope_is_refused(changes, words):
+def test_a_wrong_share_is_refused(changes, words):
     with pytest.raises(ValueError, match=words):
         keep_best({"hidden": torch.ones(UNITS)}, [group()], **changes)
 

@@ -98,11 +98,6 @@ def test_a_wrong_share_is_refused(share):
         border_of([torch.ones(4)], share)
 
 
-def test_an_unknown_scope_is_refused():
-    with pytest.raises(ValueError, match="unknown scope 'model': use layer or global"):
-        borders({"a": torch.ones(4)}, 0.5, "model")
-
-
 @pytest.mark.parametrize("optimizer", [torch.optim.AdamW, torch.optim.SGD])
 def test_zeros_stay_zeros_in_training_and_others_learn(optimizer):
     torch.manual_seed(0)
