@@ -23,8 +23,7 @@ from checkpoints.names.original import DROPPED, PART_LABELS, context_width
 from cldm.model import fresh_branch, with_branch
 from common.shell import quote
 from ldm.config import create_meta_model, read_config
-from tools.convert.diffusers import check_prediction
-from tools.convert.files import SourceWeights, State, Target, check_file, open_original, write_file
+from tools.convert.files import SourceWeights, State, Target, open_original
 
 OWN_PRECISION = "the branch is in fp32, the base as it was: half precision would round steps of training away"
 # Of what a base loses on the way in: here the model puts it back.
@@ -53,18 +52,18 @@ def add_control(base: Path | None, target: Target, config: Path, init: BranchIni
     params = read_params(config)
     settings = with_branch(config, init.kind) if init.kind else read_config(config)
     base = base or _named_base(config, settings)
-    check_file(target, base)
+    target.check_file(base)
     checkpoint = open_checkpoint(base)
     source = _open_base(checkpoint, init)
     check_settings(checkpoint, params, config)
-    predicts = check_prediction(source.prediction, params, base, config)
+    predicts = source.check_prediction(params, config)
     model = create_meta_model(settings)
     check_base(source, model, config)
     joined, copied = surgery.add_control(source.state, fresh_branch(settings, init.seed))
     state, computed = in_published_order(joined, model)
     notes = [*_report(joined, copied), *([f"computed from the yaml: {quote(computed)}"] if computed else [])]
     notes += [note for note in source.left_out if COUNTED not in note]
-    return write_file(target, state, source.about(state, predicts), notes)
+    return target.write_file(state, source.about(state, predicts), notes)
 
 
 def check_base(source: SourceWeights, model: nn.Module, config: Path) -> None:

@@ -10,18 +10,21 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from tqdm import tqdm
 
 from checkpoints.checkpoint import FOLDER, Checkpoint, open_checkpoint
+from checkpoints.diffusers.configs import part_config
+from checkpoints.diffusers.folder import CONFIG, INDEX
 from checkpoints.files.lazy import LazyTensor, Values, lazy
 from checkpoints.files.write import SUFFIXES, write_weights
 from checkpoints.names.diffusers import COMPONENTS, detect_component
 from checkpoints.names.original import context_width
-from checkpoints.surgery import to_dtype
+from checkpoints.surgery import UNET, to_dtype
 from common.atomic import MIB
 from common.shell import quote
 from ldm.util import DTYPES
@@ -52,6 +55,15 @@ class SourceWeights:
     metadata: Mapping[str, str]
     prediction: str | None
     left_out: tuple[str, ...]
+
+    def check_prediction(self, params: Mapping[str, Any], config: Path) -> str:
+        """What a model of the yaml parameters `params` predicts; ValueError where this U-Net differs."""
+        predicts = part_config("scheduler", params)["prediction_type"]
+        has_unet = any(name.startswith(UNET) for name in self.state)
+        if has_unet and self.prediction not in (None, predicts):
+            says = f"says that it predicts {self.prediction}"
+            raise ValueError(f"{self.path} {says}, but {config} means {predicts}")
+        return predicts
 
     def about(self, state: State, prediction: str | None = None) -> dict[str, str]:
         """Metadata for a file with `state`, made of this one: what this one says and more, no checksums.
@@ -85,8 +97,52 @@ class Target:
     force: bool = False
     dtype: str | None = None
 
-    def check(self, sources: Iterable[Path]) -> None:
-        """Raise ValueError unless it can be written without harm to `sources` and others."""
+    def check_file(self, *sources: Path, only: Sequence[str] = SUFFIXES) -> None:
+        """Raise ValueError unless one file of a suffix in `only` can be written without harm to `sources`."""
+        if self.path.suffix not in only:
+            raise ValueError(f"{self.path}: name a file that ends in {' or '.join(only)}")
+        if self.path.is_dir():
+            raise ValueError(f"{self.path} is a folder: name a file")
+        self._check(sources)
+
+    def check_folder(self, source: Path) -> None:
+        """Raise ValueError unless a folder of diffusers can be written without harm to what is there."""
+        path = self.path
+        if path.suffix in SUFFIXES or path.is_file():
+            raise ValueError(f"{path}: the result is a folder, name it without a suffix")
+        self._check([source])
+        is_ours = any((path / name).is_file() for name in (INDEX, CONFIG))
+        if path.is_dir() and any(path.iterdir()) and not is_ours:
+            raise ValueError(f"{path} holds something other than a model of diffusers: name a new folder")
+
+    def write_file(self, state: State, about: Mapping[str, str], notes: Iterable[str] = ()) -> str:
+        """Write `state` with the metadata `about` as one file; what was written, in lines."""
+        overflow: Counter[str] = Counter()
+        state = self.cast(state, overflow)
+        with self.progress([state]) as bar:
+            write_weights(self.path, state, metadata=about, on_bytes=bar.update)
+        return self.summary([state], notes, overflow)
+
+    def cast(self, state: State, overflow: Counter[str]) -> State:
+        """`state` in the dtype to be written; overflow: as `checkpoints.surgery.to_dtype`."""
+        return to_dtype(state, DTYPES[self.dtype], overflow) if self.dtype else state
+
+    def progress(self, states: Iterable[State]) -> tqdm:
+        """A bar for the bytes of `states`, on a terminal alone."""
+        options = {"unit": "B", "unit_scale": True, "disable": None, "leave": False, "delay": 1}
+        return tqdm(total=total_bytes(states), **options)
+
+    def summary(self, written: Collection[State], notes: Iterable[str], overflow: Counter[str]) -> str:
+        """What was written, in lines; notes: sentences about what is not as it was."""
+        count, size = sum(map(len, written)), total_bytes(written) / MIB
+        lines = [f"{self.path}: {count} tensors, {size:.1f} MiB", *notes]
+        if overflow:
+            where = f"{len(overflow)} tensors ({quote(list(overflow))})"
+            became = f"are too large for {str(DTYPES[self.dtype]).removeprefix('torch.')} and became infinite"
+            lines.append(f"{overflow.total()} values in {where} {became}")
+        return "\n".join(lines)
+
+    def _check(self, sources: Iterable[Path]) -> None:
         for source in sources:
             if self.path.exists() and source.exists() and os.path.samefile(self.path, source):
                 raise ValueError(f"{self.path} is what goes in: name another file for what comes out")
@@ -94,21 +150,6 @@ class Target:
                 raise ValueError(f"{self.path} holds what goes in, {source.name}: name another folder")
         if self.path.exists() and not self.force:
             raise ValueError(f"{self.path} is there already: --force replaces it")
-
-    def cast(self, state: State, overflow: Counter[str]) -> State:
-        """`state` in the dtype to be written; overflow: as `checkpoints.surgery.to_dtype`."""
-        return to_dtype(state, DTYPES[self.dtype], overflow) if self.dtype else state
-
-    def summary(self, written: Iterable[State], notes: Iterable[str], overflow: Counter[str]) -> str:
-        """What was written, in lines; notes: sentences about what is not as it was."""
-        tensors = [tensor for state in written for tensor in state.values()]
-        size = sum(tensor.nbytes for tensor in tensors) / MIB
-        lines = [f"{self.path}: {len(tensors)} tensors, {size:.1f} MiB", *notes]
-        if overflow:
-            where = f"{len(overflow)} tensors ({quote(list(overflow))})"
-            became = f"are too large for {str(DTYPES[self.dtype]).removeprefix('torch.')} and became infinite"
-            lines.append(f"{overflow.total()} values in {where} {became}")
-        return "\n".join(lines)
 
 
 def open_as_it_is(path: Path) -> SourceWeights:
@@ -140,28 +181,9 @@ def left_out(what: str, size: int, count: int | None = None) -> str:
     return f"left out {what}: {tensors}{size / MIB:.1f} MiB"
 
 
-def check_file(target: Target, *sources: Path, only: Sequence[str] = SUFFIXES) -> None:
-    """Raise ValueError unless one file of a suffix in `only` can be written without harm to `sources`."""
-    if target.path.suffix not in only:
-        raise ValueError(f"{target.path}: name a file that ends in {' or '.join(only)}")
-    if target.path.is_dir():
-        raise ValueError(f"{target.path} is a folder: name a file")
-    target.check(sources)
-
-
-def write_file(target: Target, state: State, about: Mapping[str, str], notes: Iterable[str] = ()) -> str:
-    """Write `state` with the metadata `about` as one file; what was written, in lines."""
-    overflow: Counter[str] = Counter()
-    state = target.cast(state, overflow)
-    with bytes_bar([state]) as bar:
-        write_weights(target.path, state, metadata=about, on_bytes=bar.update)
-    return target.summary([state], notes, overflow)
-
-
-def bytes_bar(states: Iterable[State]) -> tqdm:
-    """A bar for as many bytes as `states` have; on a terminal alone."""
-    size = sum(tensor.nbytes for state in states for tensor in state.values())
-    return tqdm(total=size, unit="B", unit_scale=True, disable=None, leave=False, delay=1)
+def total_bytes(states: Iterable[State]) -> int:
+    """Of all tensors in `states`."""
+    return sum(tensor.nbytes for state in states for tensor in state.values())
 
 
 def _source(checkpoint: Checkpoint, tensors: State, notes: Iterable[str]) -> SourceWeights:
