@@ -22,8 +22,7 @@ import numpy as np
 
 from common.flags import add_flags, flag, read_flags
 from common.shell import DONE, NOT_MET, Parser, run_command, say
-from eval.fidelity import FidelityScores, Truth, measure
-from eval.report import missed, quality_table, robustness_table
+from eval.fidelity import FidelityScores, Truth, measure, missed, quality_table, robustness_table
 from scenes.colours import COLOURS
 from scenes.shape_scenes import Scene, random_scene, render
 
