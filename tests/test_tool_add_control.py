@@ -297,7 +297,7 @@ def test_stopped_full_or_read_only_nothing_stays_behind(files, run, tmp_path, mo
     def fail(*_args, **_kwargs):
         raise error
 
-    monkeypatch.setattr("checkpoints.files.write_torch.raw_bytes", fail)
+    monkeypatch.setattr("checkpoints.files.write.raw_bytes", fail)
     folder, _ = files
     got, _, err = run(folder / "base.safetensors", tmp_path / "out.ckpt", "--config", folder / "model.yaml")
     assert (got, err.count("\n")) == (said[0], 1)

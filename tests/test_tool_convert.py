@@ -352,7 +352,7 @@ def test_interrupted_or_out_of_space_nothing_stays_behind(run, tmp_path, monkeyp
     def fail(*_args, **_kwargs):
         raise error
 
-    monkeypatch.setattr("checkpoints.files.write_torch.raw_bytes", fail)
+    monkeypatch.setattr("checkpoints.files.write.raw_bytes", fail)
     source = tmp_path / "w.safetensors"
     save_file({"a": torch.ones(2)}, source)
     got, _, err = run("to-dtype", source, tmp_path / "o.ckpt", "--dtype", "fp16")
