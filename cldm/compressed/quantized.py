@@ -179,9 +179,10 @@ def _prepare_at_first_call(network: nn.Module) -> None:
     waiting = network.register_forward_pre_hook(prepare)
 
 
-def _channels_last(conv: nn.Conv2d) -> None:
-    """Let a float convolution output channels last, which what follows it keeps up."""
-    conv.weight.data = conv.weight.contiguous(memory_format=torch.channels_last)
+def _channels_last(layer: nn.Module) -> None:
+    """Let a convolution that stayed float output channels last, which what follows it keeps up."""
+    if isinstance(layer, nn.Conv2d):
+        layer.weight.data = layer.weight.contiguous(memory_format=torch.channels_last)
 
 
 # What is done to the modules of a class; subclasses are others.
