@@ -143,7 +143,7 @@ def load_art(folder: Path = FOLDER, name: str = ART_FILE) -> list[Sprite]:
 
 def main(argv: list[str] | None = None) -> int:
     """Fetch and render; says how much art there is."""
-    parser = Parser("-m scenes.things", __doc__)
+    parser = Parser("python -m scenes.things", __doc__)
     parser.add_argument("--out", type=Path, default=FOLDER, help="folder (default: %(default)s)")
     parser.add_argument(
         "--newest", action="store_true", help="the latest packages, whose sums nobody has checked"

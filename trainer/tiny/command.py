@@ -146,7 +146,7 @@ def fit(run: Run, model: nn.Module, data: Dataset, settings: TinySettings, steps
 
 
 def _parser() -> Parser:
-    parser = Parser("-m trainer.tiny", __doc__)
+    parser = Parser("python -m trainer.tiny", __doc__)
     parser.add_argument("--config", type=Path, default=CONFIG, help="yaml of the model")
     parser.add_argument("--art", type=Path, default=FOLDER, help="drawings of things (default: %(default)s)")
     parser.add_argument(
