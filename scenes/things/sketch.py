@@ -1,7 +1,7 @@
 """Control maps of a scene: a scribble as by people, and canny, soft edges and silhouette of its picture.
 
 A person's drawing has about a third of the lines of the art, none of them exact. So lines are left out, made
-of few points, shaken, shifted, cut and overshot, by a hand that is the same for the whole drawing.
+of few points, shaken, shifted and cut, by a hand that is the same for the whole drawing.
 """
 
 from __future__ import annotations
@@ -36,19 +36,20 @@ class Hand:
     plain: float = 0.0  # share of closed inner lines that become an ellipse, a box or a hull
 
 
-EXACT = Hand()
+EXACT, LOOSEST = Hand(), Hand(kept=0.05, coarse=0.04, wobble=0.025, misplaced=0.05, gaps=0.12)
+WITH_GAPS = 0.4  # share of drawings
 
 
 def random_hand(rng: np.random.Generator) -> Hand:
     """Anybody's hand, from the exact one to a child's."""
-    care = rng.random()  # 0: an exact drawing
+    haste = rng.random()  # 0: an exact drawing
     return Hand(
         width=float(np.exp(rng.uniform(*np.log(WIDTHS)))),
-        kept=float(rng.uniform(0.05, 1.0)),
-        coarse=float(0.004 + 0.035 * care * rng.random()),
-        wobble=float(0.025 * care * rng.random()),
-        misplaced=float(0.05 * care * rng.random()),
-        gaps=float(0.12 * rng.random()) if rng.random() < 0.4 else 0.0,
+        kept=rng.uniform(LOOSEST.kept, EXACT.kept),
+        coarse=EXACT.coarse + LOOSEST.coarse * haste * rng.random(),
+        wobble=LOOSEST.wobble * haste * rng.random(),
+        misplaced=LOOSEST.misplaced * haste * rng.random(),
+        gaps=LOOSEST.gaps * rng.random() if rng.random() < WITH_GAPS else 0.0,
     )
 
 
