@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 SIDE = 64  # pixels that either sees
 MARGIN = 4  # of them, free around the drawing
+SQUARE = 1.2  # of the thing's longer side: what the judge sees of an image
 INK = 0.15  # of the strongest difference from the background: weaker pixels are paper
 FAINTEST = 8  # of 255: a difference below it is an empty page
 FOLDER = Path(__file__).parents[1] / "models"
@@ -111,15 +112,13 @@ def see(image: np.ndarray) -> np.ndarray | None:
     """
     if image.ndim == 2:
         image = cv2.cvtColor(image, cv2.COLOR_GRAY2RGB)
-    rim = np.concatenate([image[0], image[-1], image[:, 0], image[:, -1]])
-    difference = np.abs(image.astype(np.float32) - np.median(rim, axis=0).astype(np.float32))
-    strength = difference.max(axis=2)
-    if strength.max() < FAINTEST:
+    difference = np.abs(image.astype(np.float32) - _background(image))
+    if difference.max() < FAINTEST:
         return None
-    ys, xs = np.nonzero(strength > INK * strength.max())
-    cut = difference[ys.min() : ys.max() + 1, xs.min() : xs.max() + 1]
-    scale = (SIDE - 2 * MARGIN) / max(cut.shape[:2])
-    height, width = (max(1, round(length * scale)) for length in cut.shape[:2])
+    left, top, width, height = _ink(difference)
+    cut = difference[top : top + height, left : left + width]
+    scale = (SIDE - 2 * MARGIN) / max(width, height)
+    width, height = (max(1, round(length * scale)) for length in (width, height))
     small = cv2.resize(cut, (width, height), interpolation=cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR)
     seen = np.zeros((SIDE, SIDE, 3), np.float32)
     top, left = (SIDE - height) // 2, (SIDE - width) // 2
@@ -128,9 +127,27 @@ def see(image: np.ndarray) -> np.ndarray | None:
 
 
 def look(image: np.ndarray) -> Tensor:
-    """What the judge looks at: uint8 [H W 3] -> [3 SIDE SIDE] in [-1, 1]."""
-    small = cv2.resize(image, (SIDE, SIDE), interpolation=cv2.INTER_AREA)
+    """What the judge looks at: a square of what stands out of uint8 [H W 3]; [3 SIDE SIDE] in [-1, 1]."""
+    left, top, width, height = _ink(np.abs(image.astype(np.float32) - _background(image)))
+    length = max(width, height) * SQUARE
+    scale = SIDE / length
+    shift = SIDE / 2 - scale * np.array([left + width / 2, top + height / 2])
+    placed = np.array([[scale, 0, shift[0]], [0, scale, shift[1]]])
+    flags = cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR
+    small = cv2.warpAffine(image, placed, (SIDE, SIDE), flags=flags, borderMode=cv2.BORDER_REPLICATE)
     return torch.from_numpy(small.transpose(2, 0, 1).astype(np.float32) / 127.5 - 1)
+
+
+def _background(image: np.ndarray) -> np.ndarray:
+    """The colour along the border, float32 [3]."""
+    rim = np.concatenate([image[0], image[-1], image[:, 0], image[:, -1]])
+    return np.median(rim, axis=0).astype(np.float32)
+
+
+def _ink(difference: np.ndarray) -> tuple[int, int, int, int]:
+    """Left, top, width and height of what stands out from the background, [H W 3]; all of a plain image."""
+    strength = difference.max(axis=2)
+    return cv2.boundingRect((strength >= INK * strength.max()).astype(np.uint8))
 
 
 def load_net(kind: type[Net], path: Path) -> Net:
