@@ -17,12 +17,13 @@ MIB = 2**20
 
 
 @contextmanager
-def atomic_write(path: Path) -> Iterator[Path]:
+def atomic_write(path: Path, mark: str = "") -> Iterator[Path]:
     """A hidden name beside `path` for a file or folder to be made; takes its place at the end, or goes.
 
-    A file's bytes are on the disk before it gets its name. OSError in one sentence that names `path`.
+    mark: begins the hidden name, so that what a killed process left can be told from what others write. A
+    file's bytes are on the disk before it gets its name. OSError in one sentence that names `path`.
     """
-    partial = path.with_name(f".{uuid.uuid4().hex}.partial")  # short, however long the name is
+    partial = path.with_name(f".{mark}{uuid.uuid4().hex}.partial")  # short, however long the name is
     old = partial.with_suffix(".old")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import re
 import shutil
+import signal
+import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -18,11 +20,14 @@ import torch
 from lightning_fabric.plugins.io import TorchCheckpointIO
 
 from common.atomic import atomic_write, check_space
+from common.shell import Stopped
 from trainer.module import ControlTraining
 
 STATE = "state.ckpt"  # the file, or DeepSpeed's folder, inside a checkpoint
 NAME = re.compile(r"checkpoint-(\d+)")
 LATEST = "latest"
+MARK = "checkpoint-"  # of unfinished ones, behind the dot
+ABANDONED = 60  # seconds without a change; who writes a checkpoint writes all the time
 MARGIN = 1.05  # names, learning-rate state and the file system's own needs, over the bytes of the tensors
 
 
@@ -72,11 +77,22 @@ class CheckpointFolder:
     @contextmanager
     def write(self, step: int) -> Iterator[Path]:
         """An empty folder that becomes checkpoint `step`; what is beyond the limit goes then."""
-        with atomic_write(self.out / f"checkpoint-{step}") as partial:
+        self.clean()
+        with atomic_write(self.out / f"checkpoint-{step}", MARK) as partial:
             partial.mkdir()
             yield partial
         for path in self.all()[: -self.limit] if self.limit else ():
             shutil.rmtree(path)
+
+    def clean(self) -> None:
+        """Remove unfinished checkpoints of runs that were killed; one that still grows is left alone."""
+        for folder in self.out.glob(f".{MARK}*.partial"):
+            try:
+                last = max(path.stat().st_mtime for path in (folder, *folder.rglob("*")))
+            except FileNotFoundError:  # its run has just finished it
+                continue
+            if time.time() - last > ABANDONED:
+                shutil.rmtree(folder, ignore_errors=True)
 
 
 class Checkpoints(pl.Callback):
@@ -90,15 +106,22 @@ class Checkpoints(pl.Callback):
         self.folder, self.every, self.copies = folder, every, copies
         self._size, self._last = 0.0, -1
 
+    def setup(self, trainer: pl.Trainer, pl_module: ControlTraining, stage: str) -> None:
+        """Look for room; here, while each process still has whole weights, which FSDP then divides."""
+        self._size = self.copies * sum(value.nbytes for value in pl_module.learning().values())
+        if trainer.is_global_zero:
+            self.folder.clean()
+        self.folder.check_space(self._size)
+
     def on_train_start(self, trainer: pl.Trainer, pl_module: ControlTraining) -> None:
         """Listen for Ctrl-C and SIGTERM; here, since Lightning has set its own handlers by now."""
         self._last = trainer.global_step
-        self._size = self.copies * sum(value.nbytes for value in pl_module.learning().values())
-        if trainer.is_global_zero:
-            for path in self.folder.out.glob(".*.partial"):  # of a run that was killed
-                shutil.rmtree(path, ignore_errors=True)
-        self.folder.check_space(self._size)
         pl_module.stop.listen()
+
+    def on_exception(self, trainer: pl.Trainer, pl_module: ControlTraining, exception: BaseException) -> None:
+        """End the processes that were begun here with this one; Lightning does so after Ctrl-C alone."""
+        if isinstance(exception, Stopped) and trainer.strategy.launcher:
+            trainer.strategy.launcher.kill(getattr(signal, "SIGKILL", signal.SIGTERM))
 
     def on_train_batch_end(self, trainer: pl.Trainer, pl_module: ControlTraining, *_: Any) -> None:
         """Save when it is time."""

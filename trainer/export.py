@@ -41,7 +41,7 @@ Load the folder with `ControlNetModel.from_pretrained`; `control.safetensors` ha
 {images}
 """
 SHOWN = 4  # images on the card
-NOT_UPLOADED = ["checkpoint-*", "*.partial", "logs/*", "image_log/*", "*.lock"]
+NOT_UPLOADED = ["checkpoint-*", "*.partial", "*.partial/*", "logs/*", "image_log/*", "*.lock"]
 
 
 def export_branch(

@@ -79,8 +79,11 @@ def result(tmp_path):
     """What a run leaves behind."""
     out = tmp_path / "branch"
     pictures = [write_png(out / f"image_log/train/{n}.png", np.zeros((8, 8, 3), np.uint8)) for n in range(6)]
-    (out / "checkpoint-5").mkdir()
-    for name in ("control.safetensors", "config.json", "checkpoint-5/state.ckpt"):
+    unfinished = ".checkpoint-6a.partial"
+    for folder in ("checkpoint-5", unfinished):
+        (out / folder).mkdir()
+    files = ("control.safetensors", "config.json", "checkpoint-5/state.ckpt", f"{unfinished}/state.ckpt")
+    for name in files:
         (out / name).write_bytes(name.encode())
     write_card(out, {"base": "v1-5.ckpt", "steps": 5}, pictures)
     return out
