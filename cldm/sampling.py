@@ -112,6 +112,7 @@ class ControlledDenoiser:
         self._cache = point.make_cache(blocks) if request.reuse_every > 1 else None
         self._whole: tuple[int, list[int]] | None = None  # step of the last whole call, and who acted in it
         self._residuals: dict[int, tuple[int, list[Tensor]]] = {}  # by unit: when they were made, unscaled
+        self._reuses = request.reuse_every > 1 or request.control_every > 1
 
     def __call__(self, x: Tensor, t: Tensor) -> Tensor:
         """The noise, always float32, that the model sees in x [b, c, h, w] at t [b]."""
@@ -127,7 +128,8 @@ class ControlledDenoiser:
             made, cached = self._residuals.get(id(unit), (None, []))
             if whole and _is_due(step, made, self._request.control_every):
                 cached = _unscaled(unit, *inputs)
-                self._residuals[id(unit)] = step, cached
+                if self._reuses:
+                    self._residuals[id(unit)] = step, cached
             return cached
 
         control = combined_residuals(list(acting.values()), latent, t, self._text, residuals)

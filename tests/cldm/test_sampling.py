@@ -74,3 +74,11 @@ def test_outside_its_part_a_branch_changes_nothing_to_the_bit(model):
     for timestep, acts in [(999, False), (500, False), (251, True), (1, True)]:
         t = torch.full((2,), timestep)
         assert torch.equal(denoise(X, t), plain(X, t)) != acts
+
+
+def test_residuals_are_kept_only_where_a_later_step_uses_them_again(model):
+    for every, kept in ((1, 0), (2, 1)):
+        request = Request("x", control_every=every)
+        denoise = ControlledDenoiser(model, TEXT, [unit(model)], [1, 500], request)
+        denoise(X, T)
+        assert len(denoise._residuals) == kept
