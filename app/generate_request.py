@@ -42,6 +42,8 @@ def plan_jobs(flags: GenerateFlags) -> tuple[list[GenerationJob], Provenance]:
     changes_image = provenance.mask or any(job.request.denoise < 1 for job in jobs)
     if changes_image and not provenance.init:
         raise ValueError("--mask and --denoise below 1 change an existing picture: give it by --init FILE")
+    if provenance.cuda_graphs and any(job.request.reuse_every > 1 for job in jobs):
+        raise ValueError("--cuda-graphs replays whole steps, --reuse-every leaves parts out: give one")
     images = [path for job in jobs for path in job.images]
     check_out(out, images, sum(job.request.num_samples for job in jobs))
     return jobs, provenance

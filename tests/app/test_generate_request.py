@@ -1,7 +1,7 @@
 import pytest
 
 from app.generate_flags import parse_flags
-from app.generate_request import provenance_of, request_of
+from app.generate_request import plan_jobs, provenance_of, request_of
 from cldm.request import ControlInput, Request
 
 
@@ -113,3 +113,9 @@ def test_loras_are_kept_with_their_weights():
     provenance = provenance_of(flags("--lora", "a.safetensors", "--lora", "sub/b.safetensors:0.5"))
     assert provenance.loras == ("a.safetensors:1.0", "sub/b.safetensors:0.5")
     assert provenance_of(flags()).loras == ()
+
+
+def test_what_is_replayed_whole_cannot_leave_parts_out():
+    given = flags("--prompt", "x", "--image", "a.png", "--cuda-graphs", "--reuse-every", 2)
+    with pytest.raises(ValueError, match="--cuda-graphs replays whole steps, --reuse-every"):
+        plan_jobs(given)
