@@ -36,6 +36,8 @@ DICTIONARIES = {
     "lightning_fabric.utilities.data.AttributeDict",
     "pytorch_lightning.utilities.parsing.AttributeDict",
 }
+# What torch makes for real of what fills it: what that holds is hashed, and a number would claim so many bytes.
+FILLED_BY_TORCH = {"builtins.set", "builtins.bytearray", "collections.Counter", "collections.OrderedDict"}
 # The operations that torch writes. Python's unpickler is taken, not that in C: there the memo is an array as
 # long as its highest number, so that a pickle of ten bytes could claim gigabytes.
 WRITTEN_BY_TORCH = """
@@ -73,12 +75,12 @@ class Described(dict):
     """A dictionary of the pickle; its attributes, such as the versions in a state dict, are passed over."""
 
     def __setitem__(self, key: Any, value: Any) -> None:
-        # To hash a tuple nested a million deep would end the whole process.
-        if type(key) not in PLAIN and not (type(key) is tuple and all(type(one) in PLAIN for one in key)):
-            raise pickle.UnpicklingError("a key of its dictionaries is neither text nor a number")
+        _check_key(key)
         super().__setitem__(key, value)
 
-    def __setstate__(self, _state: Any) -> None: ...
+    def __setstate__(self, state: Any) -> None:
+        if type(state) is not Described:  # torch would take pairs too, whose keys nobody has looked at
+            raise pickle.UnpicklingError("it sets the state of a dictionary in a way that torch never writes")
 
 
 @dataclass(frozen=True)
@@ -93,6 +95,8 @@ class Named:
             return _tensor(*arguments)
         if self.name in PARAMETER_MAKERS:
             return arguments[0]
+        if self.name in FILLED_BY_TORCH:
+            _check_filling(arguments, pairs=self.name == "collections.OrderedDict")
         return Described() if self.name in DICTIONARIES else self
 
     def __setstate__(self, _state: Any) -> None: ...
@@ -159,6 +163,21 @@ def _tensor(storage: Storage, offset: int, shape: tuple, stride: tuple, *rest: A
     if min(numbers) < 0 or (0 not in shape and (last + 1) * itemsize > storage.nbytes):
         raise pickle.UnpicklingError(f"a tensor of shape {list(shape)} goes beyond its data")
     return DescribedTensor(dtype, itemsize, shape, storage)
+
+
+def _check_key(key: Any) -> None:
+    # To hash a tuple nested a million deep would end the whole process.
+    if type(key) not in PLAIN and not (type(key) is tuple and all(type(one) in PLAIN for one in key)):
+        raise pickle.UnpicklingError("a key of its dictionaries is neither text nor a number")
+
+
+def _check_filling(arguments: tuple, *, pairs: bool) -> None:
+    for filling in arguments:
+        if type(filling) is int:
+            raise pickle.UnpicklingError("it asks for memory by a number")
+        if type(filling) in (list, tuple):
+            for one in filling:
+                _check_key(one[0] if pairs else one)
 
 
 def _dtype(name: Named) -> tuple[str, int]:

@@ -152,6 +152,11 @@ DEEP = b")" + b"\x85" * 100_000  # a tuple in a tuple in a tuple ...
     [
         (b"}" + DEEP + b"Ns", "neither text nor a number"),  # hashing it would end the process
         (b"}(" + DEEP + b"Nu", "neither text nor a number"),
+        (b"c__builtin__\nset\n]" + DEEP + b"a\x85R", "neither text nor a number"),  # torch makes it for real
+        (b"ccollections\nCounter\n]" + DEEP + b"a\x85R", "neither text nor a number"),
+        (b"ccollections\nOrderedDict\n](" + DEEP + b"Nta\x85R", "neither text nor a number"),
+        (b"ccollections\nOrderedDict\n)R](" + DEEP + b"Ntab", "sets the state of a dictionary"),
+        (b"c__builtin__\nbytearray\n\x8a\x05\0\0\0\0\x10\x85R", "asks for memory by a number"),  # 64 GiB
         (tensor(shape=(5,)), "goes beyond its data"),
         (tensor(shape=(2**30, 2**30), stride=(2**30, 1)), "goes beyond its data"),
         (tensor(shape=(2,), offset=3), "goes beyond its data"),

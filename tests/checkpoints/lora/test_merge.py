@@ -272,6 +272,12 @@ SPOILT = {
     "other rank": ({UP: lambda down, up: up[:, :2]}, "does not fit the model"),
     "no rank": ({UP: lambda down, up: up[:, :0], DOWN: lambda down, up: down[:0]}, "does not fit the model"),
     "row": ({DOWN: lambda down, up: down[0]}, "does not fit the model"),
+    "number": ({DOWN: lambda down, up: down[0, 0]}, "does not fit the model"),
+    "row for the text": (
+        {START.replace("attn1_to_q", "attn2_to_k") + ".lora_down.weight": lambda down, up: down[0]},
+        "lacks the up half",
+    ),
+    "no alpha": ({f"{START}.alpha": lambda down, up: torch.ones(0)}, "does not fit the model"),
     "cube": ({UP: lambda down, up: up[:, :, None].repeat(1, 1, 3)}, "does not fit the model"),
     "loha": ({f"{START}.hada_w1_a": lambda down, up: down}, "is a LoHa .*; take a plain LoRA"),
     "dora": ({f"{START}.dora_scale": lambda down, up: down}, "is a DoRA"),
