@@ -143,7 +143,9 @@ def _layer(
         raise ValueError(
             f"{path} does not fit the model: for {module} it has {shapes}, the weight is {list(target.shape)}"
         )
-    alpha = float(roles["alpha"].flatten()[0]) if "alpha" in roles else alphas(module)
+    if "alpha" in roles and roles["alpha"].numel() != 1:
+        raise ValueError(f"{path}: the alpha of {module} is not one number: damaged, get it again")
+    alpha = float(roles["alpha"]) if "alpha" in roles else alphas(module)
     return LoraLayer(target, down, up, mid, 1.0 if alpha is None else alpha / len(down))
 
 
@@ -164,10 +166,8 @@ def _check_family(
     path: Path, groups: Mapping[str, Mapping[str, Tensor]], table: Mapping[str, LoraTarget]
 ) -> None:
     wanted = next((target.shape[1] for name, target in table.items() if name.endswith(TEXT_READERS)), None)
-    readers = (
-        roles["down"] for module, roles in groups.items() if module.endswith(TEXT_READERS) and "down" in roles
-    )
-    width = next((down.shape[1] for down in readers if down.shape[1] != wanted), None)
+    downs = (roles["down"] for name, roles in groups.items() if name.endswith(TEXT_READERS) and "down" in roles)
+    width = next((down.shape[1] for down in downs if down.ndim > 1 and down.shape[1] != wanted), None)
     if wanted and width:
         raise ValueError(
             f"{path} is a LoRA for {family(width)}, but the model for {family(wanted)}: "

@@ -277,7 +277,7 @@ SPOILT = {
         {START.replace("attn1_to_q", "attn2_to_k") + ".lora_down.weight": lambda down, up: down[0]},
         "lacks the up half",
     ),
-    "no alpha": ({f"{START}.alpha": lambda down, up: torch.ones(0)}, "does not fit the model"),
+    "no alpha": ({f"{START}.alpha": lambda down, up: torch.ones(0)}, "alpha of .* is not one number"),
     "cube": ({UP: lambda down, up: up[:, :, None].repeat(1, 1, 3)}, "does not fit the model"),
     "loha": ({f"{START}.hada_w1_a": lambda down, up: down}, "is a LoHa .*; take a plain LoRA"),
     "dora": ({f"{START}.dora_scale": lambda down, up: down}, "is a DoRA"),

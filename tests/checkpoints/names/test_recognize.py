@@ -61,6 +61,7 @@ def test_each_foreign_format_is_known(names, what):
         ("text_encoder_2.text_model.encoder.layers.0.mlp.fc1.lora_A.weight", "a LoRA for SDXL"),
         ("lora_unet_double_blocks_0_img_attn_qkv.lora_down.weight", "a LoRA for a diffusion transformer"),
         ("transformer.single_transformer_blocks.0.attn.to_k.lora_A.weight", "a LoRA for a diffusion"),
+        ("transformer.transformer_blocks.0.attn.to_k.lora.down.weight", "a LoRA for a diffusion transformer"),
         ("bundle_emb.cat.string_to_param.*", "a LoRA with embeddings"),
     ],
 )
