@@ -36,7 +36,7 @@ DICTIONARIES = {
     "lightning_fabric.utilities.data.AttributeDict",
     "pytorch_lightning.utilities.parsing.AttributeDict",
 }
-# What torch makes for real of what fills it: what that holds is hashed, and a number would claim so many bytes.
+# What torch makes for real of what fills it: its items are hashed, and a number claims so many bytes.
 FILLED_BY_TORCH = {"builtins.set", "builtins.bytearray", "collections.Counter", "collections.OrderedDict"}
 # The operations that torch writes. Python's unpickler is taken, not that in C: there the memo is an array as
 # long as its highest number, so that a pickle of ten bytes could claim gigabytes.

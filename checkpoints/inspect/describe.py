@@ -143,7 +143,8 @@ def _kind(found: list[str]) -> str:
 def _family(named: Parts, first: tuple[int, ...] | None) -> str | None:
     """Whose text it reads or writes; None where nothing tells, as of an autoencoder."""
     shapes = {name: one.shape for part in named.values() for name, one in part.items()}
-    tokens = (one.shape[-1] for name, one in named.get(TEXT, {}).items() if name.endswith(TOKENS))
+    text = named.get(TEXT, {})
+    tokens = (one.shape[-1] for name, one in text.items() if one.shape and name.endswith(TOKENS))
     width = context_width(shapes) or next(tokens, None)
     if width is None:
         return None
@@ -157,7 +158,7 @@ def _family(named: Parts, first: tuple[int, ...] | None) -> str | None:
 def _prediction(checkpoint: Checkpoint, family: str | None) -> str:
     header = checkpoint.header
     if said := checkpoint.settings.get("scheduler", {}).get("prediction_type"):
-        return f"{PREDICTIONS.get(said, said)}, says {SCHEDULER.as_posix()}"
+        return f"{PREDICTIONS.get(str(said), said)}, says {SCHEDULER.as_posix()}"
     if stored := header.metadata.get("modelspec.prediction_type"):
         return f"{PREDICTIONS.get(stored, stored)}, says its metadata"
     if header.metadata.get("ss_v_parameterization") == "True" or "v_pred" in header.tensors:
@@ -180,7 +181,7 @@ def _missing(found: list[str]) -> tuple[str, ...]:
 
 def _notes(named: Parts, first: tuple[int, ...] | None) -> tuple[str, ...]:
     notes = []
-    if first and first[1] in INPUTS:
+    if first and first[1:2] and first[1] in INPUTS:
         notes.append(f"its U-Net takes {INPUTS[first[1]]}, which no model here does")
     if EMA in named:
         notes.append("use_ema=True loads its moving averages in place of the weights")

@@ -166,7 +166,9 @@ def _check_family(
     path: Path, groups: Mapping[str, Mapping[str, Tensor]], table: Mapping[str, LoraTarget]
 ) -> None:
     wanted = next((target.shape[1] for name, target in table.items() if name.endswith(TEXT_READERS)), None)
-    downs = (roles["down"] for name, roles in groups.items() if name.endswith(TEXT_READERS) and "down" in roles)
+    downs = (
+        roles["down"] for name, roles in groups.items() if name.endswith(TEXT_READERS) and "down" in roles
+    )
     width = next((down.shape[1] for down in downs if down.ndim > 1 and down.shape[1] != wanted), None)
     if wanted and width:
         raise ValueError(

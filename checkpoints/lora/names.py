@@ -145,5 +145,11 @@ def _spellings(part: str, name: str) -> Iterable[str]:
 def _alpha(settings: Mapping[str, Any], module: str) -> float | None:
     prefix = PEFT_PREFIX if module.startswith(PEFT_PREFIX) else module.partition(".")[0] + "."
     own = settings.get(f"{prefix}alpha_pattern") or {}
-    matching = (alpha for name, alpha in own.items() if module.endswith(f".{name}"))
-    return next(matching, settings.get(f"{prefix}lora_alpha"))
+    pairs = own.items() if isinstance(own, dict) else ()
+    matching = (alpha for name, alpha in pairs if module.endswith(f".{name}"))
+    alpha = next(matching, settings.get(f"{prefix}lora_alpha"))
+    if not isinstance(alpha, int | float | None):
+        raise ValueError(
+            f"the alpha of {module} is no number in the settings of its LoRA: get the file again"
+        )
+    return alpha

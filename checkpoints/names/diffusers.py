@@ -65,7 +65,7 @@ def to_original(state: State, name: str, *, open_clip: bool | None = None) -> Re
     if name == "text_encoder":
         if open_clip is None:
             positions = next(tensor for one, tensor in state.items() if one.endswith(TEXT_MARKER))
-            open_clip = positions.shape[1] == OPEN_CLIP_WIDTH
+            open_clip = tuple(positions.shape[1:]) == (OPEN_CLIP_WIDTH,)
         part = OPEN_CLIP if open_clip else part
     return {part.prefix + one: tensor for one, tensor in part.from_diffusers(state).items()}
 

@@ -100,7 +100,9 @@ def part_of(name: str) -> str:
 
 def context_width(shapes: Shapes) -> int | None:
     """Width of the text that a model of these shapes reads, in either naming; None where it reads none."""
-    return next((shape[-1] for name, shape in shapes.items() if name.endswith(CONTEXT_MARKER)), None)
+    return next(
+        (shape[-1] for name, shape in shapes.items() if shape and name.endswith(CONTEXT_MARKER)), None
+    )
 
 
 def family(width: int) -> str:

@@ -37,7 +37,8 @@ def published_clip_keys(state: Mapping[str, Tensor], prefix: str = "") -> State:
             adapted[key] = value
     embeddings = f"{prefix}transformer.text_model.embeddings"
     if (table := adapted.get(f"{embeddings}.position_embedding.weight")) is not None:
-        adapted[f"{embeddings}.position_ids"] = torch.arange(len(table), device="cpu")[None]  # [1, n]
+        count = table.shape[:1].numel()  # that of a number is for the strict load to report
+        adapted[f"{embeddings}.position_ids"] = torch.arange(count, device="cpu")[None]  # [1, n]
     return adapted
 
 

@@ -11,7 +11,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from checkpoints.checkpoint import Checkpoint
+from checkpoints.checkpoint import Checkpoint, open_checkpoint
 from checkpoints.files.headers import Header, TensorHeader
 from checkpoints.inspect.command import inspect, main, to_text
 from checkpoints.inspect.describe import describe_model
@@ -316,3 +316,27 @@ def test_a_hostile_name_or_text_never_reaches_the_terminal(tmp_path):
     )
     assert "\x1b" not in to_text(inspect(path))
     assert to_text(inspect(path)).count("?[31mred?next line") == 1
+
+
+@pytest.mark.parametrize("shape", [(), (0,)])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "model.diffusion_model.input_blocks.0.0.weight",
+        "model.diffusion_model.x.attn2.to_k.weight",
+        "cond_stage_model.transformer.token_embedding.weight",
+        "embeddings.position_embedding.weight",
+    ],
+)
+def test_no_shape_ends_in_a_traceback(tmp_path, name, shape):
+    save_file({name: torch.ones(shape)}, path := tmp_path / "odd.safetensors")
+    assert inspect(path).parts
+    assert open_checkpoint(path).weights().state
+
+
+@pytest.mark.parametrize("alpha", ['"x"', "[1]", '{"a": 1}'])
+def test_an_alpha_that_is_no_number_is_said_in_one_sentence(tmp_path, alpha):
+    metadata = {"lora_adapter_metadata": f'{{"unet.lora_alpha": {alpha}}}'}
+    save_file({"unet.x.lora_A.weight": torch.ones(1, 1)}, path := tmp_path / "a.safetensors", metadata)
+    with pytest.raises(ValueError, match="no number"):
+        inspect(path)
