@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
@@ -10,6 +9,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from cldm.cldm import ControlLDM
+from common.atomic import atomic_write
 
 CONTROL_PART = "control_model."
 # Prefixes of what a file holds, and the sets of stages that train it: the base file, then the branch's.
@@ -39,9 +39,8 @@ def keep_branch(average: Mapping[str, Tensor], folder: Path, step: int) -> Path:
 
 
 def _write(path: Path, state: Mapping[str, Tensor]) -> Path:
-    partial = path.with_name(f"{path.name}.partial")
     halved = {key: value.half() if value.is_floating_point() else value for key, value in state.items()}
     tensors = {key: value.contiguous().cpu() for key, value in halved.items()}
-    save_file(tensors, partial, metadata={"format": "pt", "made_by": "python -m trainer.tiny"})
-    os.replace(partial, path)
+    with atomic_write(path) as partial:
+        save_file(tensors, partial, metadata={"format": "pt", "made_by": "python -m trainer.tiny"})
     return path
