@@ -37,7 +37,7 @@ GRID_TILES, DOODLE_ROWS, SEEDS = 64, 30, 2  # images of a grid; words in alphabe
 
 
 @dataclass(frozen=True)
-class Plan:
+class ThingsScope:
     """How much is measured, with what, and what becomes of it."""
 
     count: int = flag(100, "images a row")
@@ -66,7 +66,7 @@ class Bench:
 
     pipe: Pipeline
     judge: Judge
-    plan: Plan
+    plan: ThingsScope
     settings: Settings
 
     def draw(
@@ -207,14 +207,16 @@ def seconds_an_image(pipe: Pipeline, doodle: Doodle) -> float:
 def main(argv: list[str] | None = None) -> int:
     """Run the command and return its exit code: 1 where --check finds a floor that is missed."""
     parser = Parser("python -m eval.things", __doc__)
-    for settings in (ModelFiles, Settings, Plan):
+    for settings in (ModelFiles, Settings, ThingsScope):
         add_flags(parser, settings)
     parser.set_defaults(config=Path("models/things.yaml"))
     args = parser.parse_args(argv)
-    return run_command(lambda: _run(*(read_flags(kind, args) for kind in (ModelFiles, Settings, Plan))))
+    return run_command(
+        lambda: _run(*(read_flags(kind, args) for kind in (ModelFiles, Settings, ThingsScope)))
+    )
 
 
-def _run(files: ModelFiles, settings: Settings, plan: Plan) -> int:
+def _run(files: ModelFiles, settings: Settings, plan: ThingsScope) -> int:
     from cldm.recognizer import JUDGE, Judge, load_net
 
     bench = Bench(files.open(), load_net(Judge, JUDGE), plan, settings)
