@@ -50,8 +50,8 @@ def attend_int8(q: Tensor, k: Tensor, v: Tensor, qparams: QParams | None = None)
     contiguous [b, n, heads * d]: joining the heads is free. NaN and infinity come out as NaN: of a query in
     its row, of a key in all rows of its head, of a value in its column. So do logits beyond ten million.
 
-    qparams: the output is bytes [b, n, heads * d] of these, as `quantize.cpu.activations.quantize` would make of
-    it, but for numbers on the edge between two.
+    qparams: the output is bytes [b, n, heads * d] of these, as `activations.quantize` would make of it, but
+    for numbers on the edge between two.
     """
     return _attend(q, k, v, qparams, precise=False)
 
