@@ -73,6 +73,13 @@ class AutoencoderKL(nn.Module):
             return self._finite(self._pixels, z)
         return self._finite(partial(decode_tiled, self._pixels, tile=self.tile), z)
 
+    def forward(
+        self, x: Tensor, generator: torch.Generator | None = None
+    ) -> tuple[Tensor, DiagonalGaussianDistribution]:
+        """A reconstruction from a sampled latent, and the posterior it came from."""
+        posterior = self.encode(x)
+        return self.decode(posterior.sample(generator)), posterior
+
     def _moments(self, x: Tensor) -> Tensor:
         return self.quant_conv(self.encoder(x))
 

@@ -61,6 +61,15 @@ def test_wild_log_variances_stay_finite(logvar):
     assert posterior.kl().isfinite().all()
 
 
+@torch.no_grad()
+def test_forward_decodes_a_sample_of_its_own_posterior():
+    vae, pixels = autoencoder(), torch.randn(2, 3, 16, 16)
+    reconstruction, posterior = vae(pixels, torch.Generator().manual_seed(1))
+    sample = vae.encode(pixels).sample(torch.Generator().manual_seed(1))
+    assert torch.equal(reconstruction, vae.decode(sample))
+    assert torch.equal(posterior.mean, vae.encode(pixels).mean)
+
+
 def test_what_belongs_to_its_own_training_is_accepted():
     AutoencoderKL(ddconfig=SHALLOW, embed_dim=4, lossconfig={"target": "torch.nn.Identity"}, monitor="val")
 

@@ -1,4 +1,5 @@
 import inspect
+import logging
 
 import numpy as np
 import pytest
@@ -133,7 +134,7 @@ def test_parameters_keep_their_published_positions():
         "corrector_kwargs", "verbose", "x_T", "log_every_t", "unconditional_guidance_scale",
         "unconditional_conditioning", "dynamic_threshold", "ucg_schedule", "kwargs",
     ]  # fmt: skip
-    for method in ("make_schedule", "encode", "decode", "stochastic_encode"):
+    for method in ("make_schedule", "p_sample_ddim", "encode", "decode", "stochastic_encode"):
         assert hasattr(DDIMSampler, method)
 
 
@@ -216,6 +217,29 @@ def test_mask_noise_is_drawn_before_the_noise_of_its_step(model):
         assert torch.equal(x[..., :4], expected[..., :4])
     with pytest.raises(ValueError, match="a mask needs x0"):
         DDIMSampler(model).sample(5, 2, SHAPE, COND, mask=mask)
+
+
+def test_single_steps_walk_as_the_whole(model):
+    sampler = DDIMSampler(model)
+    guidance = {"unconditional_guidance_scale": 3.0, "unconditional_conditioning": UNCOND}
+    samples, kept = sampler.sample(10, 2, SHAPE, COND, eta=0.5, **guidance)
+    torch.manual_seed(5)
+    x = torch.randn(BATCH)
+    for index in reversed(range(10)):
+        t = torch.full((2,), int(sampler.ddim_timesteps[index]))
+        x, x0 = sampler.p_sample_ddim(x, COND, t, index, **guidance)
+    assert torch.equal(x, samples)
+    assert torch.equal(x0, kept["pred_x0"][-1])
+
+
+def test_repeated_noise_is_one_draw_for_the_batch(model):
+    sampler = DDIMSampler(model)
+    sampler.make_schedule(10, ddim_eta=1.0, verbose=False)
+    x = torch.randn(1, *SHAPE).expand(BATCH)
+    out, _ = sampler.p_sample_ddim(x, COND, torch.tensor([901, 901]), 9, repeat_noise=True)
+    assert torch.equal(out[0], out[1])
+    out, _ = sampler.p_sample_ddim(x, COND, torch.tensor([901, 901]), 9)
+    assert not torch.equal(out[0], out[1])
 
 
 def test_temperature_zero_and_full_dropout_silence_the_noise(model):
@@ -318,6 +342,16 @@ def test_options_of_other_models_are_refused(option, model):
 def test_other_discretizations_are_refused(model):
     with pytest.raises(NotImplementedError, match="'quad': only 'uniform'"):
         DDIMSampler(model).make_schedule(5, ddim_discretize="quad")
+
+
+@pytest.mark.parametrize("cond", [COND, [COND["c_crossattn"][0]], COND["c_crossattn"][0]])
+def test_a_conditioning_of_another_batch_size_is_warned_of(cond, model, caplog):
+    model.apply_model = lambda x, t, cond: torch.zeros_like(x)
+    DDIMSampler(model).sample(5, 2, SHAPE, cond)
+    assert not caplog.records
+    with caplog.at_level(logging.WARNING):
+        DDIMSampler(model).sample(5, 3, SHAPE, cond)
+    assert "got 2 conditionings for a batch of 3" in caplog.text
 
 
 def test_device_is_the_models_and_else_that_of_its_betas(model):

@@ -90,6 +90,14 @@ def test_clip_context_equals_transformers():
 
 
 @torch.no_grad()
+def test_pooled_layer_is_the_first_end_token():
+    embedder = small_clip(layer="pooled")
+    ids = embedder.tokenizer(PROMPTS)
+    expected = reference_clip(embedder, SMALL)(input_ids=ids).pooler_output[:, None]
+    assert relative_error(embedder(PROMPTS), expected) < TOLERANCE
+
+
+@torch.no_grad()
 def test_clip_skip_2_is_the_last_but_one_layer_normalised():
     embedder, hidden = small_clip(), small_clip(layer="hidden", layer_idx=-2)
     theirs = reference_clip(embedder, SMALL)
@@ -185,7 +193,7 @@ def test_a_local_folder_gives_its_own_dimensions(tmp_path):
             {"version": "some/hub-name"},
             "'some/hub-name': use openai/clip-vit-large-patch14, or",
         ),
-        (small_clip, {"layer": "first"}, "'first': use one of last, hidden"),
+        (small_clip, {"layer": "first"}, "'first': use one of last, pooled, hidden"),
         (small_clip, {"layer": "hidden"}, r"layer_idx=None: layer='hidden' needs one in \[-4, 3\]"),
         (small_clip, {"max_length": 78}, "max_length=78: this text encoder takes 3 to 77 tokens"),
         (small_open_clip, {"max_length": 2}, "max_length=2: this text encoder takes 3 to 77 tokens"),

@@ -215,3 +215,9 @@ def test_no_prompts_at_all_are_refused(embedder):
 def test_a_prompt_that_is_no_string_is_refused(embedder):
     with pytest.raises(TypeError, match="a prompt is a NoneType"):
         encode_prompts(embedder, ["a cat", None])
+
+
+def test_pooled_embedders_are_refused():
+    config = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 4}
+    with pytest.raises(ValueError, match="layer='pooled' has no tokens to weigh"):
+        encode_prompts(FrozenCLIPEmbedder(config=config, layer="pooled"), ["a cat"])

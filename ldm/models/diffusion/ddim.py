@@ -74,6 +74,7 @@ class DDIMSampler:
         log_every_t-th step is kept, counted from the end, and the first. Further keywords are ignored.
         """
         _refuse(quantize_x0=quantize_x0, score_corrector=score_corrector, dynamic_threshold=dynamic_threshold)
+        _warn_of_other_batch(conditioning, batch_size)
         self.make_schedule(S, ddim_eta=eta, verbose=verbose)
         if x_T is None:
             x_T = torch.randn((batch_size, *shape), device=self.device)
@@ -84,6 +85,23 @@ class DDIMSampler:
         noise = _tempered(x_T, temperature, noise_dropout)
         run = self._run(denoise, x_T, noise=noise, on_step=record, blend=self._blend(mask, x0))
         return solvers.ddim(run), kept
+
+    @torch.no_grad()
+    def p_sample_ddim(  # noqa: PLR0913 - published signature
+        self, x: Tensor, c: Any, t: Tensor, index: int, repeat_noise: bool = False,
+        use_original_steps: bool = False, quantize_denoised: bool = False, temperature: float = 1.0,
+        noise_dropout: float = 0.0, score_corrector: None = None, corrector_kwargs: None = None,
+        unconditional_guidance_scale: float = 1.0, unconditional_conditioning: Any = None,
+        dynamic_threshold: None = None,
+    ) -> tuple[Tensor, Tensor]:  # fmt: skip
+        """One step from timestep t [b], the index-th of the schedule: next latent, predicted x0 [b c h w]."""
+        _refuse(quantize_denoised=quantize_denoised, score_corrector=score_corrector)
+        _refuse(dynamic_threshold=dynamic_threshold)
+        _, sigmas = self._levels(use_original_steps)
+        eps = self._denoiser(c, unconditional_conditioning, repeat(unconditional_guidance_scale))(x, t)
+        abars = [1 / (1 + sigmas[k] ** 2) for k in (index + 1, index)]
+        like = x[:1] if repeat_noise else x
+        return solvers.ddim_step(x, eps, abars, self.ddim_eta, _tempered(like, temperature, noise_dropout)())
 
     @torch.no_grad()
     def decode(  # noqa: PLR0913 - published signature
@@ -209,3 +227,11 @@ def _refuse(**options: Any) -> None:
     for name, value in options.items():
         if value is not None and value is not False:
             raise NotImplementedError(f"{name} is not supported: no ControlNet script uses it; leave it out")
+
+
+def _warn_of_other_batch(conditioning: Any, batch_size: int) -> None:
+    while isinstance(conditioning, dict | list | tuple):
+        parts = conditioning.values() if isinstance(conditioning, dict) else conditioning
+        conditioning = next((part for part in parts if part is not None), None)
+    if isinstance(conditioning, Tensor) and len(conditioning) != batch_size:
+        log.warning("got %d conditionings for a batch of %d", len(conditioning), batch_size)

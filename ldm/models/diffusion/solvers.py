@@ -21,12 +21,17 @@ def ddim(run: SamplerRun) -> Tensor:
     abars = [1 / (1 + sigma**2) for sigma in run.sigmas]
     for i in range(run.total):
         x, eps = run.predict(x, i)
-        abar, abar_prev = abars[i : i + 2]
-        sigma = ddim_sigma(abar, abar_prev, run.eta)
-        x0 = (x - (1 - abar) ** 0.5 * eps) / abar**0.5
-        x = abar_prev**0.5 * x0 + (1 - abar_prev - sigma**2) ** 0.5 * eps + sigma * run.noise()
+        x, x0 = ddim_step(x, eps, abars[i : i + 2], run.eta, run.noise())
         run.report(i, x, x0)
     return x
+
+
+def ddim_step(x: Tensor, eps: Tensor, abars: list[float], eta: float, noise: Tensor) -> tuple[Tensor, Tensor]:
+    """The next latent and the predicted x0; `abars` holds abar of this level and of the next."""
+    abar, abar_prev = abars
+    sigma = ddim_sigma(abar, abar_prev, eta)
+    x0 = (x - (1 - abar) ** 0.5 * eps) / abar**0.5
+    return abar_prev**0.5 * x0 + (1 - abar_prev - sigma**2) ** 0.5 * eps + sigma * noise, x0
 
 
 def ode_step(x: Tensor, eps: Tensor, here: float, there: float) -> Tensor:

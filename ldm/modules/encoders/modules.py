@@ -31,7 +31,7 @@ VIT_L_TEXT = {
     "projection_dim": 768,
 }  # fmt: skip
 KNOWN_CLIP = {"openai/clip-vit-large-patch14": VIT_L_TEXT}  # published name -> its dimensions
-CLIP_LAYERS = ("last", "hidden")
+CLIP_LAYERS = ("last", "pooled", "hidden")
 OPEN_CLIP_SKIP = {"last": 1, "penultimate": 2}  # layer -> how many from the end it is
 
 
@@ -70,8 +70,8 @@ class FrozenCLIPEmbedder(AbstractEncoder):
     """CLIP's text transformer as transformers builds it, under the names of Stable Diffusion 1.x.
 
     version: a published name, or a local folder with config.json and perhaps tokenizer files of its own.
-    layer: "last"; "hidden", the layer `layer_idx` of transformers' `hidden_states`, then the final LayerNorm
-    ("clip skip 2" is layer_idx=-2).
+    layer: "last"; "pooled" (the EOS position alone, [b, 1, d]); "hidden", the layer `layer_idx` of
+    transformers' `hidden_states`, then the final LayerNorm ("clip skip 2" is layer_idx=-2).
     config: overrides entries of transformers' CLIPTextConfig, for small models.
     device: taken because published scripts pass it; encoding happens where the parameters are.
     """
@@ -97,8 +97,10 @@ class FrozenCLIPEmbedder(AbstractEncoder):
             self.freeze()
 
     def encode_ids(self, ids: Tensor, clip_skip: int | None = None) -> Tensor:
-        """Token ids [b, n] -> context [b, n, d]; `clip_skip` overrides `layer`."""
+        """Token ids [b, n] -> context [b, n, d], or [b, 1, d] for "pooled"; `clip_skip` overrides `layer`."""
         depth = self.transformer.depth
+        if clip_skip is None and self.layer == "pooled":
+            return self.transformer(ids).pooler_output[:, None, :]  # [b, 1, d]
         index = self.layer_idx if self.layer == "hidden" else -1
         if clip_skip is not None:
             index = -_checked_skip(clip_skip, depth)

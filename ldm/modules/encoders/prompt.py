@@ -42,6 +42,10 @@ def encode_prompts(embedder: AbstractEncoder, prompts: list[str], clip_skip: int
     prompts = [prompts] if isinstance(prompts, str) else list(prompts)
     if not prompts:
         raise ValueError("no prompt to encode: give at least one, an empty string if there is nothing to say")
+    if clip_skip is None and getattr(embedder, "layer", None) == "pooled":
+        raise ValueError(
+            "layer='pooled' has no tokens to weigh: use an embedder with layer 'last' or 'hidden'"
+        )
     rows = [_chunks(embedder, prompt) for prompt in prompts]
     contexts = []
     for i in range(max(len(row) for row in rows)):
