@@ -11,6 +11,7 @@ import textwrap
 import warnings
 import zlib
 from collections.abc import Sequence
+from io import BytesIO
 from pathlib import Path
 
 import numpy as np
@@ -25,6 +26,7 @@ MIN_SIDE = 8  # one latent pixel
 MAX_SIDE = 20_000
 MAX_PIXELS = 2 * Image.MAX_IMAGE_PIXELS  # where Pillow itself refuses: 0.5 GB of RGB
 WHITE_16_BIT = 65535
+WEB_FORMATS = ("PNG", "JPEG", "WEBP")  # of strangers' pictures: Pillow reads some others by running programs
 LABEL_LINES = 14  # a label may fill the side of a cell with about so many lines
 # What Pillow's decoders raise on damaged files.
 DAMAGE = (OSError, SyntaxError, ValueError, EOFError, IndexError, RuntimeError, struct.error, zlib.error)
@@ -61,13 +63,12 @@ def read_image(path: str | Path) -> np.ndarray:
     Of an animation the first frame. FileNotFoundError or ValueError in one sentence for whatever else lies
     at `path`; the size is checked before any pixel is decoded.
     """
-    image = _load(Path(path))
-    if image.mode.startswith("I") or image.mode == "F":
-        levels = _to_eight_bits(np.asarray(image))
-        return np.repeat(levels[:, :, None], 3, axis=2)
-    see_through = image.has_transparency_data
-    pixels = np.array(image.convert("RGBA" if see_through else "RGB"))
-    return pixels[:, :, :3] if see_through and pixels[:, :, 3].min() == 255 else pixels
+    return _to_pixels(_load(Path(path)))
+
+
+def decode_image(data: bytes, name: str, max_pixels: int = MAX_PIXELS) -> np.ndarray:
+    """The image in `data`, what a PNG, JPEG or WebP file holds, as `read_image`; errors call it `name`."""
+    return _to_pixels(_decode(BytesIO(data), name, max_pixels, WEB_FORMATS))
 
 
 def write_png(path: str | Path, image: np.ndarray, text: dict[str, object] | None = None) -> Path:
@@ -131,31 +132,49 @@ def _load(path: Path) -> Image.Image:
         raise ValueError(f"{path} is a folder, not a picture: name a file in it")
     if not path.exists():
         raise FileNotFoundError(f"{path}: no such file")
+    return _decode(path, str(path))
+
+
+def _decode(
+    source: Path | BytesIO, name: str, max_pixels: int = MAX_PIXELS, formats: tuple[str, ...] | None = None
+) -> Image.Image:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # our own limits are below
-            image = Image.open(path)
+            image = Image.open(source, formats=formats)
     except Image.DecompressionBombError as error:
-        raise ValueError(f"{path} has over {MAX_PIXELS:,} pixels in all: shrink it first") from error
+        raise ValueError(f"{name} has over {max_pixels:,} pixels in all: shrink it first") from error
     except PermissionError as error:
-        raise ValueError(f"{path} may not be read: {error.strerror}") from error
+        raise ValueError(f"{name} may not be read: {error.strerror}") from error
     except DAMAGE as error:
-        raise ValueError(f"{path} is no picture that can be read: give a PNG, JPEG or WebP file") from error
+        raise ValueError(f"{name} is no picture that can be read: give a PNG, JPEG or WebP file") from error
     with image:
-        _check_size(path, *image.size)
+        _check_size(name, *image.size, max_pixels)
         try:
             image.load()
             ImageOps.exif_transpose(image, in_place=True)
         except DAMAGE as error:
-            raise ValueError(f"{path} is damaged or cut short: {error}") from error
+            raise ValueError(f"{name} is damaged or cut short: {error}") from error
     return image
 
 
-def _check_size(path: Path, width: int, height: int) -> None:
+def _check_size(name: str, width: int, height: int, max_pixels: int) -> None:
     if min(width, height) < MIN_SIDE:
-        raise ValueError(f"{path} is {width}x{height} pixels: each side needs at least {MIN_SIDE}")
+        raise ValueError(f"{name} is {width}x{height} pixels: each side needs at least {MIN_SIDE}")
     if max(width, height) > MAX_SIDE:
-        raise ValueError(f"{path} is {width}x{height} pixels: at most {MAX_SIDE} a side, shrink it first")
+        raise ValueError(f"{name} is {width}x{height} pixels: at most {MAX_SIDE} a side, shrink it first")
+    if width * height > max_pixels:
+        raise ValueError(f"{name} has over {max_pixels:,} pixels in all: shrink it first")
+
+
+def _to_pixels(image: Image.Image) -> np.ndarray:
+    """Any mode of Pillow as uint8 [H W 3], or [H W 4] where something is transparent."""
+    if image.mode.startswith("I") or image.mode == "F":
+        levels = _to_eight_bits(np.asarray(image))
+        return np.repeat(levels[:, :, None], 3, axis=2)
+    see_through = image.has_transparency_data
+    pixels = np.array(image.convert("RGBA" if see_through else "RGB"))
+    return pixels[:, :, :3] if see_through and pixels[:, :, 3].min() == 255 else pixels
 
 
 def _to_eight_bits(levels: np.ndarray) -> np.ndarray:
