@@ -1,4 +1,4 @@
-"""Pictures as data URLs, the form in which a browser hands over what was drawn; anybody may have written one."""
+"""Pictures as data URLs, the form in which a browser hands over a drawing; anybody may have written one."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ HEAD = re.compile(r"data:image/(?:png|jpeg|webp);base64,")
 def decode_data_url(value: object, name: str, max_pixels: int = MAX_PIXELS) -> np.ndarray:
     """The picture in a data URL: uint8 [H W 3], or [H W 4] where something is transparent.
 
-    ValueError in one sentence, which calls it `name`, for anything that is no PNG, JPEG or WebP within limits.
+    ValueError in one sentence, which calls it `name`, for what is no PNG, JPEG or WebP within limits.
     """
     head = HEAD.match(value) if isinstance(value, str) else None
     if head is None:

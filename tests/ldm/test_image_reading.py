@@ -192,7 +192,7 @@ def test_a_large_picture_below_the_limits_gives_no_warning(tmp_path):
 def test_a_closed_file_is_said(tmp_path, picture, monkeypatch):
     path = save(tmp_path / "a.png", picture)
 
-    def refuse(*_):
+    def refuse(*_, **__):
         raise PermissionError(13, "Permission denied")
 
     monkeypatch.setattr(Image, "open", refuse)
