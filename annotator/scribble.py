@@ -12,7 +12,7 @@ import logging
 import cv2
 import numpy as np
 
-from annotator.util import HWC3, blend_over, check_image, resize_image, target_size
+from annotator.util import HWC3, RGBA, blend_over, check_image, flatten_map, resize_image, target_size
 
 log = logging.getLogger(__name__)
 
@@ -68,16 +68,9 @@ def annotate_xdog(image: np.ndarray, *, resolution: int, threshold: int = XDOG_T
 
 def _lay_on_paper(image: np.ndarray, invert: bool | None) -> np.ndarray:
     """RGB of the drawing; transparent parts become paper, by what is seen of the lines or of the paper."""
-    if image.shape[2] != 4:
-        return HWC3(image)
-    if invert is not None:
+    if image.shape[2] == RGBA and invert is not None:
         return blend_over(image, 255 if invert else 0)
-    visible = image[:, :, 3] > 127
-    if not visible.any():
-        return blend_over(image, 255)
-    light = np.median(image[visible][:, :3]) > 127
-    is_ink = visible.mean() < 0.5  # mostly transparent: what is visible are the lines, else it is the paper
-    return blend_over(image, 255 if light != is_ink else 0)
+    return flatten_map(image)
 
 
 def _has_dark_lines(drawing: np.ndarray) -> bool:

@@ -10,6 +10,8 @@ import operator
 import cv2
 import numpy as np
 
+RGBA = 4  # channels
+HALF = 127  # of 255: what is above is light, or to be seen
 SIDE_STEP = 64  # 8 (VAE) x 2**3 (three downsamplings of the U-Net)
 MAX_RESOLUTION = 4096  # the VAE alone needs tens of gigabytes beyond it
 MAX_SIDE = 8192  # of a resized image: a strip of 8 x 20000 at 512 would become 1.3 million pixels long
@@ -50,6 +52,20 @@ def blend_over(rgba: np.ndarray, ground: int) -> np.ndarray:
     alpha = rgba[:, :, 3:].astype(np.float32) / 255.0  # [H W 1]
     mixed = rgba[:, :, :3].astype(np.float32) * alpha + np.float32(ground) * (1.0 - alpha)  # [H W 3]
     return mixed.clip(0, 255).astype(np.uint8)
+
+
+def flatten_map(drawing: np.ndarray) -> np.ndarray:
+    """A drawing or ready-made map, uint8 [H W c], as RGB: what is transparent becomes its paper.
+
+    White lines on nothing are white on black, black ones black on white; a cut-out sheet goes on as it is.
+    """
+    layers = check_image(drawing)
+    visible = layers[:, :, -1] > HALF
+    if layers.shape[2] != RGBA or not visible.any():
+        return HWC3(drawing)
+    light = np.median(layers[visible][:, :3]) > HALF
+    is_ink = visible.mean() < 0.5  # mostly transparent: what is visible are the lines, else it is the paper
+    return blend_over(layers, 255 if light != is_ink else 0)
 
 
 def target_size(height: int, width: int, resolution: int) -> tuple[int, int]:

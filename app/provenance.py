@@ -18,7 +18,10 @@ import numpy as np
 from cldm.request import Request
 from ldm.image import read_png_text, write_png
 
-IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".gif")
+IMAGE_SUFFIXES = (  # of what Pillow reads, those of pictures that a folder may hold
+    ".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".webp", ".avif", ".bmp", ".tif", ".tiff", ".gif", ".ppm",
+    ".pgm",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from annotator.util import HWC3
+from annotator.util import HWC3, RGBA, blend_over, target_size
 from cldm.cldm import ControlLDM
 from cldm.controls import annotate, get_control
 from cldm.request import ControlInput, Request
@@ -68,10 +68,30 @@ def encode_image(model: ControlLDM, image: np.ndarray) -> Tensor:
 
 
 def fit_image(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """`image`, uint8 [H W], [H W 3] or [H W 4], as RGB of `size` (height, width)."""
-    return cv2.resize(HWC3(image), size[::-1], interpolation=cv2.INTER_AREA)
+    """`image`, uint8 [H W], [H W 3] or [H W 4], as RGB of `size` (height, width).
+
+    An image of another shape loses what sticks out at both ends; nothing is squeezed by more than the
+    rounding of sides to multiples of 64 does.
+    """
+    pixels = HWC3(image)
+    if target_size(*pixels.shape[:2], min(size)) != size:
+        pixels = _crop(pixels, size)
+    return cv2.resize(pixels, size[::-1], interpolation=cv2.INTER_AREA)
 
 
 def fit_mask(mask: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """`mask`, white where an image is to be painted anew, as bool [H W] of `size` (height, width)."""
+    """`mask`, white where an image is to be painted anew, as bool [H W] of `size` (height, width).
+
+    What is transparent stays: masks are often a white brush on an empty layer.
+    """
+    if mask.ndim == 3 and mask.shape[2] == RGBA:
+        mask = blend_over(mask, 0)
     return fit_image(mask, size)[..., 0] > HALF_WHITE
+
+
+def _crop(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """The middle of an image [H W 3], of the shape of `size`."""
+    scale = min(have / want for have, want in zip(image.shape, size, strict=False))
+    kept = [max(1, round(want * scale)) for want in size]
+    top, left = ((have - keep) // 2 for have, keep in zip(image.shape, kept, strict=False))
+    return image[top : top + kept[0], left : left + kept[1]]

@@ -15,7 +15,7 @@ import numpy as np
 
 from annotator.registry import ANNOTATORS, Annotate
 from annotator.scribble import shrink_lines
-from annotator.util import HWC3, check_image, resize_image, target_size
+from annotator.util import HWC3, check_image, flatten_map, resize_image, target_size
 from checkpoints.names.recognize import control_kind, file_stem
 
 
@@ -78,7 +78,7 @@ def annotate(
     if not preprocess:
         if params:
             raise ValueError(f"{', '.join(params)}: a ready-made map (preprocess=False) takes no parameters")
-        return control.fit(image, resolution)
+        return control.fit(flatten_map(image), resolution)
     if control.annotate is None:
         words = f"give a ready-made map ({control.shows}) and preprocess=False"
         raise ValueError(f"{name} has no detector in this build: {words}")

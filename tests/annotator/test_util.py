@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from annotator.util import HWC3, MAX_SIDE, resize_image, target_size
+from annotator.util import HWC3, MAX_SIDE, flatten_map, resize_image, target_size
 
 
 @pytest.fixture
@@ -103,3 +103,21 @@ def test_a_strip_that_would_explode_is_refused():
 def test_a_picture_without_pixels_has_no_target():
     with pytest.raises(ValueError, match="no pixels"):
         target_size(0, 8, 512)
+
+
+def layer(ink, share_side=16):
+    """A square of plain ink on a transparent layer, uint8 [64 64 4]."""
+    drawing = np.zeros((64, 64, 4), np.uint8)
+    drawing[:share_side, :share_side] = (*ink, 255)
+    return drawing
+
+
+@pytest.mark.parametrize("ink", [(255, 255, 255), (0, 0, 0), (250, 240, 10)])
+def test_ink_on_a_transparent_layer_stands_out_from_the_ground_it_gets(ink):
+    flat = flatten_map(layer(ink))
+    assert (flat[0, 0] == ink).all()
+    assert (flat[40, 40] == (0 if np.median(ink) > 127 else 255)).all()
+
+
+def test_a_layer_with_nothing_on_it_is_white_as_everywhere():
+    assert (flatten_map(np.zeros((8, 8, 4), np.uint8)) == 255).all()

@@ -2,11 +2,13 @@
 
 from contextlib import contextmanager
 
+import cv2
 import numpy as np
 import pytest
 import torch
 
-from cldm.conditioning import encode_image
+from annotator.util import target_size
+from cldm.conditioning import encode_image, fit_image, fit_mask
 from cldm.pipeline import Pipeline
 from cldm.request import ControlInput, Request
 from ldm.models.diffusion.samplers import SAMPLERS
@@ -120,6 +122,31 @@ def test_two_controls_with_their_own_maps_and_branches(pipe):
     result = pipe([SKETCH, PHOTO], ask(controls=both))
     assert len(result.maps) == 2
     assert not same(result, pipe(SKETCH, ask()))
+
+
+def test_a_white_brush_on_a_transparent_layer_is_a_mask():
+    brush = np.zeros((64, 64, 4), np.uint8)
+    brush[16:32, 16:32] = 255
+    painted = fit_mask(brush, (64, 64))
+    assert painted[16:32, 16:32].all()
+    assert painted.sum() == 16 * 16
+
+
+def test_an_initial_picture_of_another_shape_is_cut_not_squeezed():
+    disc = np.zeros((128, 256, 3), np.uint8)
+    disc[(np.arange(128)[:, None] - 64) ** 2 + (np.arange(256) - 128) ** 2 < 40**2] = 255
+    fitted = fit_image(disc, (64, 64))[..., 0] > 127
+    assert np.ptp(fitted.any(axis=0).nonzero()[0]) == np.ptp(fitted.any(axis=1).nonzero()[0])
+    mask = np.zeros((128, 256), np.uint8)
+    mask[:, 64:192] = 255  # just what is left of the picture
+    assert fit_mask(mask, (64, 64)).all()
+
+
+def test_a_picture_whose_sides_are_only_rounded_is_taken_whole():
+    photo = np.random.default_rng(1).integers(0, 256, (100, 150, 3), np.uint8)
+    whole = cv2.resize(photo, (128, 64), interpolation=cv2.INTER_AREA)
+    assert target_size(100, 150, 64) == (64, 128) != (64, 96)  # what it is rounded to
+    assert np.array_equal(fit_image(photo, (64, 128)), whole)
 
 
 def test_a_mask_keeps_every_pixel_outside_it(pipe):

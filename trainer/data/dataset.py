@@ -21,6 +21,7 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 
+from annotator.util import HWC3, flatten_map
 from ldm.image import read_image
 from trainer.data.rows import TrainingPair, missing_files, read_rows
 from trainer.settings import Columns, Transform
@@ -65,7 +66,7 @@ class ControlDataset(Dataset):
             chosen = row.texts[rng.integers(len(row.texts))]
             text = "" if rng.random() < self.transform.empty_prompts else chosen
         if not with_image:
-            hint = to_square(read_image(row.hint)[:, :, :3], self.side)
+            hint = to_square(flatten_map(read_image(row.hint)), self.side)
             return {"txt": text, "hint": hint.astype(np.float32) / 255.0}
         image, hint = (one.astype(np.float32) for one in self.images_of(row, rng))
         return {"jpg": image / 127.5 - 1.0, "txt": text, "hint": hint / 255.0}
@@ -76,7 +77,7 @@ class ControlDataset(Dataset):
         Raises ValueError naming the row when its images cannot be read or differ in size.
         """
         try:
-            pair = [read_image(path)[:, :, :3] for path in (row.image, row.hint)]
+            pair = [HWC3(read_image(row.image)), flatten_map(read_image(row.hint))]
         except (ValueError, OSError) as error:
             raise ValueError(f"{row.place}: {error}") from None
         if pair[0].shape != pair[1].shape:

@@ -67,24 +67,34 @@ def _listed(path: Path, columns: Columns) -> Iterator[TrainingPair]:
         if not isinstance(entry, dict):
             raise ValueError(f"{place} is no JSON object but {json.dumps(entry)[:40]}")
         image, hint = (
-            path.parent / str(_cell(entry, given, usual, place))
+            _place(path.parent, str(_cell(entry, given, usual, place)))
             for given, usual in ((columns.image, IMAGE), (columns.hint, HINT))
         )
         yield TrainingPair(image, hint, _texts(_cell(entry, columns.text, TEXT, place), place), place)
 
 
+def _place(folder: Path, name: str) -> Path:
+    """The file of a row; one that Windows wrote has its folders apart by backslashes."""
+    path = folder / name
+    return path if "\\" not in name or path.exists() else folder / name.replace("\\", "/")
+
+
 def _entries(path: Path) -> Iterator[tuple[int, Any]]:
     """Row numbers from 1 and what each row holds: a line each, or the items of one JSON list."""
-    try:
-        text = path.read_text(encoding="utf-8")
-    except UnicodeDecodeError:
-        raise ValueError(f"{path} is no text in UTF-8: save it as UTF-8") from None
+    text = _read_text(path)
     if text.lstrip().startswith("["):
         yield from enumerate(_json(text, f"{path}"), start=1)
         return
     for number, line in enumerate(text.splitlines(), start=1):
         if line.strip():
             yield number, _json(line, f"{path} row {number}")
+
+
+def _read_text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8-sig")  # Windows' editors put a mark in front
+    except UnicodeDecodeError:
+        raise ValueError(f"{path} is no text in UTF-8: save it as UTF-8") from None
 
 
 def _json(text: str, place: str) -> Any:
@@ -128,8 +138,7 @@ def _paired(folder: Path) -> Iterator[TrainingPair]:
             lacks = "caption" if path.stem in partners else "control image"
             where = texts[0] if path.stem in partners else hints / path.name
             raise ValueError(f"{path} has no {lacks}: there is no {where}")
-        text = caption.read_text(encoding="utf-8").strip()
-        yield TrainingPair(path, partners[path.stem], (text,), str(path))
+        yield TrainingPair(path, partners[path.stem], (_read_text(caption).strip(),), str(path))
 
 
 def _is_image(path: Path) -> bool:

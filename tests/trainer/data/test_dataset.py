@@ -1,6 +1,7 @@
 """Training data of every form gives the same pairs, and the stream of a run can be cut anywhere."""
 
 import json
+import shutil
 from collections import Counter
 from itertools import islice
 
@@ -8,6 +9,7 @@ import numpy as np
 import pytest
 from torch.utils.data import DataLoader
 
+from cldm.controls import annotate
 from ldm.image import read_image, write_png
 from scenes.fill50k import Recipe, make_dataset
 from trainer.data.dataset import ControlDataset, SampleStream, ShardedSampler, validate
@@ -212,3 +214,31 @@ def test_validation_names_the_first_bad_rows(fill50k, tmp_path):
     found = validate(dataset)
     assert [f"row {n}" in sentence for n, sentence in zip((2, 3, 4), found, strict=True)] == [True] * 3
     assert len(validate(dataset, most=2)) == 2
+
+
+def test_a_list_that_windows_wrote_gives_the_same_pairs(fill50k, tmp_path):
+    copy = tmp_path / "data"
+    shutil.copytree(fill50k, copy)
+    rows = [{k: v.replace("/", "\\") for k, v in row.items()} for row in entries(copy)]
+    text = "\r\n".join(json.dumps(row) for row in rows)
+    (copy / "prompt.json").write_text(text, encoding="utf-8-sig", newline="")
+    one, other = MyDataset(fill50k, Transform(SIDE)), MyDataset(copy, Transform(SIDE))
+    assert all(same(one[k], other[k]) for k in range(COUNT))
+
+
+def test_a_caption_of_another_encoding_is_named(tmp_path):
+    for name in ("target/0.png", "source/0.png"):
+        write_png(tmp_path / name, np.zeros((SIDE, SIDE, 3), np.uint8))
+    (tmp_path / "target/0.txt").write_bytes("원".encode("cp949"))
+    with pytest.raises(ValueError, match=r"0\.txt is no text in UTF-8"):
+        ControlDataset(tmp_path)
+
+
+def test_a_layer_of_lines_is_a_map_as_generation_takes_it(tmp_path):
+    ink = np.zeros((SIDE, SIDE, 4), np.uint8)
+    ink[20:24, 10:50] = 255
+    write_png(tmp_path / "source/0.png", ink)
+    write_png(tmp_path / "target/0.png", np.zeros((SIDE, SIDE, 3), np.uint8))
+    (tmp_path / "target/0.txt").write_text("a line")
+    hint = ControlDataset(tmp_path, Transform(SIDE))[0]["hint"]
+    assert np.array_equal(hint * 255, annotate("canny", ink, SIDE, preprocess=False))
