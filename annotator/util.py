@@ -15,6 +15,10 @@ HALF = 127  # of 255: what is above is light, or to be seen
 SIDE_STEP = 64  # 8 (VAE) x 2**3 (three downsamplings of the U-Net)
 MAX_RESOLUTION = 4096  # the VAE alone needs tens of gigabytes beyond it
 MAX_SIDE = 8192  # of a resized image: a strip of 8 x 20000 at 512 would become 1.3 million pixels long
+RIDGE_THRESHOLD, RIDGE_BLUR = 127, 3.0  # published, as the next
+PEN_THRESHOLD = 4  # of 255 after the blur: a ridge becomes a stroke of 11 to 15 pixels
+_ROW, _FALLING = np.array([[0, 0, 0], [1, 1, 1], [0, 0, 0]], np.uint8), np.eye(3, dtype=np.uint8)
+DIRECTIONS = _ROW, _ROW.T, _FALLING, np.fliplr(_FALLING)  # the neighbours a ridge is compared with
 
 
 def check_image(image: np.ndarray, channels: tuple[int, ...] = (1, 3, 4)) -> np.ndarray:
@@ -103,3 +107,25 @@ def resize_image(input_image: np.ndarray, resolution: int) -> np.ndarray:
     method = cv2.INTER_LANCZOS4 if resolution > min(height, width) else cv2.INTER_AREA
     resized = cv2.resize(image, (new_width, new_height), interpolation=method)
     return resized.reshape(new_height, new_width, -1)  # OpenCV drops a single channel's axis
+
+
+def nms(x: np.ndarray, t: float, s: float) -> np.ndarray:
+    """The ridges of soft edges, one pixel wide: uint8 [H W] 0 or 255 (the published non-maximum suppression).
+
+    x: [H W] in 0..255, smoothed by `s` pixels first. A pixel stays where it is the highest along one of four
+    directions and above `t`.
+    """
+    smooth = cv2.GaussianBlur(x.astype(np.float32), (0, 0), s)
+    highest = [cv2.dilate(smooth, np.ascontiguousarray(along)) == smooth for along in DIRECTIONS]
+    return np.where(np.any(highest, axis=0) & (smooth > t), 255, 0).astype(np.uint8)
+
+
+def safe_step(x: np.ndarray, step: int = 2) -> np.ndarray:
+    """Values in [0, 1) cut to `step` + 1 levels, so that soft edges hide no picture (published)."""
+    return (x.astype(np.float32) * float(step + 1)).astype(np.int32).astype(np.float32) / float(step)
+
+
+def scribbled(edges: np.ndarray) -> np.ndarray:
+    """Soft edges, uint8 [H W], as strokes of a pen: uint8 [H W], 0 or 255 (the published "fake scribble")."""
+    ridges = nms(edges, RIDGE_THRESHOLD, RIDGE_BLUR)
+    return np.where(cv2.GaussianBlur(ridges, (0, 0), RIDGE_BLUR) > PEN_THRESHOLD, 255, 0).astype(np.uint8)

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from annotator.util import HWC3, MAX_SIDE, flatten_map, resize_image, target_size
+from annotator.util import HWC3, MAX_SIDE, flatten_map, nms, resize_image, safe_step, scribbled, target_size
 
 
 @pytest.fixture
@@ -121,3 +121,42 @@ def test_ink_on_a_transparent_layer_stands_out_from_the_ground_it_gets(ink):
 
 def test_a_layer_with_nothing_on_it_is_white_as_everywhere():
     assert (flatten_map(np.zeros((8, 8, 4), np.uint8)) == 255).all()
+
+
+def soft_line(across):
+    """A line at 40 that fades from its start to its end."""
+    picture = np.zeros((96, 128), np.float32)
+    picture[40] = np.linspace(1, 0.5, 128)
+    blurred = cv2.GaussianBlur(picture, (0, 0), 2)
+    soft = blurred / blurred.max() * 255
+    return soft if across else np.ascontiguousarray(soft.T)
+
+
+@pytest.mark.parametrize("across", [True, False])
+def test_the_ridge_of_a_soft_line_is_where_it_was_drawn(across):
+    ridge = nms(soft_line(across), 100, 1.0)
+    inside = (ridge if across else ridge.T)[
+        :, 1:-1
+    ]  # where the picture ends, so do the lines to compare with
+    assert (np.flatnonzero(inside.any(axis=1)) == 40).all()
+    assert inside[40].all()
+
+
+def test_faint_edges_have_no_ridge():
+    assert not nms(soft_line(True) / 4, 100, 1.0).any()
+
+
+def test_safe_steps_leave_few_levels_and_keep_the_order():
+    levels = safe_step(np.linspace(0, 0.999, 1000))
+    assert sorted(set(levels.tolist())) == [0, 0.5, 1]
+    assert (np.diff(levels) >= 0).all()
+
+
+def test_a_scribble_is_the_ridge_drawn_with_a_pen_and_ends_where_the_edge_is_faint():
+    strokes = scribbled(soft_line(True).astype(np.uint8))
+    assert set(np.unique(strokes)) == {0, 255}
+    strong = strokes[:, :16]
+    assert (strong[35:46] == 255).all()
+    assert not strong[:32].any()
+    assert not strong[49:].any()
+    assert not strokes[:, 64:].any()
