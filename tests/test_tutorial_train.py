@@ -137,6 +137,24 @@ def test_latest_goes_on_where_the_run_stopped(files, tmp_path):
     assert len(list((tmp_path / "a").glob("checkpoint-*"))) == 4
 
 
+def test_a_resumed_run_takes_the_learning_rate_it_is_given(files, tmp_path):
+    assert train(files, tmp_path, steps=1) == 0
+    before = load_file(tmp_path / "control.safetensors")
+    tiny = ("--learning-rate", 1e-30, "--resume-from", "latest")
+    assert train(files, tmp_path, *tiny, steps=2) == 0
+    after = load_file(tmp_path / "control.safetensors")
+    assert all((before[name] - after[name]).abs().max() < 1e-20 for name in before)
+
+
+def test_a_run_resumed_at_its_end_says_so(files, tmp_path, capsys):
+    assert train(files, tmp_path, steps=2) == 0
+    assert train(files, tmp_path, "--resume-from", "latest", steps=1) == 0
+    said = capsys.readouterr().err
+    assert (
+        "checkpoint-2 has all 1 steps already, nothing is trained: --max-train-steps above 2 goes on" in said
+    )
+
+
 def test_cached_latents_change_nothing_but_memory(files, tmp_path):
     more = ("--proportion-empty-prompts", 0.3, "--output-format", "ckpt", "--ema-decay", 0.5)
     assert train(files, tmp_path / "a", *more) == 0
@@ -176,6 +194,7 @@ def wrong(files, tmp_path):
         "preset": (["--preset", "4gb"], "invalid choice: '4gb'"),
         "no checkpoint": (["--resume-from", "latest"], "holds no checkpoint yet"),
         "read-only": (["--output-dir", tmp_path / "file/out"], "file/out"),
+        "half on the CPU": (["--mixed-precision", "fp16"], "fp16 needs a GPU: take bf16 or no"),
         "batch": (["--batch-size", 0], "--batch-size: 0: give 1 or more"),
         "steps": (["--max-train-steps", 0], "--max-train-steps: 0: give 1 or more"),
         "8 bit": (["--use-8bit-adam"], "needs the package bitsandbytes"),

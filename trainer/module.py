@@ -190,6 +190,17 @@ class ControlTraining(pl.LightningModule):
             self.average.updates = checkpoint["average"]["updates"]
             self.average.shadow = dict(checkpoint["average"]["shadow"])
         _forget_batches(checkpoint, self.trainer.fit_loop.state_dict())
+        _take_rate(checkpoint, self.settings.rate.peak)
+
+
+def _take_rate(checkpoint: dict[str, Any], peak: float) -> None:
+    """Let the learning rate that this run was given count, not that of the run which wrote the checkpoint."""
+    for optimizer in checkpoint.get("optimizer_states", ()):  # DeepSpeed keeps its own elsewhere
+        for group in optimizer["param_groups"]:
+            group["lr"] *= peak / group["initial_lr"]  # of the next step; the schedule makes those after it
+            group["initial_lr"] = peak
+    for schedule in checkpoint.get("lr_schedulers", ()):
+        schedule["base_lrs"] = [peak] * len(schedule["base_lrs"])
 
 
 def _forget_batches(checkpoint: dict[str, Any], fresh: dict[str, Any]) -> None:

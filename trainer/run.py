@@ -17,7 +17,7 @@ from cldm.cldm import ControlNet
 from common.shell import USER_ERROR, Stopped, say
 from ldm.config import model_settings
 from ldm.util import pick_device
-from trainer.checkpointing import STATE, CheckpointFolder, Checkpoints
+from trainer.checkpointing import NAME, STATE, CheckpointFolder, Checkpoints
 from trainer.data.dataset import ControlDataset, SampleStream, StreamLoader, validate
 from trainer.data.latent_cache import CachedStream, build_cache
 from trainer.export import export_branch, push, write_card
@@ -57,6 +57,7 @@ def run(plan: RunPlan) -> list[Path]:
     module = _module(plan, data, device)
     if resume:
         _check_branch(resume, module)
+        _say_if_done(resume, plan)
     if trainer.is_global_zero:
         learning = sum(value.numel() for value in module.learning().values())
         rate, pairs = plan.settings.rate, f"{len(data):,} pairs of {data.side}x{data.side}"
@@ -84,6 +85,8 @@ def _check(plan: RunPlan) -> None:
     for package, (wanted, words) in needs.items():
         if wanted and find_spec(package) is None:
             raise ValueError(f"{words} needs the package {package}: pip install {package}, or leave it out")
+    if settings.memory.mixed_precision == "fp16" and pick_device(machines.device).type == "cpu":
+        raise ValueError("--mixed-precision fp16 needs a GPU: take bf16 or no on the CPU")
     if missing := [path for path in plan.weights if not path.exists()]:
         raise FileNotFoundError(f"no base model {missing[0]}: name one by --resume-path")
     try:
@@ -160,6 +163,14 @@ def _check_branch(checkpoint: Path, module: ControlTraining) -> None:
             f"{len(odd)} tensors differ, first {odd[0]}; resume with the flags and the yaml it was begun with"
         )
         raise ValueError(f"{checkpoint} belongs to another branch or another choice of what learns: {words}")
+
+
+def _say_if_done(checkpoint: Path, plan: RunPlan) -> None:
+    """Say that a run begins where it ends: --max-train-steps counts from the first step, not from here."""
+    match, total = NAME.fullmatch(checkpoint.name), plan.settings.rate.total
+    if match and int(match[1]) >= total:
+        words = f"--max-train-steps above {match[1]} goes on"
+        say(f"{checkpoint} has all {total:,} steps already, nothing is trained: {words}")
 
 
 def _finish(plan: RunPlan, module: ControlTraining) -> list[Path]:
