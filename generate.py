@@ -21,6 +21,8 @@ from common.memory import memory_sentence, peak_memory
 from common.shell import DONE, USER_ERROR, run_command
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from app.batch import BatchRunner, Generated, GenerationJob
     from ldm.models.diffusion.sampling_run import Step
 
@@ -42,7 +44,7 @@ def main(argv: list[str] | None = None) -> int:
 def _run(flags: GenerateFlags, finished: list[Generated]) -> int | str:
     """Make everything that is asked, noting each finished image in `finished` at once."""
     if flags.output.list:
-        return _listing()
+        return _listing(flags.model.annotators)
     from app.batch import BadImage, BatchRunner
     from app.generate_request import plan_jobs
 
@@ -128,15 +130,12 @@ def _summary(finished: Sequence[Generated], failed: dict[str, str]) -> str:
     return f"{', '.join(parts)}; {memory_sentence(peak_memory())}"
 
 
-def _listing() -> str:
-    from cldm.controls import CONTROLS
+def _listing(folder: Path | None) -> str:
+    from app.listing import control_lines
     from ldm.models.diffusion.samplers import SAMPLERS
     from ldm.modules.feature_cache import CACHE_POINTS
 
-    lines = ["controls, and what their maps show (* has no detector here: give a map with --no-preprocess)"]
-    for name, control in CONTROLS.items():
-        lines.append(f"  {name + ('' if control.annotate else ' *'):16} {control.shows}")
-    lines += ["samplers", *(f"  {name}" for name in SAMPLERS)]
+    lines = [*control_lines(folder), "samplers", *(f"  {name}" for name in SAMPLERS)]
     return "\n".join([*lines, "cuts for --reuse-every", *(f"  {name}" for name in CACHE_POINTS)])
 
 

@@ -8,9 +8,15 @@ so that the thresholds mean the same for every camera.
 import cv2
 import numpy as np
 
+from annotator.detector import Param
 from annotator.util import HWC3, resize_image
 
-LOW, HIGH = 100, 200  # the published demo's defaults
+LOW, HIGH = 100.0, 200.0  # the published demo's defaults
+STRONGEST = 2040  # what the gradient of 8 bits can reach: Sobel's 4 x 255 along each axis
+PARAMS = {
+    "low": Param(LOW, 0, STRONGEST, 1, "an edge goes on above it"),
+    "high": Param(HIGH, 0, STRONGEST, 1, "an edge starts above it"),
+}
 
 
 class CannyDetector:
@@ -28,5 +34,5 @@ def annotate(image: np.ndarray, *, resolution: int, low: float = LOW, high: floa
     ValueError unless 0 <= low < high.
     """
     if not 0 <= low < high:
-        raise ValueError(f"low={low}, high={high}: canny needs 0 <= low < high, such as {LOW} and {HIGH}")
+        raise ValueError(f"low={low}, high={high}: canny needs 0 <= low < high, such as {LOW:g} and {HIGH:g}")
     return HWC3(CannyDetector()(resize_image(HWC3(image), resolution), low, high))

@@ -12,6 +12,7 @@ import logging
 import cv2
 import numpy as np
 
+from annotator.detector import Param
 from annotator.util import HWC3, RGBA, blend_over, check_image, flatten_map, resize_image, target_size
 
 log = logging.getLogger(__name__)
@@ -32,6 +33,11 @@ BRIGHTEST = 95  # percentile of the paper that counts as its brightest part
 SPECK_SHARE = 64  # in a photograph, spots under this part of the short side are dirt, not ink
 XDOG_SIGMAS = 0.5, 5.0  # published
 XDOG_THRESHOLD = 32  # published
+LOOK, DARK, LIGHT = None, True, False
+DRAWING_PARAMS = {
+    "invert": Param(LOOK, choices=(LOOK, DARK, LIGHT), help="whether lines are dark on light paper")
+}
+XDOG_PARAMS = {"threshold": Param(XDOG_THRESHOLD, 1, 255, 1, "lower draws more")}
 
 
 def annotate(image: np.ndarray, *, resolution: int, invert: bool | None = None) -> np.ndarray:

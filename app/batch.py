@@ -107,6 +107,7 @@ def load_pipeline(provenance: Provenance) -> Pipeline:
             asked.config or TINY_CONFIG, *asked.weights, device=asked.device, dtype=asked.dtype,
             controls=asked.branches, loras=[parse_lora(one) for one in asked.loras],
             save_memory=asked.save_memory, quantized=asked.quantized,
+            annotators=None if asked.annotators is None else Path(asked.annotators),
         )  # fmt: skip
     except FileNotFoundError as error:
         if asked.config or asked.weights or asked.quantized or asked.branches or asked.loras:

@@ -65,6 +65,7 @@ class ControlFlags:
     control: tuple[str, ...] | None = each(
         "--list names them (default: what the weights are called, else scribble)", metavar="NAME"
     )
+    detector: tuple[str, ...] | None = each("see --list (default: the control's first)", metavar="NAME")
     strength: tuple[float, ...] | None = each("0 is off, 1 as trained (default: 1)")
     start: tuple[float, ...] | None = each("first part of the steps, 0 to 1 (default: 0)")
     end: tuple[float, ...] | None = each("last part of the steps, 0 to 1 (default: 1)")
@@ -79,7 +80,10 @@ class DetectorFlags:
     low: float | None = flag(None, "canny: an edge goes on above it (default: 100)")
     high: float | None = flag(None, "canny: an edge starts above it (default: 200)")
     invert: Literal["auto", "yes", "no"] | None = flag(None, "scribble: dark on light? (default: auto)")
-    threshold: int | None = flag(None, "scribble_xdog: 1 to 255, lower draws more (default: 32)")
+    threshold: int | None = flag(None, "xdog: 1 to 255, lower draws more (default: 32)")
+    param: tuple[str, ...] | None = each(
+        "any other, see --list; @FILE reads a text; repeat", metavar="NAME=VALUE"
+    )
 
 
 @dataclass(frozen=True)
@@ -90,6 +94,7 @@ class ModelFlags:
     weights: tuple[Path, ...] | None = flag(None, "a base and a control file, or both in one", metavar="FILE")
     quantized: Path | None = flag(None, "of python -m quantize, in place of --weights", metavar="FILE")
     loras: tuple[str, ...] | None = each("merge it (weight: 1); repeat", "--lora", metavar="FILE[:WEIGHT]")
+    annotators: Path | None = flag(None, "weights of detectors (default: models/annotators)", metavar="DIR")
     device: str | None = flag(None, "auto, cpu, cuda, cuda:1, mps (default: auto)", metavar="NAME")
     dtype: Literal["auto", "fp32", "fp16", "bf16"] | None = flag(None, "default: auto, fp16 on a GPU")
     save_memory: bool | None = flag(None, "slower, fits into less", action="store_true")
@@ -103,7 +108,7 @@ class OutputFlags:
     out: Path = flag(Path("outputs"), "a folder, or a .png file")
     save_maps: bool = flag(False, "write the control maps too")
     json: bool = flag(False, "the result on stdout for programs; no progress bars")
-    list: bool = flag(False, "name the controls and samplers, then stop")
+    list: bool = flag(False, "name controls, detectors and samplers, then stop")
 
 
 @dataclass(frozen=True)

@@ -5,21 +5,21 @@ A flag that was not given leaves the request's default, or what the image of --f
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Mapping, Sequence
-from dataclasses import fields, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from annotator.detector import TEXT, Param
+from annotator.registry import DETECTORS
 from app.batch import GenerationJob, folder_jobs
 from app.generate_flags import DetectorFlags, GenerateFlags, InputFlags, given
 from app.provenance import Provenance, check_out, digests, load_request
 from checkpoints.lora.names import parse_lora
 from checkpoints.names.recognize import file_stem
-from cldm.controls import CONTROLS, Control, branch_names, control_of_file
+from cldm.controls import branch_names, check_ready, control_of_file, pick_detector
 from cldm.request import ControlInput, Request
 
-INVERT = {"auto": None, "yes": True, "no": False}
 OWN_BRANCH = "own"
 
 
@@ -44,6 +44,10 @@ def plan_jobs(flags: GenerateFlags) -> tuple[list[GenerationJob], Provenance]:
         raise ValueError("--mask and --denoise below 1 change an existing picture: give it by --init FILE")
     if provenance.cuda_graphs and any(job.request.reuse_every > 1 for job in jobs):
         raise ValueError("--cuda-graphs replays whole steps, --reuse-every leaves parts out: give one")
+    folder = None if provenance.annotators is None else Path(provenance.annotators)
+    for control in {one.control: one for job in jobs for one in job.request.controls}.values():
+        if control.preprocess:
+            check_ready(control.control, pick_detector(control.control, control.detector), folder)
     images = [path for job in jobs for path in job.images]
     check_out(out, images, sum(job.request.num_samples for job in jobs))
     return jobs, provenance
@@ -103,10 +107,7 @@ def _controls(flags: GenerateFlags, base: Sequence[ControlInput] | None) -> tupl
     """As many controls as the flag given most often; each flag once for all or once for each."""
     values, old = given(flags.control), base or (ControlInput(),)
     count = _count({"from": old, "image": flags.inputs.image or (), **values})
-    params = given(flags.detector)
-    preprocess = params.pop("preprocess", None)
-    if "invert" in params:
-        params["invert"] = INVERT[params["invert"]]
+    asked = _params(flags.detector)
     # Weights say by their names what they were trained for; those of --from have said it already.
     weights = flags.model.weights or () if base is None else ()
     controls = []
@@ -118,11 +119,62 @@ def _controls(flags: GenerateFlags, base: Sequence[ControlInput] | None) -> tupl
             own.setdefault("control", told)
         if "branch" in own:
             own["branch"] = None if branch == OWN_BRANCH else file_stem(branch)
-        if preprocess is not None:
-            own["preprocess"] = preprocess
-        controls.append(replace(_at(old, index), **own))
-    _check_detectors(params, controls)
-    return tuple(_with_params(control, params) for control in controls)
+        if flags.detector.preprocess is not None:
+            own["preprocess"] = flags.detector.preprocess
+        controls.append(_steered(_at(old, index), own, asked))
+    _check_used(asked, controls)
+    return tuple(controls)
+
+
+def _params(flags: DetectorFlags) -> dict[str, str]:
+    """What detectors are told, as it was typed."""
+    values = given(flags)
+    asked = {name: str(value) for name, value in values.items() if name not in ("preprocess", "param")}
+    for word in values.get("param", ()):
+        name, sign, value = word.partition("=")
+        if not (name and sign):
+            raise ValueError(f"--param {word}: write it like NAME=VALUE, such as factor=4")
+        asked[name] = value
+    return asked
+
+
+def _steered(old: ControlInput, own: Mapping[str, Any], asked: Mapping[str, str]) -> ControlInput:
+    """`old` with what its flags say; of `asked` and of the old parameters, those that its detector takes."""
+    merged = {"control": old.control, "preprocess": old.preprocess, "detector": old.detector, **own}
+    if not merged["preprocess"]:
+        if "detector" in own:
+            raise ValueError(
+                f"--detector {own['detector']} and --no-preprocess contradict each other: give one"
+            )
+        return replace(old, **(own | {"detector": None, "params": {}}))
+    if merged["control"] != old.control and "detector" not in own:
+        merged["detector"] = None  # the old one may be none of the new control's
+    detector = pick_detector(merged["control"], merged["detector"])
+    known = DETECTORS[detector].params
+    params = {name: value for name, value in old.params.items() if name in known}
+    params |= {name: _parsed(known[name], name, value) for name, value in asked.items() if name in known}
+    return replace(old, **(own | {"detector": merged["detector"], "params": params}))
+
+
+def _parsed(param: Param, name: str, text: str) -> Any:
+    if param.kind == TEXT and text.startswith("@"):
+        try:
+            text = Path(text[1:]).read_text(encoding="utf-8")
+        except UnicodeDecodeError:
+            raise ValueError(f"{text[1:]} is not UTF-8 text: {name} is {param.help}") from None
+    return param.parsed(name, text)
+
+
+def _check_used(asked: Mapping[str, str], controls: Sequence[ControlInput]) -> None:
+    """ValueError where an option belongs to none of the detectors that are used."""
+    detectors = [pick_detector(one.control, one.detector) for one in controls if one.preprocess]
+    used = set().union(*(DETECTORS[name].params for name in detectors))
+    for name in asked:
+        if name not in used:
+            users = ", ".join(key for key, one in DETECTORS.items() if name in one.params) or "no detector"
+            got = " and ".join(detectors) or "a ready-made map"
+            flag = f"--{name}" if hasattr(DetectorFlags, name) else f"--param {name}"
+            raise ValueError(f"{flag} says nothing to {got}: it is an option of {users}")
 
 
 def _count(lists: Mapping[str, Sequence[Any]]) -> int:
@@ -133,33 +185,6 @@ def _count(lists: Mapping[str, Sequence[Any]]) -> int:
             words = f"{most} stands for {counts[most]} controls, {flag} for {count}"
             raise ValueError(f"{words}: give a flag once for all controls or once for each")
     return counts[most]
-
-
-def _check_detectors(params: Mapping[str, Any], controls: Sequence[ControlInput]) -> None:
-    """ValueError where a detector is not here, or an option belongs to none of those used."""
-    detected = [one.control for one in controls if one.preprocess]
-    for name in detected:
-        if CONTROLS[name].annotate is None:
-            words = f"give its map ({CONTROLS[name].shows}) as --image and --no-preprocess"
-            raise ValueError(f"{name} has no detector here: {words}")
-    used = set().union(*(_detector_options(CONTROLS[name]) for name in detected))
-    for name in params:
-        if name not in used:
-            users = ", ".join(key for key, control in CONTROLS.items() if name in _detector_options(control))
-            got = " and ".join(detected) or "a ready-made map"
-            raise ValueError(f"--{name} says nothing to {got}: it is an option of {users}")
-
-
-def _with_params(control: ControlInput, params: Mapping[str, Any]) -> ControlInput:
-    options = _detector_options(CONTROLS[control.control]) if control.preprocess else ()
-    asked = {**control.params, **params}.items()
-    return replace(control, params={name: value for name, value in asked if name in options})
-
-
-def _detector_options(control: Control) -> set[str]:
-    """The names of what the control's detector can be told."""
-    known = {one.name for one in fields(DetectorFlags)}
-    return known & set(inspect.signature(control.annotate).parameters) if control.annotate else set()
 
 
 def _at(values: Sequence[Any], index: int) -> Any:

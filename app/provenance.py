@@ -29,7 +29,8 @@ class Provenance:
     """What an image depends on besides its request, as the user wrote it: paths stay relative.
 
     config: None for the shipped tiny model. quantized: a file in place of weights. branches: files of further
-    control branches. loras: each as FILE:WEIGHT. digests: path -> sha256 of each image that went in.
+    control branches. annotators: folder of the detectors' weights, None for models/annotators. loras: each as
+    FILE:WEIGHT. digests: path -> sha256 of each image that went in.
     """
 
     image: tuple[str, ...] = ()
@@ -39,6 +40,7 @@ class Provenance:
     weights: tuple[str, ...] = ()
     quantized: str | None = None
     branches: tuple[str, ...] = ()
+    annotators: str | None = None
     loras: tuple[str, ...] = ()
     device: str = "auto"
     dtype: str = "auto"
@@ -48,7 +50,10 @@ class Provenance:
 
     def to_json(self) -> str:
         """One line, the same for the same provenance."""
-        return json.dumps(asdict(self), sort_keys=True, ensure_ascii=False)
+        data = asdict(self)
+        if self.annotators is None:  # as images were written before there was a choice
+            del data["annotators"]
+        return json.dumps(data, sort_keys=True, ensure_ascii=False)
 
     @classmethod
     def from_json(cls, text: str) -> Provenance:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from annotator.util import HWC3, RGBA, blend_over, target_size
 from cldm.cldm import ControlLDM
-from cldm.controls import annotate, get_control
+from cldm.controls import AT_HOME, Annotators, Detection, annotate, get_control
 from cldm.request import ControlInput, Request
 from ldm.image import image_to_hint, image_to_model
 from ldm.modules.encoders.modules import AbstractEncoder
@@ -20,7 +20,9 @@ from ldm.modules.encoders.prompt import encode_prompts
 HALF_WHITE = 127  # a lighter pixel of a mask is painted anew
 
 
-def control_maps(image: np.ndarray | Sequence[np.ndarray], request: Request) -> list[np.ndarray]:
+def control_maps(
+    image: np.ndarray | Sequence[np.ndarray], request: Request, annotators: Annotators = AT_HOME
+) -> list[np.ndarray]:
     """One map, uint8 [H W 3], a control of a complete `request`, all of one size.
 
     image: one for all controls or one for each. Raises ValueError when their number or shape does not fit.
@@ -33,7 +35,7 @@ def control_maps(image: np.ndarray | Sequence[np.ndarray], request: Request) -> 
         given = f"{len(images)} pictures for {len(controls)} controls"
         raise ValueError(f"{given}: give one picture for all, or one for each")
     maps = [
-        annotate(control.control, one, request.resolution, preprocess=control.preprocess, **control.params)
+        annotate(control.control, one, request.resolution, _detection(control), annotators)
         for control, one in zip(controls, images, strict=True)
     ]
     sizes = {one.shape[:2] for one in maps}
@@ -41,6 +43,10 @@ def control_maps(image: np.ndarray | Sequence[np.ndarray], request: Request) -> 
         listed = ", ".join(f"{width}x{height}" for height, width in sorted(sizes))
         raise ValueError(f"the control maps differ in size ({listed}): crop the pictures to one shape")
     return maps
+
+
+def _detection(control: ControlInput) -> Detection:
+    return Detection(control.detector, control.params, control.preprocess)
 
 
 def control_hint(control: ControlInput, control_map: np.ndarray, mask: np.ndarray | None = None) -> Tensor:

@@ -1,22 +1,26 @@
 """The 14 control types of ControlNet 1.1 as data: which file, which map, which special rule.
 
-A control whose detector is not in this build still runs on a ready-made map (`preprocess=False`). Besides the
-14 there are `scribble_xdog`, the scribble model fed with a photograph, and `none`, any map for any model. A
-new control is one entry of `CONTROLS`.
+A control names its detectors, the default first; `annotator.registry` knows them. Every control also takes a
+ready-made map (`preprocess=False`). Besides the 14 there is `none`, any map for any model. A new control is
+one entry of `CONTROLS`.
 """
 
-import inspect
-from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import cv2
 import numpy as np
 
-from annotator.registry import ANNOTATORS, Annotate
+from annotator.detector import Annotate
+from annotator.registry import detect, ready
 from annotator.scribble import shrink_lines
 from annotator.util import HWC3, check_image, flatten_map, resize_image, target_size
 from checkpoints.names.recognize import control_kind, file_stem
+
+if TYPE_CHECKING:
+    import torch
 
 
 def _fit_smooth(control_map: np.ndarray, resolution: int) -> np.ndarray:
@@ -39,17 +43,13 @@ def _fit_classes(control_map: np.ndarray, resolution: int) -> np.ndarray:
     return cv2.resize(classes, (width, height), interpolation=cv2.INTER_NEAREST_EXACT)
 
 
-def _image_itself(image: np.ndarray, *, resolution: int) -> np.ndarray:
-    return _fit_smooth(image, resolution)
-
-
 @dataclass(frozen=True)
 class Control:
     """One control type. `stem` names the published weights and yaml; None where any model may be used."""
 
     stem: str | None
     shows: str  # what the map looks like, for messages
-    annotate: Annotate | None = None  # None: no detector in this build
+    detectors: tuple[str, ...]  # names in DETECTORS, the default first
     stem_10: str | None = None  # the published ControlNet 1.0 weights of the same kind
     fit: Annotate = _fit_smooth  # (ready-made map, resolution) -> map at the target size
     pool: bool = False  # the model averages the control over all places (global_average_pooling)
@@ -58,35 +58,79 @@ class Control:
     clip_skip: int = 1  # 1 takes the text from the last layer, 2 from the one before
 
 
+@dataclass(frozen=True)
+class Detection:
+    """How a picture becomes the map of a control.
+
+    detector: one of the control's, None for its default. params: of the detector. preprocess: False says that
+    the picture is a ready-made map, which is only brought to size.
+    """
+
+    detector: str | None = None
+    params: Mapping[str, Any] = field(default_factory=dict)
+    preprocess: bool = True
+
+
+@dataclass(frozen=True)
+class Annotators:
+    """Where detectors find their weights (None: models/annotators), and what networks run on (None: CPU)."""
+
+    folder: Path | None = None
+    device: "torch.device | None" = None
+
+
+AS_USUAL, AT_HOME = Detection(), Annotators()
+
+
 def get_control(name: str) -> Control:
     """The control called `name`; ValueError lists the known ones."""
-    if name not in CONTROLS:
-        raise ValueError(f"control {name!r} is not known: choose from {', '.join(CONTROLS)}")
-    return CONTROLS[name]
+    if control := CONTROLS.get(name) or STORED_CONTROLS.get(name):
+        return control
+    raise ValueError(f"control {name!r} is not known: choose from {', '.join(CONTROLS)}")
+
+
+def pick_detector(name: str, detector: str | None = None) -> str:
+    """The detector that control `name` uses where `detector` is asked for; ValueError lists its own."""
+    own = get_control(name).detectors
+    if not own:
+        raise ValueError(f"{name} has no detector here: give a ready-made map ({get_control(name).shows})")
+    if detector is not None and detector not in own:
+        raise ValueError(f"{name} has no detector {detector!r}: choose from {', '.join(own)}")
+    return detector or own[0]
+
+
+def ready_detectors(name: str, folder: Path | None = None) -> list[str]:
+    """The detectors of control `name` that can be used as things are, its default first if that is one."""
+    return [one for one in get_control(name).detectors if ready(one, folder) is None]
 
 
 def annotate(
-    name: str, image: np.ndarray, resolution: int, *, preprocess: bool = True, **params: object
-) -> np.ndarray:
+    name: str, image: np.ndarray, resolution: int, how: Detection = AS_USUAL,
+    annotators: Annotators = AT_HOME,
+) -> np.ndarray:  # fmt: skip
     """The map of control `name` for an image or drawing uint8 [H W], [H W 3 or 4]: uint8 [H' W' 3].
 
-    preprocess: False says that `image` is a ready-made map, which is only brought to size. `params` go to the
-    detector. ValueError for an unknown control or parameter, or when this build has no such detector.
+    ValueError for an unknown control, detector or parameter, and for a detector that is not ready.
     """
     control = get_control(name)
     check_image(image)
-    if not preprocess:
-        if params:
-            raise ValueError(f"{', '.join(params)}: a ready-made map (preprocess=False) takes no parameters")
+    if not how.preprocess:
+        if how.params or how.detector:
+            given = ", ".join([*([how.detector] if how.detector else []), *how.params])
+            raise ValueError(f"{given}: a ready-made map (preprocess=False) takes no detector or parameters")
         return control.fit(flatten_map(image), resolution)
-    if control.annotate is None:
-        words = f"give a ready-made map ({control.shows}) and preprocess=False"
-        raise ValueError(f"{name} has no detector in this build: {words}")
-    known = [p for p in inspect.signature(control.annotate).parameters if p not in ("image", "resolution")]
-    if unknown := [p for p in params if p not in known]:
-        words = f"it takes {', '.join(known) or 'none'}"
-        raise ValueError(f"{name} has no parameter {', '.join(unknown)}: {words}")
-    return control.annotate(image, resolution=resolution, **params)
+    detector = pick_detector(name, how.detector)
+    check_ready(name, detector, annotators.folder)
+    places = {"folder": annotators.folder, "device": annotators.device}
+    return detect(detector, image, resolution=resolution, **places, **how.params)
+
+
+def check_ready(name: str, detector: str, folder: Path | None = None) -> None:
+    """ValueError unless `detector` is ready: what makes it so, and what control `name` has instead."""
+    if cure := ready(detector, folder):
+        others = ", ".join(ready_detectors(name, folder)) or "none"
+        map_words = f"or give a ready-made map ({get_control(name).shows})"
+        raise ValueError(f"{cure}; ready for {name}: {others}; {map_words}")
 
 
 def control_of_file(path: str | Path) -> str | None:
@@ -111,32 +155,28 @@ V11, V10 = "control_v11p_sd15_", "control_sd15_"  # how most of the published fi
 SCRIBBLE = "white lines on black, 1 to 24 pixels wide at 512"
 CLASSES = "the class colours of ADE20K or COCO"
 NORMALS = "surface normals as (n + 1) / 2 in red, green, blue"
-SKETCH = Control(f"{V11}scribble", SCRIBBLE, ANNOTATORS["scribble"], f"{V10}scribble", _fit_lines)
+LINES = "white lines on black"
+STRAIGHT = "thin straight white lines on black"
+MOVED = "a colour picture, its parts moved about"
+ITSELF = ("picture",)
+SKETCH = Control(f"{V11}scribble", SCRIBBLE, ("drawing", "xdog"), f"{V10}scribble", _fit_lines)
 
 CONTROLS: dict[str, Control] = {
-    "canny": Control(
-        f"{V11}canny", "thin white edges on black", ANNOTATORS["canny"], f"{V10}canny", _fit_lines
-    ),
-    "mlsd": Control(f"{V11}mlsd", "thin straight white lines on black", None, f"{V10}mlsd", _fit_lines),
-    "depth": Control("control_v11f1p_sd15_depth", "grey, near is white", None, f"{V10}depth"),
-    "normalbae": Control(f"{V11}normalbae", NORMALS, None, f"{V10}normal"),
-    "seg": Control(f"{V11}seg", CLASSES, None, f"{V10}seg", _fit_classes),
-    "inpaint": Control(f"{V11}inpaint", "the picture", _image_itself, masked_hint=-1.0),
-    "lineart": Control(f"{V11}lineart", "white lines on black", fit=_fit_lines),
-    "lineart_anime": Control(
-        "control_v11p_sd15s2_lineart_anime", "white lines on black", fit=_fit_lines, clip_skip=2
-    ),
-    "openpose": Control(f"{V11}openpose", "coloured skeletons on black", None, f"{V10}openpose"),
+    "canny": Control(f"{V11}canny", "thin white edges on black", ("canny",), f"{V10}canny", _fit_lines),
+    "mlsd": Control(f"{V11}mlsd", STRAIGHT, (), f"{V10}mlsd", _fit_lines),
+    "depth": Control("control_v11f1p_sd15_depth", "grey, near is white", (), f"{V10}depth"),
+    "normalbae": Control(f"{V11}normalbae", NORMALS, (), f"{V10}normal"),
+    "seg": Control(f"{V11}seg", CLASSES, (), f"{V10}seg", _fit_classes),
+    "inpaint": Control(f"{V11}inpaint", "the picture", ITSELF, masked_hint=-1.0),
+    "lineart": Control(f"{V11}lineart", LINES, (), fit=_fit_lines),
+    "lineart_anime": Control("control_v11p_sd15s2_lineart_anime", LINES, (), fit=_fit_lines, clip_skip=2),
+    "openpose": Control(f"{V11}openpose", "coloured skeletons on black", (), f"{V10}openpose"),
     "scribble": SKETCH,
-    "scribble_xdog": replace(SKETCH, annotate=ANNOTATORS["scribble_xdog"]),
-    "softedge": Control(f"{V11}softedge", "soft grey edges on black", None, f"{V10}hed"),
-    "shuffle": Control(
-        "control_v11e_sd15_shuffle",
-        "a colour picture, its parts moved about",
-        pool=True,
-        conditional_only=True,
-    ),
-    "ip2p": Control("control_v11e_sd15_ip2p", "the picture", _image_itself),
-    "tile": Control("control_v11f1e_sd15_tile", "the picture", _image_itself),
-    "none": Control(None, "the map the model was trained on", _image_itself),
+    "softedge": Control(f"{V11}softedge", "soft grey edges on black", (), f"{V10}hed"),
+    "shuffle": Control("control_v11e_sd15_shuffle", MOVED, (), pool=True, conditional_only=True),
+    "ip2p": Control("control_v11e_sd15_ip2p", "the picture", ITSELF),
+    "tile": Control("control_v11f1e_sd15_tile", "the picture", ("tile",)),
+    "none": Control(None, "the map the model was trained on", ITSELF),
 }
+# What requests of earlier versions say: the scribble model fed with a photograph.
+STORED_CONTROLS = {"scribble_xdog": replace(SKETCH, detectors=("xdog",))}

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from cldm.cldm import ControlLDM
 from cldm.compressed.quantized import load_quantized_model
 from cldm.conditioning import control_hint, control_maps, encode_image, encode_texts, fit_image, fit_mask
-from cldm.controls import branch_names, get_control
+from cldm.controls import Annotators, branch_names, get_control
 from cldm.model import load_control, load_model
 from cldm.request import DEFAULTS, ControlInput, Request
 from cldm.sampling import ControlUnit, SamplingJob, control_scales, sample_latents
@@ -49,16 +49,18 @@ class Pipeline:
     """A loaded model; call it with an image and a `Request`.
 
     branches: further ones by name. save_memory: tiled decoding, sliced attention, on a GPU one stage's parts.
+    annotators: folder of the detectors' weights, None for models/annotators.
     """
 
     def __init__(
         self, model: ControlLDM, *, defaults: Mapping[str, Any] | None = None,
         branches: Mapping[str, nn.Module] | None = None, save_memory: bool = False,
+        annotators: Path | None = None,
     ) -> None:  # fmt: skip
         self.model = model.eval().requires_grad_(False)
         self.defaults = {**DEFAULTS, **(defaults or {})}  # a yaml's `defaults:` come first
         self.branches = dict(branches or {})
-        self.save_memory = save_memory
+        self.save_memory, self.annotators = save_memory, annotators
         if save_memory:
             self.model.first_stage_model.tile = VAE_TILE
             for network in (self.model, *self.branches.values()):
@@ -68,7 +70,7 @@ class Pipeline:
     def from_files(  # noqa: PLR0913 - one name for each kind of file, and where they go
         cls, config: str | Path, *weights: str | Path, device: str = "auto", dtype: str = "auto",
         controls: Sequence[str | Path] = (), loras: Sequence[tuple[str | Path, float]] = (),
-        save_memory: bool = False, quantized: str | Path | None = None,
+        save_memory: bool = False, quantized: str | Path | None = None, annotators: Path | None = None,
     ) -> Pipeline:  # fmt: skip
         """Load the model of a yaml.
 
@@ -91,7 +93,8 @@ class Pipeline:
         else:
             model = load_model(config, *(weights or listed), loras=loras, **options)
         branches = {name: load_control(config, path, **options) for name, path in files.items()}
-        return cls(model, defaults=settings.get("defaults"), branches=branches, save_memory=save_memory)
+        rest = {"save_memory": save_memory, "annotators": annotators}
+        return cls(model, defaults=settings.get("defaults"), branches=branches, **rest)
 
     @torch.inference_mode()
     def __call__(
@@ -108,7 +111,7 @@ class Pipeline:
         request = request.completed(self.defaults)
         if init is None and (mask is not None or request.denoise < 1):
             raise ValueError("a mask or denoise below 1 needs an initial picture (init)")
-        maps = control_maps(image, request)
+        maps = control_maps(image, request, Annotators(self.annotators, self.model.device))
         size = maps[0].shape[:2]
         init = None if init is None else fit_image(init, size)
         mask = None if mask is None else fit_mask(mask, size)

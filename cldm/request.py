@@ -7,7 +7,8 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any
 
-from cldm.controls import get_control
+from annotator.registry import get_detector
+from cldm.controls import get_control, pick_detector
 from ldm.models.diffusion.samplers import get_sampler
 from ldm.modules.feature_cache import DEFAULT_CACHE_POINT, get_cache_point
 
@@ -36,8 +37,8 @@ class ControlInput:
 
     strength: factor on every residual, 0 to 2 is usual. start, end: the part of the steps in which it acts, 0
     is the first. branch: name of a loaded control branch, None for the model's own. preprocess: False says
-    that the image is a ready-made map. params: the annotator's. scales: one factor a residual in place of
-    strength.
+    that the image is a ready-made map. detector: one of the control's, None for its default. params: of the
+    detector. scales: one factor a residual in place of strength.
     """
 
     control: str = "scribble"
@@ -48,9 +49,13 @@ class ControlInput:
     preprocess: bool = True
     params: Mapping[str, Any] = field(default_factory=dict)
     scales: tuple[float, ...] | None = None
+    detector: str | None = None
 
     def __post_init__(self) -> None:
-        get_control(self.control)
+        control = get_control(self.control)
+        if self.preprocess and control.detectors:
+            detector = pick_detector(self.control, self.detector)
+            get_detector(detector).checked(detector, self.params)
         fits = 0 <= self.strength <= MAX_STRENGTH
         _check(fits, f"strength={self.strength}: use 0 (no control) to {MAX_STRENGTH}, 1 is as trained")
         _check_window("", self.start, self.end)
@@ -121,7 +126,11 @@ class Request:
 
     def to_json(self) -> str:
         """One line that `from_json` reads back."""
-        return json.dumps(asdict(self), ensure_ascii=False, sort_keys=True)
+        data = asdict(self)
+        for control in data["controls"]:
+            if control["detector"] is None:  # as requests were written before there was a choice
+                del control["detector"]
+        return json.dumps(data, ensure_ascii=False, sort_keys=True)
 
     @classmethod
     def from_json(cls, text: str) -> Request:

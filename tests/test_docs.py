@@ -152,9 +152,7 @@ def test_a_readme_is_short_and_lists_every_control_and_sampler(document):
         assert len(rows) == 1
         assert re.search(rf"\b{control.stem}\b", rows[0])
         assert control.stem_10 is None or control.stem_10 in rows[0]
-        assert (rows[0].split("|")[3].strip() in ("bring a map", "맵을 직접 준비")) == (
-            control.annotate is None
-        )
+        assert (rows[0].split("|")[3].strip() in ("bring a map", "맵을 직접 준비")) == (not control.detectors)
     (samplers,) = (part for part in text.split("\n\n") if part.startswith("`--sampler`"))
     assert re.findall(r"`(\w+)`", samplers) == list(SAMPLERS)
 

@@ -35,7 +35,8 @@ ROOMS = {
         "sampling",
         "pipeline",
     ),
-    "app": ("provenance generate_flags", "batch"),
+    "annotator": ("util detector", "pose", "canny scribble picture", "registry"),
+    "app": ("provenance generate_flags listing", "batch"),
     "quantize": (
         "arithmetic timesteps native",
         "activations",

@@ -1,3 +1,4 @@
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -5,13 +6,26 @@ import pytest
 from omegaconf import OmegaConf
 
 from annotator import canny, scribble
+from annotator.detector import Detector
+from annotator.registry import DETECTORS
 from annotator.util import HWC3, resize_image, target_size
 from checkpoints.names.recognize import file_stem
-from cldm.controls import CONTROLS, annotate, branch_names, control_of_file, get_control
+from cldm.controls import (
+    CONTROLS,
+    STORED_CONTROLS,
+    Annotators,
+    Detection,
+    annotate,
+    branch_names,
+    control_of_file,
+    get_control,
+    ready_detectors,
+)
 
 ROOT = Path(__file__).parents[2]
-PUBLISHED = {name: control for name, control in CONTROLS.items() if name not in ("scribble_xdog", "none")}
-WITHOUT_DETECTOR = [name for name, control in CONTROLS.items() if control.annotate is None]
+PUBLISHED = {name: control for name, control in CONTROLS.items() if name != "none"}
+MAP = Detection(preprocess=False)
+NAMES = [*CONTROLS, *STORED_CONTROLS]
 
 
 @pytest.fixture
@@ -65,30 +79,40 @@ def test_special_rules_belong_to_the_controls_that_have_them():
     assert CONTROLS["inpaint"].masked_hint == -1
 
 
-@pytest.mark.parametrize("name", CONTROLS)
+@pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("size", [(64, 64), (150, 200), (301, 99)])
-def test_every_control_takes_a_ready_made_map_and_most_a_picture(name, size):
+def test_every_control_takes_a_ready_made_map_and_a_picture_where_a_detector_is_ready(name, size):
     image = np.random.default_rng(0).integers(0, 256, (*size, 3), np.uint8)
-    for preprocess in {False, name not in WITHOUT_DETECTOR}:
-        control_map = annotate(name, image, 64, preprocess=preprocess)
+    ready = [one for one in ready_detectors(name) if not DETECTORS[one].load]
+    for how in [MAP, *map(Detection, ready)]:
+        control_map = annotate(name, image, 64, how)
         assert control_map.shape == (*target_size(*size, 64), 3)
         assert control_map.dtype == np.uint8
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_detectors_of_a_control_are_known(name):
+    assert not set(CONTROLS.get(name, get_control(name)).detectors) - set(DETECTORS)
+
+
+def test_every_detector_serves_a_control():
+    assert set(DETECTORS) == {one for control in CONTROLS.values() for one in control.detectors}
 
 
 @pytest.mark.parametrize("name", CONTROLS)
 def test_a_ready_made_map_of_the_right_size_is_used_as_it_is(name):
     ready = np.random.default_rng(0).integers(0, 256, (64, 128, 3), np.uint8)
-    assert np.array_equal(annotate(name, ready, 64, preprocess=False), ready)
+    assert np.array_equal(annotate(name, ready, 64, MAP), ready)
 
 
 @pytest.mark.parametrize("name", ["canny", "mlsd", "scribble", "lineart", "lineart_anime"])
 def test_ready_made_lines_survive_shrinking_and_enlarging(name):
     lines = np.zeros((640, 640), np.uint8)
     lines[:, 333] = lines[77] = 255
-    small = annotate(name, lines, 64, preprocess=False)
+    small = annotate(name, lines, 64, MAP)
     assert (small[:, 33] == 255).all()
     assert (small[7] == 255).all()
-    large = annotate(name, lines[:64, 320:384], 256, preprocess=False)
+    large = annotate(name, lines[:64, 320:384], 256, MAP)
     assert set(np.unique(large)) == {0, 255}
     assert (large[:, 52:56] == 255).all()
 
@@ -96,20 +120,25 @@ def test_ready_made_lines_survive_shrinking_and_enlarging(name):
 def test_ready_made_class_colours_are_never_mixed():
     classes = np.random.default_rng(0).integers(0, 2, (90, 130, 1), np.uint8) * np.uint8([120, 10, 200])
     for resolution in (64, 256):
-        found = annotate("seg", classes, resolution, preprocess=False).reshape(-1, 3)
+        found = annotate("seg", classes, resolution, MAP).reshape(-1, 3)
         assert {tuple(colour) for colour in found} == {(0, 0, 0), (120, 10, 200)}
 
 
-def test_pictures_go_to_the_detector_of_their_control(picture):
-    assert np.array_equal(
-        annotate("canny", picture, 64, low=50), canny.annotate(picture, resolution=64, low=50)
-    )
-    assert np.array_equal(
-        annotate("scribble", picture, 64, invert=True), scribble.annotate(picture, resolution=64, invert=True)
-    )
-    assert np.array_equal(
-        annotate("scribble_xdog", picture, 64), scribble.annotate_xdog(picture, resolution=64)
-    )
+@pytest.mark.parametrize(
+    ("name", "how", "expected"),
+    [
+        ("canny", Detection(params={"low": 50}), lambda x: canny.annotate(x, resolution=64, low=50)),
+        (
+            "scribble",
+            Detection(params={"invert": True}),
+            lambda x: scribble.annotate(x, resolution=64, invert=True),
+        ),
+        ("scribble", Detection("xdog"), lambda x: scribble.annotate_xdog(x, resolution=64)),
+        ("scribble_xdog", Detection(), lambda x: scribble.annotate_xdog(x, resolution=64)),
+    ],
+)
+def test_pictures_go_to_the_detector_that_is_asked_for(name, how, expected, picture):
+    assert np.array_equal(annotate(name, picture, 64, how), expected(picture))
 
 
 @pytest.mark.parametrize("name", ["inpaint", "ip2p", "tile", "none"])
@@ -119,12 +148,9 @@ def test_some_controls_are_the_picture_itself(name, picture):
 
 @pytest.mark.parametrize("name", ["canny", "scribble", "scribble_xdog", "tile", "depth"])
 def test_grey_and_transparent_pictures_are_taken(name, picture):
-    preprocess = name != "depth"
-    grey = picture[:, :, 0]
-    assert np.array_equal(
-        annotate(name, grey, 64, preprocess=preprocess), annotate(name, HWC3(grey), 64, preprocess=preprocess)
-    )
-    assert annotate(name, np.dstack([picture, grey]), 64, preprocess=preprocess).shape[2] == 3
+    how, grey = MAP if name == "depth" else Detection(), picture[:, :, 0]
+    assert np.array_equal(annotate(name, grey, 64, how), annotate(name, HWC3(grey), 64, how))
+    assert annotate(name, np.dstack([picture, grey]), 64, how).shape[2] == 3
 
 
 @pytest.mark.parametrize("name", ["Canny", "", "hed"])
@@ -135,24 +161,32 @@ def test_an_unknown_control_lists_the_known_ones(name, picture):
         get_control(name)
 
 
-@pytest.mark.parametrize("name", WITHOUT_DETECTOR)
-def test_a_control_without_detector_asks_for_a_ready_made_map(name, picture):
-    with pytest.raises(
-        ValueError, match=f"{name} has no detector in this build: give a ready-made map .*=False"
-    ):
-        annotate(name, picture, 64)
+def test_a_detector_of_another_control_lists_its_own(picture):
+    with pytest.raises(ValueError, match="scribble has no detector 'canny': choose from drawing, xdog"):
+        annotate("scribble", picture, 64, Detection("canny"))
+
+
+def test_a_detector_that_is_not_ready_says_how_and_names_those_that_are(picture, tmp_path, monkeypatch):
+    absent = Detector("edges", load=pytest.fail, weights=("a.pth", "b"), get="both")
+    monkeypatch.setitem(DETECTORS, "absent", absent)
+    monkeypatch.setitem(CONTROLS, "canny", replace(CONTROLS["canny"], detectors=("absent", "canny")))
+    says = "absent needs a.pth and b in .*: python tool_download_models.py get both; ready for canny: canny;"
+    with pytest.raises(ValueError, match=says):
+        annotate("canny", picture, 64, annotators=Annotators(tmp_path))
+    assert annotate("canny", picture, 64, Detection("canny"), Annotators(tmp_path)).any()
 
 
 def test_an_unknown_parameter_lists_the_known_ones(picture):
     with pytest.raises(ValueError, match="canny has no parameter blur: it takes low, high"):
-        annotate("canny", picture, 64, blur=3)
-    with pytest.raises(ValueError, match="tile has no parameter low: it takes none"):
-        annotate("tile", picture, 64, low=3)
+        annotate("canny", picture, 64, Detection(params={"blur": 3}))
+    with pytest.raises(ValueError, match="picture has no parameter low: it takes none"):
+        annotate("ip2p", picture, 64, Detection(params={"low": 3}))
 
 
-def test_a_ready_made_map_takes_no_parameters(picture):
-    with pytest.raises(ValueError, match="low: a ready-made map .* takes no parameters"):
-        annotate("canny", picture, 64, preprocess=False, low=3)
+@pytest.mark.parametrize("how", [{"params": {"low": 3}}, {"detector": "canny"}])
+def test_a_ready_made_map_takes_no_detector_and_no_parameters(picture, how):
+    with pytest.raises(ValueError, match="(low|canny): a ready-made map .* takes no detector or parameters"):
+        annotate("canny", picture, 64, replace(MAP, **how))
 
 
 def test_only_pictures_are_annotated():
@@ -162,10 +196,8 @@ def test_only_pictures_are_annotated():
 
 # The names of files, as people have them on disk
 
-STEMS = [
-    (control.stem, name) for name, control in CONTROLS.items() if control.stem and name != "scribble_xdog"
-]
-OLD = [(one.stem_10, name) for name, one in CONTROLS.items() if one.stem_10 and name != "scribble_xdog"]
+STEMS = [(control.stem, name) for name, control in CONTROLS.items() if control.stem]
+OLD = [(one.stem_10, name) for name, one in CONTROLS.items() if one.stem_10]
 FORMS = [
     "{}.pth",
     "{}_fp16.safetensors",

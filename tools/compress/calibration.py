@@ -18,7 +18,7 @@ from tqdm import tqdm
 
 from app.batch import images_in, prompt_beside
 from checkpoints.checkpoint import open_checkpoint
-from cldm.controls import control_of_file, get_control
+from cldm.controls import control_of_file, ready_detectors
 from cldm.lite import Block
 from cldm.pipeline import Pipeline
 from cldm.request import ControlInput, Request
@@ -78,8 +78,9 @@ class Runs:
 
     def play(self, pipeline: Pipeline) -> None:
         """Make a picture of each example, and encode it again; nothing is kept."""
-        # A control without a detector here takes the pictures as ready-made maps.
-        steering = ControlInput(self.control, preprocess=get_control(self.control).annotate is not None)
+        # Without a detector that is ready the pictures are taken as ready-made maps.
+        detector = next(iter(ready_detectors(self.control)), None)
+        steering = ControlInput(self.control, detector=detector, preprocess=detector is not None)
         model = pipeline.model
         for seed, example in enumerate(tqdm(self.examples, unit="picture", disable=None)):
             request = Request(example.prompt, controls=(steering,), seed=seed, steps=self.steps)
