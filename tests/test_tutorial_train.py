@@ -209,7 +209,7 @@ def wrong(files, tmp_path):
 
 NAMES = (
     "missing base", "wrong base", "no config", "no data", "row without file", "resolution", "preset",
-    "no checkpoint", "read-only", "batch", "steps", "8 bit", "deepspeed", "strategy", "wandb", "validation",
+    "no checkpoint", "read-only", "half on the CPU", "batch", "steps", "8 bit", "deepspeed", "strategy", "wandb", "validation",
     "cache", "limit",
 )  # fmt: skip
 
