@@ -209,8 +209,8 @@ def wrong(files, tmp_path):
 
 NAMES = (
     "missing base", "wrong base", "no config", "no data", "row without file", "resolution", "preset",
-    "no checkpoint", "read-only", "half on the CPU", "batch", "steps", "8 bit", "deepspeed", "strategy", "wandb", "validation",
-    "cache", "limit",
+    "no checkpoint", "read-only", "half on the CPU", "batch", "steps", "8 bit", "deepspeed", "strategy",
+    "wandb", "validation", "cache", "limit",
 )  # fmt: skip
 
 
