@@ -76,42 +76,35 @@ class ControlledUnetModel(UNetModel):
 
     def forward(  # noqa: PLR0913 - the published signature and what sampling adds to it
         self, x: Tensor, timesteps: Tensor, context: Tensor | None = None,
-        control: Sequence[Tensor] | None = None, only_mid_control: bool = False, into_encoder: bool = False,
+        control: Sequence[Tensor] | None = None, only_mid_control: bool = False,
         cache: FeatureCache | None = None,
     ) -> Tensor:  # fmt: skip
         """As `UNetModel.forward`; control: residuals in a control branch's order, None for none.
 
-        only_mid_control: use the last residual alone. into_encoder: add each behind its encoder block, where
-        the blocks after it see it too, not onto the skip alone; gradients then run through the encoder.
-        cache: features of an earlier call to use again, or where to leave this one's.
+        only_mid_control: use the last residual alone. cache: features of an earlier call to use again, or
+        where to leave this one's.
         """
-        within = into_encoder and control is not None and not only_mid_control
         if cache is not None and cache.deep is not None:
-            added = None if only_mid_control else control
-            return self._resumed(x, timesteps, context, added, cache, within=within)
+            return self._resumed(x, timesteps, context, None if only_mid_control else control, cache)
         residuals = [] if control is None else list(self.cast(*control))
-        inside = residuals[:-1] if within else []
-        h, text = self.cast(x[: shared_batch(context, x, timesteps, *inside)], context)
-        with torch.set_grad_enabled((within or self.encoder_learns) and torch.is_grad_enabled()):
+        h, text = self.cast(x[: shared_batch(context, x, timesteps)], context)
+        with torch.set_grad_enabled(self.encoder_learns and torch.is_grad_enabled()):
             emb = self.embed(timesteps)
-            h, skips = self.encode(h, emb, text, inside)
+            h, skips = self.encode(h, emb, text)
         if residuals:
             h = h + residuals[-1]
-        outside = residuals and not (only_mid_control or within)
-        pairs = zip(skips, residuals[:-1] if outside else [None] * len(skips), strict=True)
-        return self.decode(h, list(pairs), emb, text, cache).to(x.dtype)
+        onto_skips = residuals[:-1] if residuals and not only_mid_control else [None] * len(skips)
+        return self.decode(h, list(zip(skips, onto_skips, strict=True)), emb, text, cache).to(x.dtype)
 
     def _resumed(
         self, x: Tensor, timesteps: Tensor, context: Tensor | None, control: Sequence[Tensor] | None,
-        cache: FeatureCache, *, within: bool,
+        cache: FeatureCache,
     ) -> Tensor:  # fmt: skip
         h, text = self.cast(x, context)
         emb, skips = self.embed(timesteps), []
         for index, block in enumerate(self.input_blocks[: cache.encoder]):
             h = block(h, emb, text)
-            steered = h if control is None else h + control[index].to(h.dtype)
-            skips.append((steered, None))
-            h = steered if within else h
+            skips.append((h if control is None else h + control[index].to(h.dtype), None))
         return self.decode(cache.deep, [*skips, *cache.skips], emb, text).to(x.dtype)
 
 
@@ -176,7 +169,7 @@ class ControlLDM(LatentDiffusion):
             residuals = scale_residuals(residuals, scales, pool=self.global_average_pooling)
         return self.model.diffusion_model(
             x_noisy, t, context=text, control=residuals, only_mid_control=self.only_mid_control,
-            into_encoder=getattr(self.control_model, "into_encoder", False), cache=cond.get("cache"),
+            cache=cond.get("cache"),
         )  # fmt: skip
 
     @torch.no_grad()

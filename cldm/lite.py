@@ -32,8 +32,7 @@ class LiteConfig:
 
     width: channels of the features as a share of the U-Net's. depth: blocks a resolution and direction.
     kernel: side of the depthwise convolutions, 0 for none. top_down: whether features come back up from the
-    coarse resolutions. timed: whether residuals are scaled by the timestep. into_encoder: residuals go into
-    the U-Net's encoder, where later blocks see them too, not onto its skips.
+    coarse resolutions. timed: whether residuals are scaled by the timestep.
     """
 
     width: float = 0.5
@@ -41,7 +40,6 @@ class LiteConfig:
     kernel: int = 7
     top_down: bool = True
     timed: bool = True
-    into_encoder: bool = False
 
     def __post_init__(self) -> None:
         if self.width <= 0 or self.depth < 1 or self.kernel < 0 or (self.kernel and self.kernel % 2 == 0):
@@ -60,7 +58,7 @@ class ControlLite(nn.Module):
         super().__init__()
         unet = UNetConfig.from_params(params)
         self.lite = config_from(LiteConfig, lite or {}, "the lite branch")
-        self.model_channels, self.into_encoder = unet.model_channels, self.lite.into_encoder
+        self.model_channels = unet.model_channels
         widths = [max(1, round(self.lite.width * mult * unet.model_channels)) for mult in unet.channel_mult]
         self.places = _residual_places(unet)
         self.stem = nn.Conv2d(hint_channels * PIXELS_PER_LATENT**2, widths[0], 1)

@@ -26,8 +26,9 @@ from bench.results import Measurement
 if TYPE_CHECKING:
     from omegaconf import DictConfig
 
-PLAIN, FULL, LITE, WITHIN = "U-Net alone", "full", "lite", "lite, into the encoder"
+PLAIN, FULL, LITE = "U-Net alone", "full", "lite"
 FLOOR = "next to nothing"  # a branch of a hundredth of the width: what the U-Net alone costs in training
+KINDS = {FULL: "full", LITE: "lite", FLOOR: "lite"}
 COLUMNS = (
     Column("weights", "weights", "{:,}"),
     Column("of full", "weights", "{:.1%}", ratio="of first"),
@@ -108,15 +109,10 @@ class BranchExchange:
 
 def kinds(config: Path) -> dict[str, DictConfig]:
     """The yaml's settings with each kind of branch that is compared."""
-    from omegaconf import OmegaConf
-
     from cldm.model import with_branch
 
-    found = {FULL: with_branch(config, "full"), LITE: with_branch(config, "lite")}
-    place = "model.params.control_stage_config.params.lite"
-    for name, settings in ((WITHIN, {"into_encoder": True}), (FLOOR, {"width": 0.01, "kernel": 0})):
-        found[name] = with_branch(config, "lite")
-        OmegaConf.update(found[name], place, settings, merge=False, force_add=True)
+    found = {name: with_branch(config, kind) for name, kind in KINDS.items()}
+    found[FLOOR].model.params.control_stage_config.params.lite = {"width": 0.01, "kernel": 0}
     return found
 
 

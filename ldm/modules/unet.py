@@ -8,7 +8,7 @@ floating dtype: the networks cast them to their weights', and the U-Net casts it
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -168,16 +168,14 @@ class Encoder(nn.Module):
         """`inputs` in the dtype of the weights."""
         return (None if given is None else given.to(self.dtype) for given in inputs)
 
-    def encode(self, x: Tensor, emb: Tensor, context: Tensor | None,
-               residuals: Sequence[Tensor] = ()) -> tuple[Tensor, list[Tensor]]:  # fmt: skip
+    def encode(self, x: Tensor, emb: Tensor, context: Tensor | None) -> tuple[Tensor, list[Tensor]]:
         """What the middle block puts out, and the skips of all input blocks, for each row of `emb` [b, e].
 
-        x: [b, c, h, w], or the first `shared_batch` rows of it. residuals: to add behind each input block.
+        x: [b, c, h, w], or the first `shared_batch` rows of it.
         """
-        skips, added = [], residuals or [None] * len(self.input_blocks)
-        for block, residual in zip(self.input_blocks, added, strict=True):
+        skips = []
+        for block in self.input_blocks:
             x = block(x, emb, context)
-            x = x if residual is None else x + residual[: len(x)]
             skips.append(x)
         return self.middle_block(x, emb, context), [expand_batch(skip, emb) for skip in skips]
 

@@ -42,19 +42,17 @@ def test_residuals_have_the_shapes_of_the_full_branch(unet):
     assert [residual.shape for residual in lite(X, HINT, T, TEXT)] == expected
 
 
-@pytest.mark.parametrize("into_encoder", [False, True])
 @torch.no_grad()
-def test_an_untrained_branch_changes_nothing_to_the_bit(into_encoder):
+def test_an_untrained_branch_changes_nothing_to_the_bit():
     torch.manual_seed(0)
-    model = create_model(lite_settings(into_encoder=into_encoder)).eval()
+    model = create_model(lite_settings()).eval()
     randomize(model.model)
     plain = model.apply_model(X, T, COND | {"c_concat": None})
     assert torch.equal(model.apply_model(X, T, COND), plain)
 
 
-@pytest.mark.parametrize("into_encoder", [False, True])
-def test_only_the_branch_learns_and_all_of_it(into_encoder):
-    model = build_lite(into_encoder=into_encoder)
+def test_only_the_branch_learns_and_all_of_it():
+    model = build_lite()
     model.apply_model(X, T, COND).square().mean().backward()
     learned = {name for name, value in model.named_parameters() if value.grad is not None}
     assert learned == {name for name, _ in model.named_parameters() if name.startswith("control_model.")}
@@ -66,15 +64,6 @@ def test_zero_convolutions_learn_from_the_first_step():
     randomize(model.model)
     model.apply_model(X, T, COND).square().mean().backward()
     assert all(conv.weight.grad.abs().max() > 0 for conv in model.control_model.zero_convs)
-
-
-@torch.no_grad()
-def test_what_the_encoder_gets_is_seen_by_its_later_blocks():
-    onto_skips, within = build_lite(), build_lite(into_encoder=True)
-    assert not torch.allclose(onto_skips.apply_model(X, T, COND), within.apply_model(X, T, COND))
-    for model in (onto_skips, within):
-        model.only_mid_control = True  # the middle block is behind the whole encoder: there is no difference
-    torch.testing.assert_close(onto_skips.apply_model(X, T, COND), within.apply_model(X, T, COND))
 
 
 @pytest.mark.parametrize("timed", [False, True])

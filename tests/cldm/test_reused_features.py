@@ -94,7 +94,7 @@ def test_reusing_nothing_is_the_plain_denoiser_to_the_bit(model, cut):
 
 
 @each_cut
-@pytest.mark.parametrize("way", [{}, {"only_mid_control": True}, {"into_encoder": True}, {"control": None}])
+@pytest.mark.parametrize("way", [{}, {"only_mid_control": True}, {"control": None}])
 def test_a_step_between_with_nothing_changed_is_the_whole_step_to_the_bit(model, cut, way):
     unet, t = model.model.diffusion_model, torch.tensor([500, 500])
     control = model.control_model(X, HINT.expand(2, -1, -1, -1), t, TEXT)

@@ -3,11 +3,10 @@
 import pytest
 import torch
 
-from cldm.model import create_model, with_branch
 from cldm.sampling import ControlUnit, combined_residuals, control_scales
 from ldm.modules.attention import BasicTransformerBlock
 from ldm.modules.feature_cache import CACHE_POINTS
-from tests.small_models import SD15, SD21, build, randomize, relative_error, settings
+from tests.small_models import SD15, SD21, build, relative_error
 
 FP32 = 1e-6  # relative: libraries may sum another number of rows in another order
 FAMILIES = {
@@ -111,20 +110,6 @@ def test_several_branches_of_encoded_hints(model, family):
     for one, other in zip(shared, apart, strict=True):
         assert one.shape == other.shape
         assert relative_error(one, other) < FP32
-
-
-def test_a_lite_branch_that_steers_inside_the_encoder(family):
-    config = with_branch(settings(family), "lite")
-    config.model.params.control_stage_config.params.lite = {"into_encoder": True}
-    model = randomize(create_model(config).eval()).requires_grad_(False)
-    x, t, hint, text = guided()
-    seen = watch_rows(model)
-    shared, apart = both_ways(lambda: model.apply_model(x, t, condition(hint, text)))
-    assert relative_error(shared, apart) < FP32
-    other = torch.cat([hint[:PICTURES], hint[PICTURES:].flip(-1)])
-    steered, apart = both_ways(lambda: model.apply_model(x, t, condition(other, text)))
-    assert torch.equal(steered, apart)
-    assert seen == [PICTURES, *[2 * PICTURES] * 7]
 
 
 @pytest.mark.parametrize("cut", CACHE_POINTS)

@@ -20,13 +20,13 @@ def rows():
 
 
 def test_training_memory_is_four_copies_of_the_weights(rows):
-    for name in (lite.FULL, lite.LITE, lite.WITHIN):
+    for name in (lite.FULL, lite.LITE):
         copies = rows[name]["training memory"].value / (FLOAT * rows[name]["weights"].value)
         assert copies == pytest.approx(COPIES, rel=1e-3)  # and a step counter a tensor
 
 
-def test_a_lite_step_is_less_arithmetic_onto_the_skips_than_into_the_encoder(rows):
-    names = (lite.FLOOR, lite.LITE, lite.WITHIN, lite.FULL)
+def test_a_lite_step_is_less_arithmetic_than_a_full_one(rows):
+    names = (lite.FLOOR, lite.LITE, lite.FULL)
     flops = [rows[name]["training arithmetic"].value for name in names]
     assert flops == sorted(flops)
 
