@@ -1,10 +1,9 @@
-"""The shape of the code as a table, of the working tree or of revisions: size, layout, functions, two paths.
+"""The shape of the code as a table, of the working tree or of revisions: size, layout, functions, comments.
 
     python -m bench.code_shape 7dedb7c HEAD
 
 Tests do not count. Lines are those of .py, .cpp, .h and .js files, blank ones and comments included; all else
-is measured in Python files. The last rows count the files with a function that is handed the path of the
-weights while a pipeline is made, and those of the training script's imports in which `Namespace` occurs.
+is measured in Python files. That nothing imports in a ring, `tests/test_layers.py` holds.
 """
 
 from __future__ import annotations
@@ -13,7 +12,6 @@ import ast
 import io
 import statistics
 import subprocess
-import sys
 import tarfile
 import tempfile
 import tokenize
@@ -25,33 +23,8 @@ from common.shell import Parser, run_command
 
 SUFFIXES = (".py", ".cpp", ".h", ".js")
 LINES = "lines"
-TRAINING = "tutorial_train"  # the script whose imports are the training path
 NONE = "–"
 Function = ast.FunctionDef | ast.AsyncFunctionDef
-# Run in a tree of this project: how many of its files have a function that is handed the path of the weights.
-HANDED = """
-import sys
-from pathlib import Path
-from cldm.pipeline import Pipeline
-
-def is_weights(value):
-    if isinstance(value, (list, tuple)):
-        return any(map(is_weights, value))
-    return isinstance(value, (str, Path)) and str(value).endswith("tiny.safetensors")
-
-def profile(frame, event, _):
-    code, root = frame.f_code, f"{Path.cwd()}/"
-    count = code.co_argcount + code.co_kwonlyargcount + bool(code.co_flags & 0x04)  # with *args
-    given = [frame.f_locals.get(name) for name in code.co_varnames[:count]]
-    if event == "call" and code.co_filename.startswith(root) and is_weights(given):
-        files.add(code.co_filename)
-
-files = set()
-sys.setprofile(profile)
-Pipeline.from_files("models/tiny.yaml", device="cpu")
-sys.setprofile(None)
-print(len([name for name in files if "/.venv/" not in name]))
-"""
 
 
 def measure(folder: Path) -> dict[str, object]:
@@ -74,7 +47,6 @@ def measure(folder: Path) -> dict[str, object]:
         "longest file": max(lines.values(), default=0),
         **functions(trees),
         "comments per 100 lines of Python": comments([sources[path] for path in trees]),
-        **paths(folder, {_module(path): tree for path, tree in trees.items()}),
     }
 
 
@@ -113,52 +85,6 @@ def comments(files: list[str]) -> str:
     return f"{100 * count / max(1, lines):.1f}"
 
 
-def paths(folder: Path, trees: dict[str, ast.Module]) -> dict[str, object]:
-    """How many modules import each other in a ring; what two things pass on their way."""
-    graph = {name: _imports(tree) & trees.keys() - {name} for name, tree in trees.items()}
-    done = subprocess.run([sys.executable, "-c", HANDED], cwd=folder, capture_output=True, text=True)
-    training = {TRAINING, *reachable(graph, TRAINING)}
-    return {
-        "import cycles": len(cycles(graph)),
-        "checkpoint: files that are handed its path": NONE if done.returncode else done.stdout.split()[-1],
-        "training: files in which `Namespace` occurs": sum(
-            _names_namespace(tree) for name, tree in trees.items() if name in training
-        ),
-    }
-
-
-def cycles(graph: dict[str, set[str]]) -> set[frozenset[str]]:
-    """Groups of modules that import each other."""
-    below = {name: reachable(graph, name) for name in graph}
-    rings = (frozenset(one for one in below[name] if name in below[one]) for name in graph)
-    return {ring for ring in rings if ring}
-
-
-def reachable(graph: dict[str, set[str]], start: str) -> set[str]:
-    """What `start` imports, and what that imports, and so on."""
-    found: set[str] = set()
-    pending = list(graph.get(start, ()))
-    while pending:
-        if (name := pending.pop()) not in found:
-            found.add(name)
-            pending += graph[name]
-    return found
-
-
-def _imports(tree: ast.Module) -> set[str]:
-    found: set[str] = set()
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Import):
-            found |= {alias.name for alias in node.names}
-        elif isinstance(node, ast.ImportFrom) and node.module:
-            found |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
-    return found
-
-
-def _names_namespace(tree: ast.Module) -> bool:
-    return any("Namespace" in (getattr(node, "id", ""), getattr(node, "attr", "")) for node in ast.walk(tree))
-
-
 def measure_revision(repository: Path, revision: str) -> dict[str, object]:
     """`measure` of a revision's files, unpacked for the while."""
     with tempfile.TemporaryDirectory() as folder:
@@ -172,10 +98,6 @@ def _git(folder: Path, *words: str) -> bytes:
     if done.returncode:
         raise ValueError(f"git {' '.join(words)}: {done.stderr.decode().strip().splitlines()[0]}")
     return done.stdout
-
-
-def _module(path: str) -> str:
-    return path.removesuffix(".py").replace("/", ".").removesuffix(".__init__")
 
 
 def table(columns: dict[str, dict[str, object]]) -> str:

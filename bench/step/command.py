@@ -3,7 +3,6 @@
     python -m bench.step --only diffusers ours-int8-dynamic
     python -m bench.step --rounds 3 --json outputs/step.json --peer-python peers/bin/python
     python -m bench.step --only ours-fp32 ours-int8-dynamic-ruled --rule "*.skip_connection=int8_weight"
-    python -m bench.step --picture --only diffusers ours-int8-dynamic --rounds 1
 
 All have the same inputs and the same random weights, of one of two kinds (`bench.random_weights`). Each
 contender has a process of its own and computes when its turn comes, while the others stand still. The first
@@ -29,15 +28,13 @@ from tqdm import tqdm
 
 from bench.harness import GIB, PERCENT, SPREAD, Bench, Column, chosen, table_of
 from bench.inputs import relative_error
-from bench.processes import Cost, ProcessOptions, Worker, apart
+from bench.processes import ProcessOptions, Worker, apart
 from bench.results import Measurement, Rows
-from bench.step.contenders import CPU, EQUAL, GPU, SAME, contenders_on, load, prepare_files
-from bench.step.picture import STAGES
-from bench.step.setting import Setting
+from bench.step.contenders import CPU, EQUAL, GPU, SAME, Setting, contenders_on, load, prepare_files
 from common.shell import say
 
 MEDIAN = "median (min..max)"
-STEP_COLUMNS = (
+COLUMNS = (
     Column(f"wall s, {MEDIAN}", "wall", SPREAD),
     Column(f"CPU s, {MEDIAN}", "cpu", SPREAD),
     Column("faster", "wall", ratio="faster"),
@@ -46,13 +43,6 @@ STEP_COLUMNS = (
     Column("first step, CPU s", "first cpu", "{:.1f}"),
     Column("error, %", "error", "{:.3g}", PERCENT),
     Column("rounds", "wall", "{n}"),
-)
-PICTURE_COLUMNS = (
-    Column("a picture, s (min..max)", "wall", SPREAD),
-    *(Column(f"{stage}, s", stage) for stage in STAGES),
-    Column("faster", "wall", ratio="faster"),
-    Column("peak, GiB", "peak", "{high:.2f}", GIB),
-    Column("pictures", "wall", "{n}"),
 )
 
 
@@ -74,15 +64,10 @@ def measure(setting: Setting) -> Iterator[Measurement]:
         yield from errors(outputs)
         for _ in tqdm(range(setting.rounds), desc="rounds", disable=None):
             for name, worker in workers.items():
-                # A picture begins with cold caches, as a user's does.
-                yield from _run_rows(name, *worker.run(0 if setting.picture else setting.settle))
-
-
-def _run_rows(name: str, cost: Cost, parts: Mapping[str, float]) -> Iterator[Measurement]:
-    seconds = {"wall": cost.wall, "cpu": cost.cpu, **parts}
-    for quantity, value in seconds.items():
-        yield Measurement.of(name, quantity, "s", [value])
-    yield Measurement.of(name, "peak", "B", [cost.peak])
+                cost, _ = worker.run(setting.settle)
+                yield Measurement.of(name, "wall", "s", [cost.wall])
+                yield Measurement.of(name, "cpu", "s", [cost.cpu])
+                yield Measurement.of(name, "peak", "B", [cost.peak])
 
 
 def racing(setting: Setting) -> list[str]:
@@ -125,7 +110,7 @@ def errors(outputs: Mapping[str, Path]) -> Iterator[Measurement]:
 def table(rows: Rows, setting: Setting) -> str:
     """A row for each contender, those of earlier runs too."""
     rows = {name: rows[name] for name in contenders_on(setting.device) if name in rows}
-    return table_of(PICTURE_COLUMNS if setting.picture else STEP_COLUMNS, "contender")(rows)
+    return table_of(COLUMNS, "contender")(rows)
 
 
 ABOUT = __doc__.format(cpu=", ".join(CPU), gpu=", ".join(GPU))

@@ -1,26 +1,87 @@
-"""Who takes part in `bench.step`: how each is prepared, loaded and made to compute."""
+"""Who takes part in `bench.step`, under which setting: how each is prepared, loaded and made to compute."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 import torch
+from torch import Tensor
 
 from bench.files import Files
+from bench.harness import FOLDER, ROUNDS, SD15, BenchFlags
 from bench.inputs import Inputs, denoising_step
 from bench.processes import Run
-from bench.step.setting import Compute, Contender, Setting
+from bench.random_weights import WEIGHTS
+from common.flags import flag
+from quantize.selection import parse_rules
 
 if TYPE_CHECKING:
     from bench.step.diffusers import Networks
     from cldm.cldm import ControlLDM
 
+RULE = "for layers of the contenders `...-ruled`"
+INSTALL = 'pip install -e ".[bench]"'
+Compute = Callable[[], Tensor]  # one denoising step: the predicted noise
 # glibc hands large blocks back to the kernel at once, which then clears every page of the next one.
 KEEP_MEMORY = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(2**31 - 1)}
 MODE = "max-autotune-no-cudagraphs"  # of torch.compile: the fastest kernels, and memory that can be compared
+
+
+@dataclass(frozen=True)
+class Setting(BenchFlags):
+    """The flags of `bench.step`, and what a contender is told."""
+
+    LOWEST: ClassVar[Mapping[str, int]] = {"settle": 0}
+    SHARED: ClassVar[Sequence[str]] = ("config", "size", "batch", "threads", "device", "weights", "rule")
+
+    only: tuple[str, ...] = flag((), "contenders (default: all of the device)", metavar="NAME")
+    config: Path = flag(SD15, "yaml of the model")
+    folder: Path = flag(FOLDER, "of the files")
+    weights: str = flag("gaussian", "how they are drawn", choices=tuple(WEIGHTS))
+    rule: tuple[str, ...] = flag((), RULE, action="append", metavar="PATTERN=SCHEME")
+    size: int = flag(512, "side of the picture, pixels")
+    batch: int = flag(2, "latents a step, 2 for guidance")
+    threads: int = flag(2, "of each contender")
+    rounds: int = flag(3, ROUNDS)
+    settle: int = flag(1, "untimed runs before each timed one")
+    peer_python: Path | None = flag(None, "Python that has the peers' packages, if not this", metavar="PATH")
+    device: str = flag("cpu", "cpu or cuda")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        parse_rules(self.rule)
+
+    @property
+    def files(self) -> Files:
+        """The weights."""
+        return Files(self.config, self.folder, self.weights)
+
+
+@dataclass(frozen=True)
+class Contender:
+    """load: what computes a step. files: what it loads; prepare: makes those that are not there.
+
+    needs: packages beyond the project's own. environment: of its process. ruled: whether the setting's rules
+    are what it is about.
+    """
+
+    load: Callable[[Setting], Compute]
+    files: Callable[[Setting], list[Path]] = lambda setting: [setting.files.weights]
+    prepare: Callable[[Setting], object] = lambda setting: setting.files.make_weights()
+    needs: tuple[str, ...] = ()
+    environment: Mapping[str, str] = field(default_factory=dict)
+    ruled: bool = False
+
+    def absent(self, setting: Setting) -> str | None:
+        """Why it cannot take part, in a sentence; None where it can."""
+        missing = [] if setting.peer_python else [name for name in self.needs if find_spec(name) is None]
+        if missing:
+            return f"{', '.join(missing)} not installed: {INSTALL}"
+        return "there is no --rule" if self.ruled and not setting.rule else None
 
 
 def random_inputs(setting: Setting) -> Inputs:
@@ -46,7 +107,7 @@ def diffusers(dtype: torch.dtype = torch.float32, *, int8: bool = False, compile
                 module.to(memory_format=torch.channels_last)
                 module.compile(mode=MODE, fullgraph=True)
         inputs = random_inputs(setting).to(setting.device, dtype)
-        return lambda: (networks.step(inputs), {})
+        return lambda: networks.step(inputs)
 
     return Contender(step, needs=("diffusers", *(["torchao"] if int8 else [])))
 
@@ -58,20 +119,13 @@ def _quantize_by_torchao(networks: Networks) -> None:
         quantize_(module, Int8DynamicActivationInt8WeightConfig())
 
 
-def diffusers_picture(setting: Setting) -> Compute:
-    """diffusers' pipeline."""
-    from bench.step.picture import their_picture
-
-    return their_picture(setting)
-
-
 def openvino_step(setting: Setting) -> Compute:
     """Both networks in int8, by OpenVINO."""
     from bench.step.openvino import Converted
 
     network = Converted(setting)
     inputs = random_inputs(setting)
-    return lambda: (network.step(inputs), {})
+    return lambda: network.step(inputs)
 
 
 def _openvino_files(setting: Setting) -> list[Path]:
@@ -116,15 +170,9 @@ def ours(scheme: str | None = None, *, ruled: bool = False) -> Contender:
     def step(setting: Setting) -> Compute:
         model = our_model(setting, made(setting), scheme).requires_grad_(False)
         dtype = next(model.model.parameters()).dtype
-        compute = denoising_step(model, random_inputs(setting).to(setting.device, dtype))
-        return lambda: (compute(), {})
+        return denoising_step(model, random_inputs(setting).to(setting.device, dtype))
 
-    def picture(setting: Setting) -> Compute:
-        from bench.step.picture import our_picture
-
-        return our_picture(our_model(setting, made(setting), scheme), setting)
-
-    return Contender(step, picture, files, prepare, ruled=ruled)
+    return Contender(step, files, prepare, ruled=ruled)
 
 
 def contenders_on(device: str) -> Mapping[str, Contender]:
@@ -140,23 +188,18 @@ def prepare_files(name: str, setting: Setting) -> None:
 
 
 def load(name: str, setting: Setting, output: Path) -> Run:
-    """What a contender's process runs: it gives seconds by part.
-
-    What it computes first is written to `output`.
-    """
+    """What a contender's process runs; what it computes first is written to `output`."""
     compute = contenders_on(setting.device)[name].load(setting)
 
     @torch.inference_mode()
-    def run() -> Mapping[str, float]:
-        result, parts = compute()
+    def run() -> None:
+        result = compute()
         if not output.is_file():
             torch.save(result.float().cpu(), output)
-        return dict(parts)
 
     return run
 
 
-FLOAT = replace(diffusers(), picture=diffusers_picture)
 OURS_INT8 = {
     f"ours-{scheme.replace('_', '-')}{'-ruled' if ruled else ''}": ours(scheme, ruled=ruled)
     for ruled in (False, True)
@@ -164,10 +207,10 @@ OURS_INT8 = {
 }
 # The first of those that take part is what errors are relative to.
 CPU = {
-    "diffusers": FLOAT,
-    "diffusers+allocator": replace(FLOAT, environment=KEEP_MEMORY),
+    "diffusers": diffusers(),
+    "diffusers+allocator": replace(diffusers(), environment=KEEP_MEMORY),
     "openvino-int8": Contender(
-        openvino_step, None, _openvino_files, _prepare_openvino, needs=("diffusers", "openvino", "nncf")
+        openvino_step, _openvino_files, _prepare_openvino, needs=("diffusers", "openvino", "nncf")
     ),
     "ours-fp32": ours(),
     **OURS_INT8,

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
@@ -45,23 +44,16 @@ def load_networks(files: Files) -> Networks:
 
 def load_part(files: Files, part: str) -> nn.Module:
     """diffusers' module for an entry of `names.diffusers.COMPONENTS`, with the float file's tensors."""
+    import diffusers
+
     from checkpoints.diffusers.check import read_params
     from checkpoints.diffusers.configs import part_config
     from checkpoints.names.diffusers import COMPONENTS
 
+    kind = {"unet": diffusers.UNet2DConditionModel, "controlnet": diffusers.ControlNetModel}[part]
     names = COMPONENTS[part]
     state = {name[len(names.prefix) :]: t for name, t in files.tensors() if name.startswith(names.prefix)}
     with torch.device("meta"):
-        module = _kinds()[part](part_config(part, read_params(files.config)))
+        module = kind(**part_config(part, read_params(files.config)))
     module.load_state_dict(names.to_diffusers(state), strict=True, assign=True)
     return module.eval().requires_grad_(False)
-
-
-def _kinds() -> dict[str, Callable[[Mapping[str, Any]], nn.Module]]:
-    import diffusers
-
-    return {
-        "unet": lambda config: diffusers.UNet2DConditionModel(**config),
-        "controlnet": lambda config: diffusers.ControlNetModel(**config),
-        "vae": lambda config: diffusers.AutoencoderKL(**config),
-    }

@@ -4,7 +4,7 @@ import subprocess
 
 import pytest
 
-from bench.code_shape import cycles, main, measure
+from bench.code_shape import main, measure
 
 FILES = {
     "tutorial_train.py": "from pkg.flags import read\n",
@@ -53,9 +53,6 @@ def test_everything_but_tests_is_counted(repository):
         "functions: longest": 3,
         "functions: all types said": "66.7%",
         "comments per 100 lines of Python": "10.0",
-        "import cycles": 1,
-        "checkpoint: files that are handed its path": "–",  # nothing here loads one
-        "training: files in which `Namespace` occurs": 1,
     }
 
 
@@ -77,8 +74,3 @@ def test_each_revision_is_a_column_and_files_that_git_does_not_know_are_none(rep
 def test_an_unknown_revision_is_a_mistake_in_one_sentence(repository, capsys):
     assert main(["nowhere"]) == 2
     assert capsys.readouterr().err.startswith("git archive nowhere: ")
-
-
-def test_a_ring_is_found_once_and_what_hangs_on_it_is_not_in_it():
-    graph = {"a": {"b"}, "b": {"c"}, "c": {"b"}, "d": set()}
-    assert cycles(graph) == {frozenset("bc")}

@@ -11,15 +11,12 @@ from safetensors.torch import load_file
 
 from bench.results import Measurement, by_subject
 from bench.step.command import errors, main, racing, table
-from bench.step.contenders import CPU, EQUAL
+from bench.step.contenders import CPU, EQUAL, Setting
 from bench.step.openvino import ir_path
-from bench.step.picture import STAGES
-from bench.step.setting import Setting
 from quantize.files.read import read_content
 from tests.small_models import relative_error, settings
 
 INT8 = 0.15  # of a step with random weights, at layers this narrow
-LEVEL = 1  # of a byte: float pictures that are the same but for rounding
 
 
 @pytest.fixture(scope="module")
@@ -37,27 +34,15 @@ def computed(name, setting):
 
 def test_diffusers_and_ours_compute_the_same_on_the_same_weights(setting):
     pytest.importorskip("diffusers")
-    expected, _ = computed("diffusers", setting)
-    got, _ = computed("ours-fp32", setting)
+    expected, got = computed("diffusers", setting), computed("ours-fp32", setting)
     assert expected.std() > 0.1
     assert relative_error(got, expected) < EQUAL
 
 
 @pytest.mark.parametrize("name", ["ours-int8-dynamic", "ours-int8-static"])
 def test_quantized_contenders_are_near_the_float_one(name, setting):
-    expected, _ = computed("ours-fp32", setting)
-    got, _ = computed(name, setting)
+    expected, got = computed("ours-fp32", setting), computed(name, setting)
     assert EQUAL < relative_error(got, expected) < INT8
-
-
-def test_both_pipelines_make_the_same_picture(setting):
-    pytest.importorskip("diffusers")
-    small = replace(setting, picture=True, steps=2)
-    (ours, seconds), (theirs, their_seconds) = (computed(name, small) for name in ("ours-fp32", "diffusers"))
-    assert ours.shape == theirs.shape == (64, 64, 3)
-    assert list(seconds) == list(their_seconds) == list(STAGES)
-    assert ours.float().std() > 10
-    assert (ours.int() - theirs.int()).abs().max() <= LEVEL
 
 
 @pytest.mark.parametrize("rule", ["*.skip_connection=int8_weight", "*.proj_in=float"])
@@ -75,8 +60,8 @@ def test_a_ruled_contender_has_its_rules_and_the_codes_and_ranges_of_the_plain_o
     tensors, old = load_file(path), load_file(plain)
     assert not any(f"{name}.in_scale" in tensors for name in changed)
     assert all(torch.equal(tensors[name], old[name]) for name in old if name in tensors)
-    got, _ = computed("ours-int8-static-ruled", ruled)
-    assert EQUAL < relative_error(got, computed("ours-fp32", setting)[0]) < INT8
+    got = computed("ours-int8-static-ruled", ruled)
+    assert EQUAL < relative_error(got, computed("ours-fp32", setting)) < INT8
 
 
 def test_converted_models_of_other_weights_have_other_names(setting):
@@ -90,7 +75,7 @@ def test_contenders_with_rules_take_part_where_there_are_some(setting):
 
 
 def test_peers_that_are_not_installed_are_left_out_with_a_way_to_have_them(setting, monkeypatch, capsys):
-    monkeypatch.setattr("bench.step.setting.find_spec", lambda name: None)
+    monkeypatch.setattr("bench.step.contenders.find_spec", lambda name: None)
     assert racing(replace(setting, only=("openvino-int8", "ours-fp32"))) == ["ours-fp32"]
     said = capsys.readouterr().err
     assert said.startswith("openvino-int8 is left out: ")
@@ -135,7 +120,6 @@ def test_float_contenders_that_differ_are_complained_about(tmp_path, capsys):
         (["--rule", "*=int9"], "unknown scheme 'int9'"),
         (["--only", "ours-int8-static-ruled"], "no contender is left to measure"),
         (["--device", "mars"], "unknown device 'mars'"),
-        (["--picture", "--only", "openvino-int8"], "no contender is left to measure"),
     ],
 )
 def test_bad_requests_are_one_sentence(options, sentence, capsys):
