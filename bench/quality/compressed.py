@@ -14,54 +14,23 @@ exit code is 1 where a bar is missed.
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
 
 from bench.harness import MIB, Bench, Column, chosen, table_of
-from bench.quality.held_out import COLOURS, FOLLOWED, HeldOutFlags, file_stem
+from bench.quality.held_out import COLOURS, FOLLOWED, ROWS, HeldOutFlags, file_stem
 from bench.results import Measurement, Rows
 from common.flags import flag
 from common.shell import INTERRUPTED
 
-IMAGES = ("--calibrate", "test_imgs")
-STATIC = ("quantize", "--scheme", "int8_static", *IMAGES)
-INT4 = ("quantize", "--scheme", "int4_group")
-PLAN = "{folder}/int4-plan.json"
-NOISE = ("--sensitivity", "{folder}/int4-noise.json", "--budget-db", "26", "--plan-out", PLAN)
-TAYLOR = ("--by", "taylor", *IMAGES)
 # Rows by name: one or more commands with their flags, of which the last writes the file.
-QUANTIZED: dict[str, tuple[tuple[str, ...], ...]] = {
-    "int8_weight": (("quantize", "--scheme", "int8_weight"),),
-    "int8_dynamic": (("quantize", "--scheme", "int8_dynamic"),),
-    "int8_static": (STATIC,),
-    "int8_static, decoder": ((*STATIC, "--decoder"),),
-    "int8_static, compact": ((*STATIC, "--compact"),),
-    "int4_group": (INT4,),
-    "int4_group, plan": ((*INT4, *IMAGES, *NOISE), ("quantize", "--plan", PLAN)),
-    "int8_static, clip max": ((*STATIC, "--clip", "max"),),
-    "int8_static, balance": ((*STATIC, "--balance"),),
-    "int4_group, clip max": ((*INT4, "--clip", "max"),),
-    "int4_group, balance": ((*INT4, "--balance", *IMAGES),),
-}
-# The tiny model's attention has two heads, and its norms have four groups: finer shares cannot be asked for.
-STRUCTURED = {
-    "mlp 12.5 %": ("--mlp", "0.125"),
-    "mlp 25 %": ("--mlp", "0.25"),
-    "mlp 25 %, by Taylor": ("--mlp", "0.25", *TAYLOR),
-    "mlp 25 %, res 25 %": ("--mlp", "0.25", "--res", "0.25"),
-    "mlp 25 %, res 25 %, by Taylor": ("--mlp", "0.25", "--res", "0.25", *TAYLOR),
-    "mlp 50 %, heads 50 %": ("--mlp", "0.5", "--heads", "0.5"),
-    "mlp 50 %, heads 50 %, res 50 %": ("--mlp", "0.5", "--heads", "0.5", "--res", "0.5"),
-}
-MAGNITUDE = ("magnitude", "--share")
-PRUNED = {name: (("structured", *words),) for name, words in STRUCTURED.items()} | {
-    "magnitude 30 %": ((*MAGNITUDE, "0.3"),),
-    "magnitude 50 %": ((*MAGNITUDE, "0.5"),),
-    "magnitude 50 %, global": ((*MAGNITUDE, "0.5", "--scope", "global"),),
-    "2:4": (("2:4",),),
-}
+QUANTIZED, PRUNED = (
+    {name: [tuple(shlex.split(one)) for one in commands] for name, commands in ROWS[kind].items()}
+    for kind in ("quantized", "pruned")
+)
 FILE_ROWS = QUANTIZED | PRUNED
 FULL = "full precision"
 # Rows with a bar: median PSNR to full precision, and how many points a share may lose.

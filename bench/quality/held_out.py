@@ -17,6 +17,8 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, ClassVar
 
+import yaml
+
 from bench.harness import PERCENT, TINY, BenchFlags, Column
 from bench.results import Measurement
 from common.atomic import atomic_write
@@ -29,6 +31,7 @@ if TYPE_CHECKING:
 
     Pictures = Sequence[np.ndarray]
 
+ROWS = yaml.safe_load(Path(__file__).with_name("rows.yaml").read_text("utf-8"))
 LOW_PERCENTILE = 5  # what all but one in twenty reach
 KEY_DIGITS = 16
 TRUTH = {
