@@ -5,11 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
-from safetensors.torch import save_file
 from torch import Tensor
 
+from checkpoints.files.write import write_weights
 from cldm.cldm import ControlLDM
-from common.atomic import atomic_write
 
 CONTROL_PART = "control_model."
 # Prefixes of what a file holds, and the sets of stages that train it: the base file, then the branch's.
@@ -28,19 +27,18 @@ def export(model: ControlLDM, folder: Path, trained: Iterable[str], names: Seque
     for name, (prefixes, ways) in zip(names, PARTS, strict=True):
         if any(needed <= stages for needed in ways):
             part = {key: value for key, value in state.items() if key.startswith(prefixes)}
-            written.append(_write(folder / name, part))
+            written.append(write_half(folder / name, part))
     return written
 
 
 def keep_branch(average: Mapping[str, Tensor], folder: Path, step: int) -> Path:
     """Write a branch's weights, under their own names, as control-`step`.safetensors into `folder`."""
     named = {CONTROL_PART + name: value for name, value in average.items()}
-    return _write(folder / f"control-{step}.safetensors", named)
+    return write_half(folder / f"control-{step}.safetensors", named)
 
 
-def _write(path: Path, state: Mapping[str, Tensor]) -> Path:
+def write_half(path: Path, state: Mapping[str, Tensor], made_by: str = "trainer.tiny", **about: str) -> Path:
+    """Write `state` in half precision; about: more of the file's metadata."""
     halved = {key: value.half() if value.is_floating_point() else value for key, value in state.items()}
-    tensors = {key: value.contiguous().cpu() for key, value in halved.items()}
-    with atomic_write(path) as partial:
-        save_file(tensors, partial, metadata={"format": "pt", "made_by": "python -m trainer.tiny"})
-    return path
+    tensors = {key: value.cpu() for key, value in halved.items()}
+    return write_weights(path, tensors, metadata={"made_by": f"python -m {made_by}", **about})

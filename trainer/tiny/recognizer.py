@@ -19,12 +19,10 @@ import cv2
 import numpy as np
 import torch
 import torch.nn.functional as F
-from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
 from cldm.recognizer import SIDE, Judge, Recognizer, look, see
-from common.atomic import atomic_write
 from common.flags import add_flags, read_flags
 from common.shell import Parser, run_command
 from scenes.things.art import FOLDER, MORE_FILE, Art, load_art
@@ -33,6 +31,7 @@ from scenes.things.scene import ThingScene, lines, random_scene, render
 from scenes.things.sketch import Hand, random_hand, scribble
 from scenes.things.words import styles, words
 from trainer.tiny.command import Run, fit
+from trainer.tiny.export import write_half
 from trainer.tiny.settings import TinySettings
 from trainer.tiny.stages import Stage
 
@@ -166,11 +165,7 @@ def _train(name: str, art: Path, steps: int, settings: TinySettings) -> Path:
 
 def save(model: Recognizer | Judge, path: Path) -> Path:
     """Write a network in half precision, its words beside it."""
-    state = {k: v.half() if v.is_floating_point() else v for k, v in model.state_dict().items()}
-    about = {"format": "pt", "words": json.dumps(model.words)}
-    with atomic_write(path) as partial:
-        save_file({name: value.contiguous() for name, value in state.items()}, partial, metadata=about)
-    return path
+    return write_half(path, model.state_dict(), "trainer.tiny.recognizer", words=json.dumps(model.words))
 
 
 NETS = {
