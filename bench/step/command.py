@@ -30,7 +30,8 @@ from bench.harness import GIB, PERCENT, SPREAD, Bench, Column, chosen, table_of
 from bench.inputs import relative_error
 from bench.processes import ProcessOptions, Worker, apart
 from bench.results import Measurement, Rows
-from bench.step.contenders import CPU, EQUAL, GPU, SAME, Setting, contenders_on, load, prepare_files
+from bench.step.contenders import CPU, EQUAL, GPU, SAME, contenders_on, load, prepare_files
+from bench.step.setting import Setting
 from common.shell import say
 
 MEDIAN = "median (min..max)"

@@ -1,87 +1,26 @@
-"""Who takes part in `bench.step`, under which setting: how each is prepared, loaded and made to compute."""
+"""Who takes part in `bench.step`: how each is prepared, loaded and made to compute."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from importlib.util import find_spec
+from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING
 
 import torch
-from torch import Tensor
 
 from bench.files import Files
-from bench.harness import FOLDER, ROUNDS, SD15, BenchFlags
 from bench.inputs import Inputs, denoising_step
 from bench.processes import Run
-from bench.random_weights import WEIGHTS
-from common.flags import flag
-from quantize.selection import parse_rules
+from bench.step.setting import Compute, Contender, Setting
 
 if TYPE_CHECKING:
     from bench.step.diffusers import Networks
     from cldm.cldm import ControlLDM
 
-RULE = "for layers of the contenders `...-ruled`"
-INSTALL = 'pip install -e ".[bench]"'
-Compute = Callable[[], Tensor]  # one denoising step: the predicted noise
 # glibc hands large blocks back to the kernel at once, which then clears every page of the next one.
 KEEP_MEMORY = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(2**31 - 1)}
 MODE = "max-autotune-no-cudagraphs"  # of torch.compile: the fastest kernels, and memory that can be compared
-
-
-@dataclass(frozen=True)
-class Setting(BenchFlags):
-    """The flags of `bench.step`, and what a contender is told."""
-
-    LOWEST: ClassVar[Mapping[str, int]] = {"settle": 0}
-    SHARED: ClassVar[Sequence[str]] = ("config", "size", "batch", "threads", "device", "weights", "rule")
-
-    only: tuple[str, ...] = flag((), "contenders (default: all of the device)", metavar="NAME")
-    config: Path = flag(SD15, "yaml of the model")
-    folder: Path = flag(FOLDER, "of the files")
-    weights: str = flag("gaussian", "how they are drawn", choices=tuple(WEIGHTS))
-    rule: tuple[str, ...] = flag((), RULE, action="append", metavar="PATTERN=SCHEME")
-    size: int = flag(512, "side of the picture, pixels")
-    batch: int = flag(2, "latents a step, 2 for guidance")
-    threads: int = flag(2, "of each contender")
-    rounds: int = flag(3, ROUNDS)
-    settle: int = flag(1, "untimed runs before each timed one")
-    peer_python: Path | None = flag(None, "Python that has the peers' packages, if not this", metavar="PATH")
-    device: str = flag("cpu", "cpu or cuda")
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        parse_rules(self.rule)
-
-    @property
-    def files(self) -> Files:
-        """The weights."""
-        return Files(self.config, self.folder, self.weights)
-
-
-@dataclass(frozen=True)
-class Contender:
-    """load: what computes a step. files: what it loads; prepare: makes those that are not there.
-
-    needs: packages beyond the project's own. environment: of its process. ruled: whether the setting's rules
-    are what it is about.
-    """
-
-    load: Callable[[Setting], Compute]
-    files: Callable[[Setting], list[Path]] = lambda setting: [setting.files.weights]
-    prepare: Callable[[Setting], object] = lambda setting: setting.files.make_weights()
-    needs: tuple[str, ...] = ()
-    environment: Mapping[str, str] = field(default_factory=dict)
-    ruled: bool = False
-
-    def absent(self, setting: Setting) -> str | None:
-        """Why it cannot take part, in a sentence; None where it can."""
-        missing = [] if setting.peer_python else [name for name in self.needs if find_spec(name) is None]
-        if missing:
-            return f"{', '.join(missing)} not installed: {INSTALL}"
-        return "there is no --rule" if self.ruled and not setting.rule else None
 
 
 def random_inputs(setting: Setting) -> Inputs:

@@ -16,8 +16,8 @@ from torch import Tensor, nn
 
 from bench.files import CALIBRATION_SEED
 from bench.inputs import Inputs
-from bench.step.contenders import Setting
 from bench.step.diffusers import Networks, load_networks
+from bench.step.setting import Setting
 from ldm.config import create_meta_model
 
 NETWORKS = ("control", "unet")

@@ -11,8 +11,9 @@ from safetensors.torch import load_file
 
 from bench.results import Measurement, by_subject
 from bench.step.command import errors, main, racing, table
-from bench.step.contenders import CPU, EQUAL, Setting
+from bench.step.contenders import CPU, EQUAL
 from bench.step.openvino import ir_path
+from bench.step.setting import Setting
 from quantize.files.read import read_content
 from tests.small_models import relative_error, settings
 
@@ -75,7 +76,7 @@ def test_contenders_with_rules_take_part_where_there_are_some(setting):
 
 
 def test_peers_that_are_not_installed_are_left_out_with_a_way_to_have_them(setting, monkeypatch, capsys):
-    monkeypatch.setattr("bench.step.contenders.find_spec", lambda name: None)
+    monkeypatch.setattr("bench.step.setting.find_spec", lambda name: None)
     assert racing(replace(setting, only=("openvino-int8", "ours-fp32"))) == ["ours-fp32"]
     said = capsys.readouterr().err
     assert said.startswith("openvino-int8 is left out: ")
