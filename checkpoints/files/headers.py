@@ -11,7 +11,7 @@ import json
 import math
 import struct
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
@@ -38,6 +38,9 @@ SAFETENSORS_BRACE = 8  # the JSON header begins after its own length, eight byte
 METADATA = "__metadata__"  # the one entry of a safetensors header that is no tensor
 MAX_HEADER_BYTES = 1 << 25  # that of a full SD1.5 model has 200 kB; LoRA trainers write megabytes of settings
 MAX_DEPTH = 4  # of dictionaries in dictionaries: IP-adapters and embeddings have two
+TRAINERS_ENTRIES = ("model", "module")  # where training programs put a model's tensors; DeepSpeed the latter
+# What DataParallel, torch.compile and Lightning's strategies put in front of every name.
+WRAPPERS = ("module.", "_orig_mod.", "_forward_module.")
 MAX_NESTED = 10_000  # names in them: dictionaries that share their entries could have any number
 
 
@@ -87,6 +90,22 @@ def get_state_dict(saved: Any) -> Any:
     return saved.get("state_dict", saved) if isinstance(saved, dict) else saved
 
 
+def weights_in(saved: Any) -> Any:
+    """The dictionary of tensors in what a pickle holds: under `state_dict`, or where trainers put a model."""
+    inner = get_state_dict(saved)
+    if not isinstance(inner, dict):
+        return inner
+    return next((inner[name] for name in TRAINERS_ENTRIES if isinstance(inner.get(name), dict)), inner)
+
+
+def wrapper_of(names: Iterable[str]) -> str:
+    """What modules around the model have put in front of all of `names`; "" where there is nothing."""
+    names, prefix = list(names), ""
+    while names and (more := next((one for one in WRAPPERS if _all_start(names, prefix + one)), None)):
+        prefix += more
+    return prefix
+
+
 def parse_settings(text: str | bytes, label: object) -> dict[str, Any]:
     """The JSON object that `label` holds; ValueError in one sentence where it holds none."""
     try:
@@ -96,6 +115,10 @@ def parse_settings(text: str | bytes, label: object) -> dict[str, Any]:
     if not isinstance(settings, dict):
         raise ValueError(f"{label} is not readable JSON with settings: fetch it again")
     return settings
+
+
+def _all_start(names: list[str], prefix: str) -> bool:
+    return all(name.startswith(prefix) and name != prefix for name in names)
 
 
 def nested_names(saved: Mapping[Any, Any], depth: int = MAX_DEPTH) -> Iterator[str]:
@@ -158,27 +181,28 @@ def _safetensors_header(path: Path) -> Header:
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{path} is damaged or hostile, fetch it again: {printable(error)}") from None
     metadata = entries.pop(METADATA, {})
-    tensors = {}
+    tensors, lacks = {}, len(wrapper_of(entries))
     for name, one in entries.items():
         start, end = one["data_offsets"]
-        tensors[name] = TensorHeader(one["dtype"], tuple(one["shape"]), end - start)
+        tensors[name[lacks:]] = TensorHeader(one["dtype"], tuple(one["shape"]), end - start)
     return Header("safetensors", path.stat().st_size, tensors, metadata=metadata)
 
 
 def _pickle_header(path: Path, kind: str) -> Header:
     described = describe_pickle(path, legacy=kind == "legacy")
-    saved = get_state_dict(outer := described.saved)
+    saved = weights_in(outer := described.saved)
     if not isinstance(saved, dict):
         raise ValueError(
             f"{path} holds a whole Python object, not weights: save its state_dict() and use that"
         )
+    found = {str(name): one for name, one in saved.items() if isinstance(one, DescribedTensor)}
+    lacks = len(wrapper_of(found))
     tensors = {
-        str(name): TensorHeader(one.dtype, one.shape, math.prod(one.shape) * one.itemsize)
-        for name, one in saved.items()
-        if isinstance(one, DescribedTensor)
+        name[lacks:]: TensorHeader(one.dtype, one.shape, math.prod(one.shape) * one.itemsize)
+        for name, one in found.items()
     }
     others = {
-        str(name): _size(one) for name, one in outer.items() if one is not saved and str(name) not in tensors
+        str(name): _size(one) for name, one in outer.items() if one is not saved and str(name) not in found
     }
     nested = () if tensors else tuple(islice(nested_names(saved), MAX_NESTED))
     return Header(kind, path.stat().st_size, tensors, others, nested, pickle=described)

@@ -17,7 +17,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
-from checkpoints.files.headers import Header, get_state_dict
+from checkpoints.files.headers import Header, weights_in, wrapper_of
 
 PIECE_BYTES = 1 << 27  # read between two mappings: 128 MiB, little beside 5.7 GB yet few openings of the file
 ROWS_BYTES = PIECE_BYTES // 4  # of a large tensor that is changed: besides it there is its result
@@ -79,19 +79,22 @@ Values = Tensor | LazyTensor
 
 
 def read_tensors(path: Path, header: Header) -> dict[str, Tensor]:
-    """The tensors of the file `path` under its own names, taken out of `state_dict` where nested.
+    """The tensors of the file `path` under its own names, without what trainers wrap them in.
 
     Mapped from it wherever its format allows that: then it must not be overwritten in place while they live;
     write beside it and rename. Raises ValueError for a dtype that this torch does not have.
     """
     if header.pickle:
-        saved = get_state_dict(header.pickle.load())
-        return {str(name): one.detach() for name, one in saved.items() if isinstance(one, Tensor)}
-    try:
-        with safe_open(path, framework="pt") as file:
-            return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  a file, not a dict
-    except SafetensorError as error:
-        raise ValueError(f"{path} cannot be read: {error}") from None
+        saved = weights_in(header.pickle.load())
+        found = {str(name): one.detach() for name, one in saved.items() if isinstance(one, Tensor)}
+    else:
+        try:
+            with safe_open(path, framework="pt") as file:
+                found = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  no dict
+        except SafetensorError as error:
+            raise ValueError(f"{path} cannot be read: {error}") from None
+    lacks = len(wrapper_of(found))
+    return {name[lacks:]: one for name, one in found.items()}
 
 
 def open_tensors(path: Path, header: Header) -> dict[str, Values]:

@@ -78,6 +78,20 @@ def test_an_opened_file_is_lazy_where_it_can_be_mapped(tmp_path, kind):
     assert all(torch.equal(read(tensors[name]), WEIGHTS[name]) for name in WEIGHTS)
 
 
+@pytest.mark.parametrize("entry", [None, "state_dict", "model", "module"])
+@pytest.mark.parametrize("wrapper", ["", "module.", "_orig_mod.", "_forward_module.", "module._orig_mod."])
+def test_what_trainers_wrap_a_model_in_is_taken_off(tmp_path, entry, wrapper):
+    wrapped = {wrapper + name: value for name, value in WEIGHTS.items()}
+    path = tmp_path / "w.ckpt"
+    torch.save(wrapped if entry is None else {entry: wrapped, "step": 3}, path)
+    opened = open_checkpoint(path)
+    assert opened.header.tensors.keys() == WEIGHTS.keys()
+    assert all(torch.equal(opened.tensors()[name].read(), value) for name, value in WEIGHTS.items())
+    save_file(wrapped, tmp_path / "w.safetensors")
+    opened = open_checkpoint(tmp_path / "w.safetensors")
+    assert opened.tensors().keys() == opened.header.tensors.keys() == WEIGHTS.keys()
+
+
 def test_get_state_dict_takes_nested_and_bare_dictionaries():
     assert get_state_dict({"state_dict": WEIGHTS}) is WEIGHTS
     assert get_state_dict(WEIGHTS) is WEIGHTS
