@@ -15,7 +15,8 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
-from bench.results import ROOT, Measurement, ResultsFile, Rows, by_subject, origin_of
+from bench.origin import device_words, model_files, origin_of
+from bench.results import ROOT, Measurement, ResultsFile, Rows, by_subject
 from common.flags import add_flags, flag, read_flags
 from common.shell import DONE, NOT_MET, Parser, run_command, say
 
@@ -40,7 +41,7 @@ class BenchFlags:
     SHARED: ClassVar[Sequence[str]] = ()  # which of the flags rows must share to be one table
 
     threads: int | None = flag(None, "of the CPU (default: as many as torch takes)")
-    json: Path | None = flag(None, "for the rows, JSON lines; earlier ones are shown too", metavar="FILE")
+    results: Path | None = flag(None, "for the rows, JSON lines; earlier ones are shown too", metavar="FILE")
 
     def __post_init__(self) -> None:
         for name in (one.name for one in fields(self)):
@@ -54,6 +55,11 @@ class BenchFlags:
         """What rows must share to be one table, as JSON has it."""
         values = {name: getattr(self, name) for name in self.SHARED}
         return {name: value.name if isinstance(value, Path) else value for name, value in values.items()}
+
+    def sources(self) -> list[Path]:
+        """The files that the numbers depend on: here the yaml, where there is one, and its weights."""
+        config, weights = getattr(self, "config", None), getattr(self, "weights", ())
+        return model_files(config, weights if isinstance(weights, tuple) else ()) if config else []
 
 
 @dataclass(frozen=True)
@@ -106,15 +112,17 @@ class Bench:
         if flags.threads:
             torch.set_num_threads(flags.threads)
         device = str(pick_device(getattr(flags, "device", "cpu")))
-        setting = flags.setting() | {"threads": torch.get_num_threads()}
-        origin = origin_of(self.name, setting, command, device)
-        results, found = ResultsFile(flags.json, origin), []
+        setting = flags.setting()
+        origin = origin_of(self.name, setting, command, device, flags.sources())
+        results, found = ResultsFile(flags.results, origin), []
         for one in self.measure(flags):
             found.append(one)
             results.keep(found, add=self.adds_up)
         rows = by_subject([*results.earlier(found, add=self.adds_up), *found])
-        title = ", ".join(f"{name} {value}" for name, value in setting.items() if value)
-        sys.stdout.write(f"{origin['device']}, {title}\n\n{self.table(rows, flags)}\n")
+        title = ", ".join(
+            [device_words(origin["device"]), *(f"{name} {v}" for name, v in setting.items() if v)]
+        )
+        sys.stdout.write(f"{title}\n\n{self.table(rows, flags)}\n")
         failures = self.missed(rows)
         for failure in failures:
             say(f"not good enough: {failure}")

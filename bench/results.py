@@ -1,35 +1,34 @@
 """Measurements as rows, and the file of JSON lines that keeps them.
 
-A line is one quantity of one subject: value, unit, n, interval (lowest to highest), and what a reader needs
-to trust it: bench, setting, command, commit, device, versions. Another device or setting is another line,
-never an overwrite. Tables are made of rows.
+A line is one subject of one bench: its values (each with unit, n and interval), and what a reader needs to
+trust them: setting, command, commit, date, device, versions, sha256 of yaml and weights. Another device or
+setting is another line, never an overwrite. `results/schema.json` describes a line; tables are made of them.
 """
 
 from __future__ import annotations
 
 import json
-import platform
+import math
 import statistics
-import subprocess
-from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, replace
-from importlib import metadata
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from common.atomic import atomic_write
 
 ROOT = Path(__file__).parents[1]
-CPUINFO = Path("/proc/cpuinfo")
-PACKAGES = ("torch", "diffusers", "openvino", "nncf", "torchao")  # whose versions are noted, where installed
+SCHEMA = 1  # of a line; another number is another version's
+IDENTITY = ("bench", "setting", "device")  # what lines must share to be rows of one table
 
 
 @dataclass(frozen=True)
 class Measurement:
     """One quantity of one subject, such as the wall seconds of a step of `ours-fp32`.
 
-    value: the median of what was taken `n` times, between `low` and `high`. takes: each time by itself, where
-    rounds of several runs may be put together.
+    value: the median of what was taken `n` times, between `low` and `high`; or a share, a median or a mean
+    over n pictures with its 95 % interval. takes: each time by itself, where rounds of several runs may be
+    put together.
     """
 
     subject: str
@@ -51,6 +50,7 @@ class Measurement:
 
 # By subject, then by quantity, both in the order of measuring.
 Rows = Mapping[str, Mapping[str, Measurement]]
+Line = dict[str, Any]
 
 
 def by_subject(measurements: Iterable[Measurement]) -> dict[str, dict[str, Measurement]]:
@@ -67,97 +67,104 @@ def by_subject(measurements: Iterable[Measurement]) -> dict[str, dict[str, Measu
 class ResultsFile:
     """A file of JSON lines, for the rows of one bench at one setting on one device; None keeps nothing.
 
-    origin: of `origin_of`. ValueError in one sentence where the file holds something else.
+    origin: of `bench.origin.origin_of`. ValueError in one sentence where the file holds something else.
     """
 
     def __init__(self, path: Path | None, origin: Mapping[str, Any]) -> None:
         self._path, self._origin = path, dict(origin)
-        self._lines = _read_lines(path) if path and path.is_file() else []
+        self._lines = read_lines(path) if path and path.is_file() else []
 
     def earlier(self, measurements: Iterable[Measurement] = (), *, add: bool) -> list[Measurement]:
         """What runs before this one have kept. add: also of what this one has measured."""
-        lines = self._lines if add else self._lines_without(measurements)
-        return [_measurement(line) for line in lines if self._is_ours(line)]
+        anew = set() if add else {one.subject for one in measurements}
+        lines = (line for line in self._lines if self._is_ours(line) and line["subject"] not in anew)
+        return [one for line in lines for one in measurements_of(line)]
 
     def keep(self, measurements: Iterable[Measurement], *, add: bool) -> None:
-        """Write the rows of this run. add: beside earlier ones of the same, else in their place."""
+        """Write the rows of this run. add: together with earlier ones of the same, else in their place."""
         if self._path is None:
             return
-        rows = [one for row in by_subject(measurements).values() for one in row.values()]
-        others = self._lines if add else self._lines_without(rows)
-        lines = [*others, *(_line(one) | self._origin for one in rows)]
+        rows = by_subject(measurements)
+        place = {line["subject"]: line for line in self._lines if self._is_ours(line)}
+        made = {name: self._line(name, row, place.get(name) if add else None) for name, row in rows.items()}
+        lines = [made.pop(line["subject"], line) if self._is_ours(line) else line for line in self._lines]
         with atomic_write(self._path) as partial:
-            partial.write_text("".join(f"{json.dumps(line)}\n" for line in lines))
+            texts = (
+                json.dumps(line, ensure_ascii=False, allow_nan=False) for line in [*lines, *made.values()]
+            )
+            partial.write_text("".join(f"{text}\n" for text in texts), encoding="utf-8")
 
-    def _lines_without(self, measurements: Iterable[Measurement]) -> list[dict[str, Any]]:
-        names = {(one.subject, one.quantity) for one in measurements}
-        replaced = lambda line: self._is_ours(line) and (line["subject"], line["quantity"]) in names  # noqa: E731
-        return [line for line in self._lines if not replaced(line)]
+    def _line(self, subject: str, row: Mapping[str, Measurement], before: Line | None) -> Line:
+        all_of_it = [*(measurements_of(before) if before else []), *row.values()]
+        values = {name: _value(one) for name, one in by_subject(all_of_it)[subject].items()}
+        return {"schema": SCHEMA, "subject": subject, "values": values} | self._origin
 
-    def _is_ours(self, line: Mapping[str, Any]) -> bool:
-        return all(line[name] == self._origin[name] for name in ("bench", "setting", "device"))
-
-
-def read_rows(path: Path) -> Rows:
-    """The rows of a file; ValueError where they are of more than one bench or setting."""
-    lines = _read_lines(path)
-    if len({json.dumps([line["bench"], line["setting"], line["device"]]) for line in lines}) != 1:
-        raise ValueError(f"{path} holds rows of several settings, or none: give a file of one run")
-    return by_subject(map(_measurement, lines))
+    def _is_ours(self, line: Line) -> bool:
+        return all(line[name] == self._origin[name] for name in IDENTITY)
 
 
-def origin_of(bench: str, setting: Mapping[str, Any], command: str, device: str) -> dict[str, Any]:
-    """What all rows of a run share; device: `cpu`, or how torch calls a GPU."""
-    setting = json.loads(json.dumps(setting))  # as it will be read again
-    origin = {"bench": bench, "setting": setting, "command": command, "commit": _commit()}
-    return origin | {"device": _device_name(device), "versions": _versions()}
-
-
-def _line(one: Measurement) -> dict[str, Any]:
-    line = {name: value for name, value in asdict(one).items() if name not in ("low", "high", "takes")}
-    return line | {"interval": [one.low, one.high]} | ({"takes": one.takes} if one.takes else {})
-
-
-def _measurement(line: Mapping[str, Any]) -> Measurement:
-    low, high = line["interval"]
-    plain = Measurement(*(line[name] for name in ("subject", "quantity", "value", "unit", "n")))
-    return replace(plain, low=low, high=high, takes=tuple(line.get("takes", ())))
-
-
-def _read_lines(path: Path) -> list[dict[str, Any]]:
+def read_lines(path: Path) -> list[Line]:
+    """The lines of a file; ValueError in one sentence where it holds anything else."""
     try:
-        lines = [json.loads(text) for text in path.read_text().splitlines()]
-        for line in lines:
-            _measurement(line), line["bench"], line["setting"], line["device"]
-    except (ValueError, KeyError, TypeError):
+        lines = [json.loads(text) for text in path.read_text(encoding="utf-8").splitlines()]
+        strange = [line["schema"] for line in lines if line["schema"] != SCHEMA]
+        for line in lines if not strange else ():
+            measurements_of(line), [line[name] for name in (*IDENTITY, "command", "date", "files")]
+    except (ValueError, KeyError, TypeError, AttributeError):
         raise ValueError(f"{path} holds no rows of our benches: name another file") from None
+    if strange:
+        raise ValueError(
+            f"{path} has rows of schema {strange[0]}, this program writes {SCHEMA}: measure anew"
+        )
     return lines
 
 
-def _commit() -> str | None:
-    command = ["git", "describe", "--always", "--dirty", "--exclude=*"]
-    try:
-        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
-    except (OSError, subprocess.CalledProcessError):  # a bare copy of the tree
-        return None
-    return done.stdout.strip()
+def tables_in(lines: Iterable[Line]) -> list[list[Line]]:
+    """Lines that are rows of one table together: of one bench, setting and device; in the file's order."""
+    tables: dict[str, list[Line]] = {}
+    for line in lines:
+        tables.setdefault(json.dumps([line[name] for name in IDENTITY], sort_keys=True), []).append(line)
+    return list(tables.values())
 
 
-def _device_name(device: str) -> str:
-    import torch
-
-    if torch.device(device).type == "cuda":
-        return torch.cuda.get_device_name(device)
-    lines = CPUINFO.read_text().splitlines() if CPUINFO.is_file() else []
-    names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
-    return next(names, platform.processor() or platform.machine())
+def rows_of(lines: Iterable[Line]) -> Rows:
+    """The rows of one table."""
+    return by_subject(one for line in lines for one in measurements_of(line))
 
 
-def _versions() -> dict[str, str]:
-    versions = {"python": platform.python_version()}
-    for name in PACKAGES:
-        try:
-            versions[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            continue
-    return versions
+def read_rows(path: Path) -> Rows:
+    """The rows of a file; ValueError where they are of more than one bench, setting or device."""
+    tables = tables_in(read_lines(path))
+    if len(tables) != 1:
+        raise ValueError(f"{path} holds rows of several settings, or none: give a file of one run")
+    return rows_of(tables[0])
+
+
+def measurements_of(line: Line) -> list[Measurement]:
+    """What a line says; KeyError, TypeError or ValueError where it is none."""
+    return [_measurement(line["subject"], name, value) for name, value in line["values"].items()]
+
+
+def _value(one: Measurement) -> dict[str, Any]:
+    value = {name: part for name, part in asdict(one).items() if name in ("value", "unit", "n")}
+    value |= {"interval": [one.low, one.high]} | ({"takes": list(one.takes)} if one.takes else {})
+    return _mapped(value, lambda x: str(x) if isinstance(x, float) and not math.isfinite(x) else x)
+
+
+def _measurement(subject: str, quantity: str, value: Mapping[str, Any]) -> Measurement:
+    low, high = (None if end is None else _number(end) for end in value["interval"])
+    takes = tuple(map(_number, value.get("takes", ())))
+    return Measurement(
+        subject, quantity, _number(value["value"]), value["unit"], value["n"], low, high, takes
+    )
+
+
+def _number(value: float | str) -> float:
+    """JSON has no infinity, which the PSNR of equal pictures is: it is written as a word."""
+    return float(value) if isinstance(value, str) else value
+
+
+def _mapped(value: Any, change: Callable[[Any], Any]) -> Any:
+    if isinstance(value, dict):
+        return {name: _mapped(one, change) for name, one in value.items()}
+    return [_mapped(one, change) for one in value] if isinstance(value, list) else change(value)

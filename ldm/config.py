@@ -30,6 +30,17 @@ def read_config(config: str | Path | DictConfig) -> DictConfig:
     return merged
 
 
+def config_files(config: Path) -> list[Path]:
+    """A yaml file and those that it is based on, itself first. Errors as `read_config`."""
+    read_config(config)
+    files, path = [], config
+    while path:
+        files.append(path)
+        base = OmegaConf.load(path).get("base")
+        path = path.parent / base if base else None
+    return files
+
+
 def create_meta_model(config: str | Path | DictConfig) -> nn.Module:
     """The model of a yaml file with shapes but no memory, except for the constants that it computes itself.
 

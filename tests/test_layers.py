@@ -23,7 +23,11 @@ HOUSE = (
     {"scripts"},
 )
 DOORS = {"config": "config"}
-FREE = {"tools": {"app", "trainer"}, "bench": {"app", "trainer", "tools", "eval", "scripts"}}
+FREE = {
+    "tools": {"app", "trainer"},
+    "bench": {"app", "trainer", "tools", "eval", "scripts"},
+    "eval": {"app", "bench"},
+}
 # Inside a package, from the bottom up; a module is in the line of its longest prefix, without one on top.
 ROOMS = {
     "ldm": ("util image", "config", "modules.layers modules.feature_cache", "modules.attention", "modules"),

@@ -1,8 +1,8 @@
 """What saving steps costs in pictures, on the tiny model, and what it saves in seconds, at any size.
 
     python -m bench.quality.savings
-    python -m bench.quality.savings_parts --json outputs/parts.json
-    python -m bench.quality.savings --parts outputs/parts.json
+    python -m bench.quality.savings_parts --results outputs/parts.jsonl
+    python -m bench.quality.savings --parts outputs/parts.jsonl
 
 Every row makes the same pictures from the same noise (`eval.fill50k`, held-out scenes) and is held against
 those of DDIM's 20 and 50 steps, and against the truth; pictures that are finished stay. With --parts, the

@@ -1,9 +1,9 @@
 """Seconds of each part of a picture: whole passes of the U-Net, those of steps between, the branch, the rest.
 
-    python -m bench.quality.savings_parts --json outputs/parts.json
+    python -m bench.quality.savings_parts --results outputs/parts.jsonl
     python -m bench.quality.savings_parts --quantized sd15-int8.safetensors --picture "unipc 10, guidance \
         to 0.6"
-    python -m bench.quality.savings_parts --peer --json outputs/diffusers.json
+    python -m bench.quality.savings_parts --peer --results outputs/diffusers.jsonl
 
 One pass is of one picture with one prompt; guidance takes two, which the pipeline makes in one call where
 both are steered alike: sums of two passes are upper bounds there. Each round takes every part once, one

@@ -1,14 +1,14 @@
 """One denoising step of Stable Diffusion 1.5 with ControlNet: ours beside diffusers and OpenVINO, in one run.
 
     python -m bench.step --only diffusers ours-int8-dynamic
-    python -m bench.step --rounds 3 --json outputs/step.json --peer-python peers/bin/python
+    python -m bench.step --rounds 3 --results outputs/step.jsonl --peer-python peers/bin/python
     python -m bench.step --only ours-fp32 ours-int8-dynamic-ruled --rule "*.skip_connection=int8_weight"
 
 All have the same inputs and the same random weights, of one of two kinds (`bench.random_weights`). Each
 contender has a process of its own and computes when its turn comes, while the others stand still. The first
 run of each is not timed: it packs weights. Nor is the first of each turn (--settle): it finds cold caches,
-which steps of one picture do not. With --json the rounds of several runs add up in one file. Peak memory is
-the process's resident set, pages of mapped files included. Weights and converted models stay in --folder,
+which steps of one picture do not. With --results the rounds of several runs add up in one file. Peak memory
+is the process's resident set, pages of mapped files included. Weights and converted models stay in --folder,
 14 GB for all contenders and one kind of weights. --only takes contenders of the CPU:
 {cpu};
 and with --device cuda:

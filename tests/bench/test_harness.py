@@ -94,18 +94,18 @@ def test_numbers_that_cannot_be_are_refused_in_one_sentence(flags, sentence, cap
 
 def test_the_table_is_printed_and_the_rows_are_kept_with_their_command(tmp_path, capsys):
     path = tmp_path / "rows.json"
-    assert bench().run(["--rounds", "3", "--json", str(path)]) == 0
+    assert bench().run(["--rounds", "3", "--results", str(path)]) == 0
     assert capsys.readouterr().out.splitlines()[-1] == "| a | 3 |"
     (line,) = map(json.loads, path.read_text().splitlines())
-    assert line["command"] == f"python -m bench.any --rounds 3 --json {path}"
+    assert line["command"] == f"python -m bench.any --rounds 3 --results {path}"
     assert line["setting"]["size"] == 64
-    assert line["setting"]["threads"] >= 1
+    assert line["device"]["threads"] >= 1
 
 
 @pytest.mark.parametrize(("adds_up", "last"), [(True, "| a | 4 |"), (False, "| a | 2 |")])
 def test_rounds_of_two_runs_are_one_table_where_a_bench_says_so(tmp_path, capsys, adds_up, last):
     for _ in range(2):
-        assert bench(adds_up=adds_up).run(["--json", str(tmp_path / "rows.json")]) == 0
+        assert bench(adds_up=adds_up).run(["--results", str(tmp_path / "rows.json")]) == 0
     assert capsys.readouterr().out.splitlines()[-1] == last
 
 
@@ -121,5 +121,5 @@ def test_earlier_rows_of_the_same_setting_are_in_the_table(tmp_path, capsys):
     path = tmp_path / "rows.json"
     other = Bench("bench.any", "", AnyFlags, lambda _: [Measurement.of("b", "wall", "s", [1.0])], table)
     for one, size in ((bench(), 64), (bench(), 128), (other, 64)):
-        assert one.run(["--size", str(size), "--json", str(path)]) == 0
+        assert one.run(["--size", str(size), "--results", str(path)]) == 0
     assert capsys.readouterr().out.splitlines()[-2:] == ["| a | 2 |", "| b | 1 |"]

@@ -66,7 +66,7 @@ def test_a_file_is_a_row_quantized_or_not(config, tmp_path, capsys):
     assert tools.compress.quantize.main(quantized) == 0
     files = [f"small={out}", f"same={config.parent / 'small.safetensors'}"]
     path = tmp_path / "rows.json"
-    assert bench(config, tmp_path / "run", *files, "--json", str(path), "--rows") == 0
+    assert bench(config, tmp_path / "run", *files, "--results", str(path), "--rows") == 0
     assert "| small | " in capsys.readouterr().out
     rows = {
         name: {quantity: one.value for quantity, one in row.items()} for name, row in read_rows(path).items()

@@ -5,10 +5,11 @@ from pathlib import Path
 import pytest
 import torch
 
+from bench.origin import origin_of
 from bench.quality import savings, savings_parts
 from bench.quality.held_out import HeldOutFlags
 from bench.quality.savings import BETWEEN, BRANCH, LONG, PEER, SAVING_ROWS, WHOLE
-from bench.results import Measurement, ResultsFile, by_subject, origin_of, read_rows
+from bench.results import Measurement, ResultsFile, by_subject, read_rows
 from cldm.pipeline import Pipeline
 from ldm.modules.feature_cache import CACHE_POINTS
 
@@ -120,7 +121,7 @@ def test_equal_pictures_are_infinitely_like():
 def test_parts_are_measured_and_whole_pictures_made(tmp_path, capsys):
     out = tmp_path / "parts.json"
     flags = ["--config", TINY, "--size", str(SIZE), "--rounds", "1"]
-    assert savings_parts.main([*flags, "--picture", "unipc 8", "--json", str(out)]) == 0
+    assert savings_parts.main([*flags, "--picture", "unipc 8", "--results", str(out)]) == 0
     rows, whole = read_rows(out), "whole picture: unipc 8"
     assert set(rows) == {WHOLE, *CACHE_POINTS, BRANCH, "hint", "text", "decode", whole}
     assert set(rows[whole]) == {"wall", "encode", "sample", "decode"}

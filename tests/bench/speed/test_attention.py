@@ -25,7 +25,7 @@ def test_the_table_has_a_row_for_each_way(capsys):
 
 
 def test_every_round_and_error_is_kept(tmp_path):
-    assert main(["--sizes", "small", "--rounds", "3", "--json", str(tmp_path / "rows.json")]) == 0
+    assert main(["--sizes", "small", "--rounds", "3", "--results", str(tmp_path / "rows.json")]) == 0
     rows = read_rows(tmp_path / "rows.json")
     assert list(rows) == [f"small | {way}" for way in WAYS]
     assert {row["wall"].n for row in rows.values()} == {3}

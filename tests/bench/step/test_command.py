@@ -137,9 +137,9 @@ def test_a_gpu_that_is_not_there_is_one_sentence(monkeypatch, capsys):
 def test_rounds_of_two_runs_add_up(setting, tmp_path, capsys):
     path = tmp_path / "r.json"
     options = ["--config", str(setting.config), "--folder", str(setting.folder), "--size", "64"]
-    options += ["--threads", "1", "--only", "ours-fp32", "--rounds", "1", "--json", str(path)]
+    options += ["--threads", "1", "--only", "ours-fp32", "--rounds", "1", "--results", str(path)]
     for _ in range(2):
         assert main(options) == 0
     lines = [json.loads(line) for line in path.read_text().splitlines()]
-    assert sum(line["n"] for line in lines if line["quantity"] == "wall") == 2
+    assert [line["values"]["wall"]["n"] for line in lines] == [2]
     assert capsys.readouterr().out.splitlines()[-1].endswith("| 2 |")
