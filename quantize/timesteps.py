@@ -2,15 +2,13 @@
 
 Schedules differ, so ranges of inputs are kept for each group of timesteps (Shang et al. 2023, "Post-training
 Quantization on Diffusion Models"; Li et al. 2023, "Q-Diffusion"). The group is set by hooks on the networks
-that take a timestep, or by hand; layers outside of them have none.
+that take a timestep; layers outside of them have none.
 """
 
 from __future__ import annotations
 
 import inspect
 from bisect import bisect_right
-from collections.abc import Iterator
-from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
 from functools import cached_property
@@ -101,16 +99,6 @@ def _current() -> _Unread | int | None:
     return entered[-1] if entered else None
 
 
-@contextmanager
-def timestep_group(index: int | None) -> Iterator[None]:
-    """What runs inside belongs to group `index`."""
-    _enter(index)
-    try:
-        yield
-    finally:
-        _leave()
-
-
 def follow_timesteps(
     module: nn.Module, groups: TimestepGroups, name: str
 ) -> tuple[RemovableHandle, RemovableHandle]:
@@ -126,24 +114,16 @@ def follow_timesteps(
         raise ValueError(f"{type(module).__name__} takes no argument {name!r}, only {takes}")
 
     def enter(_: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
-        _enter(None)  # first: torch calls `leave` even where the rest of this raises
+        before = _entered.get()
+        _entered.set((*before, None))  # first: torch calls `leave` even where the rest of this raises
         timesteps = signature.bind(*args, **kwargs).arguments[name]
         group = _Unread(groups, timesteps) if timesteps.is_cuda else groups.of_batch(timesteps)
-        _leave()
-        _enter(group)
+        _entered.set((*before, group))
 
     def leave(_: nn.Module, _args: tuple, _result: Any) -> None:
-        _leave()
+        _entered.set(_entered.get()[:-1])
 
     return (
         module.register_forward_pre_hook(enter, with_kwargs=True),
         module.register_forward_hook(leave, always_call=True),
     )
-
-
-def _enter(index: int | _Unread | None) -> None:
-    _entered.set((*_entered.get(), index))
-
-
-def _leave() -> None:
-    _entered.set(_entered.get()[:-1])

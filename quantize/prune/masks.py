@@ -1,4 +1,4 @@
-"""Unstructured and 2:4 pruning: weights that become zeros in a network of the same shapes.
+"""2:4 pruning: weights that become zeros in a network of the same shapes.
 
 A dense file with zeros is no smaller and a dense product no faster: what they are worth is said by who stores
 or multiplies them. Two zeros in every four neighbours is what sparse tensor cores multiply at up to twice the
@@ -8,60 +8,16 @@ rate (Mishra et al. 2021, "Accelerating sparse deep neural networks"); elsewhere
 from __future__ import annotations
 
 import logging
-import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 
 import torch
 from torch import Tensor, nn
 
-from quantize.prune.units import Scope
-
 log = logging.getLogger(__name__)
 
 GROUP, ZEROS = 4, 2  # of every four neighbours along a layer's inputs, two are zero
-ROUNDING = 1e-9
-# Of a float32: sign, exponent and 7 bits of the fraction; the rest is looked at in one bin only.
-HIGH_BITS = 16
-BINS = 1 << HIGH_BITS
 CAPABILITY = (8, 0)  # of GPUs with sparse tensor cores
 HALVES = (torch.float16, torch.bfloat16)
-
-
-def border_of(weights: Iterable[Tensor], share: float) -> float:
-    """The magnitude below which `share` of all numbers of `weights` lie, exact.
-
-    weights: looked at twice, one by one. Numbers equal to the border stay, so that a constant tensor is not
-    wiped out. Raises ValueError for a share that is not in [0, 1).
-    """
-    if not 0 <= share < 1:
-        raise ValueError(f"a share of {share} cannot become zero: give 0 or more, and less than 1")
-    weights = list(weights)
-    high = sum((_counts(_bits(one) >> HIGH_BITS) for one in weights), torch.zeros(BINS, dtype=torch.long))
-    rank = math.floor(share * int(high.sum()) + ROUNDING)  # so many lie below
-    below = high.cumsum(0)
-    bin_ = int((below <= rank).sum())
-    rank -= int(below[bin_ - 1]) if bin_ else 0
-    low = torch.zeros(BINS, dtype=torch.long)
-    for one in weights:
-        bits = _bits(one)
-        low += _counts(bits[bits >> HIGH_BITS == bin_] & (BINS - 1))
-    last = int((low.cumsum(0) <= rank).sum())
-    return torch.tensor((bin_ << HIGH_BITS) | last, dtype=torch.int32).view(torch.float32).item()
-
-
-def without_small(weight: Tensor, border: float) -> Tensor:
-    """`weight` with zeros where its magnitude is below `border`."""
-    return weight.masked_fill(weight.float().abs() < border, 0)
-
-
-def borders(layers: Mapping[str, Tensor], share: float, scope: Scope = "layer") -> dict[str, float]:
-    """By layer the magnitude below which weights become zero, so that `share` of each layer, or of all, does.
-
-    Errors as `border_of`.
-    """
-    if scope == "global":
-        return dict.fromkeys(layers, border_of(layers.values(), share))
-    return {name: border_of([weight], share) for name, weight in layers.items()}
 
 
 def two_of_four(weight: Tensor) -> Tensor:
@@ -145,15 +101,3 @@ def _compress(layer: nn.Linear) -> bool:
         return False
     layer.weight = nn.Parameter(weight, requires_grad=False)
     return True
-
-
-def _bits(weight: Tensor) -> Tensor:
-    """Magnitudes as whole numbers of the same order. Raises ValueError where one is not finite."""
-    values = weight.detach().float().abs().flatten()
-    if not values.isfinite().all():
-        raise ValueError("a weight is not finite, so it has no magnitude to go by")
-    return values.view(torch.int32)
-
-
-def _counts(values: Tensor) -> Tensor:
-    return torch.bincount(values.long(), minlength=BINS)

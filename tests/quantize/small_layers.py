@@ -1,9 +1,12 @@
 """Layers of every geometry that quantization handles, with inputs that fit them."""
 
+from contextlib import contextmanager
+
 import torch
 from torch import nn
 
 from quantize.activations import range_of
+from quantize.timesteps import _entered
 
 # name -> the layer and the shape of an input
 LAYERS = {
@@ -39,3 +42,13 @@ def layer_and_input(name, seed=0):
 def ranges_for(x, scheme):
     """What calibration on x alone would find, where the scheme asks for it."""
     return [range_of(x)] if scheme.inputs == "static" else None
+
+
+@contextmanager
+def timestep_group(index):
+    """What runs inside belongs to group `index`, None for none."""
+    token = _entered.set((*_entered.get(), index))
+    try:
+        yield
+    finally:
+        _entered.reset(token)

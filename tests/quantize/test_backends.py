@@ -13,8 +13,7 @@ from quantize.arithmetic import sqnr_db
 from quantize.backends import BACKENDS, choose_backend, cpu, make_backend
 from quantize.layers import QuantLayer, quantize_layer
 from quantize.schemes import SCHEMES, LayerSpec
-from quantize.timesteps import timestep_group
-from tests.quantize.small_layers import LAYERS, layer_and_input, ranges_for
+from tests.quantize.small_layers import LAYERS, layer_and_input, ranges_for, timestep_group
 
 ROUNDING_DB = 110  # float32 sums in another order: some 1e-6 of the output
 HALF_DB = {torch.float16: 60, torch.bfloat16: 42}  # an output may be rounded to the neighbour

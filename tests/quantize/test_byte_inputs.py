@@ -10,8 +10,7 @@ from quantize.arithmetic import sqnr_db
 from quantize.backends import BACKENDS, cpu
 from quantize.layers import quantize_layer
 from quantize.schemes import SCHEMES
-from quantize.timesteps import timestep_group
-from tests.quantize.small_layers import LAYERS, layer_and_input, ranges_for
+from tests.quantize.small_layers import LAYERS, layer_and_input, ranges_for, timestep_group
 
 BYTES = [name for name, scheme in SCHEMES.items() if scheme.weights == "int8" and scheme.inputs != "float"]
 

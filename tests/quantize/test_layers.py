@@ -10,8 +10,7 @@ from quantize.activations import dequantize_uint8, qparams_of, quantize_uint8, r
 from quantize.arithmetic import dequantize_channels, quantize_int8, sqnr_db
 from quantize.layers import QuantConv2d, QuantLinear, empty_layer, quantize_layer
 from quantize.schemes import SCHEMES, WEIGHT_FORMATS, WEIGHTS_ONLY, LayerSpec, check_device, get_scheme
-from quantize.timesteps import timestep_group
-from tests.quantize.small_layers import LAYERS, layer_and_input, ranges_for
+from tests.quantize.small_layers import LAYERS, layer_and_input, ranges_for, timestep_group
 
 every_layer = pytest.mark.parametrize("name", LAYERS)
 every_scheme = pytest.mark.parametrize("scheme", SCHEMES)

@@ -6,7 +6,8 @@ import pytest
 import torch
 from torch import nn
 
-from quantize.timesteps import TimestepGroups, current_group, follow_timesteps, timestep_group
+from quantize.timesteps import TimestepGroups, current_group, follow_timesteps
+from tests.quantize.small_layers import timestep_group
 
 
 class Timed(nn.Module):

@@ -23,9 +23,9 @@ from quantize.layers import quantize_layer
 from quantize.model import quantize_
 from quantize.schemes import SCHEMES
 from quantize.selection import Rule, Selection, make_plan
-from quantize.timesteps import TimestepGroups, follow_timesteps, timestep_group
+from quantize.timesteps import TimestepGroups, follow_timesteps
 from quantize.triton import activations, products
-from tests.quantize.small_layers import ranges_for
+from tests.quantize.small_layers import ranges_for, timestep_group
 from tests.small_models import randomize
 
 FUSED_DB = 45  # a value on the edge between two levels may get either, and the noise of a level is some 35 dB

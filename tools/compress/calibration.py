@@ -1,7 +1,6 @@
 """Runs of a float model that show quantization what its networks see: pictures, prompts, hooks.
 
-`quantize` knows no ControlNet; the names of its networks, how a picture is asked for, and where channels can
-be rescaled (`quantize.calibration.smoothquant`) are here.
+`quantize` knows no ControlNet; the names of its networks, and how a picture is asked for, are here.
 """
 
 from __future__ import annotations
@@ -19,14 +18,10 @@ from tqdm import tqdm
 from app.batch import images_in, prompt_beside
 from checkpoints.checkpoint import open_checkpoint
 from cldm.controls import control_of_file, ready_detectors
-from cldm.lite import Block
 from cldm.pipeline import Pipeline
 from cldm.request import ControlInput, Request
 from ldm.config import read_config
 from ldm.image import image_to_model, read_image
-from ldm.modules.attention import BasicTransformerBlock, SpatialTransformer
-from quantize.calibration.ranges import watch_inputs
-from quantize.calibration.smoothquant import AbsMaxObserver, SmoothingPair, smooth_
 from quantize.selection import Plan
 from quantize.timesteps import TimestepGroups, follow_timesteps
 
@@ -37,22 +32,6 @@ TIMED = {BRANCH: "timesteps", UNET: "timesteps"}
 NETWORKS = {"control_model": BRANCH, "model": UNET, "first_stage_model": "first_stage_model.decoder"}
 TEXT_PART = "cond_stage_model"
 DEFAULT_CONTROL = "scribble"
-# Module -> what makes channels in it, and the layers that read just these. LayerNorm and the GroupNorm of a
-# transformer feed Linear layers and 1x1 convolutions directly. Attention is linear in its values, and GEGLU
-# in the half that is gated, which comes first. ResBlocks and the autoencoder have no such place: SiLU stands
-# between their norms and their convolutions.
-SMOOTHED = {
-    BasicTransformerBlock: {
-        "norm1": ("attn1.to_q", "attn1.to_k", "attn1.to_v"),
-        "norm2": ("attn2.to_q",),
-        "norm3": ("ff.net.0.proj",),
-        "attn1.to_v": ("attn1.to_out.0",),
-        "attn2.to_v": ("attn2.to_out.0",),
-        "ff.net.0.proj": ("ff.net.2",),
-    },
-    SpatialTransformer: {"norm": ("proj_in",)},
-    Block: {"norm": ("mlp.0",)},
-}
 
 
 @dataclass(frozen=True)
@@ -118,29 +97,6 @@ def examples_in(folder: Path, config: Path) -> list[Example]:
     count = max(len(rest), len(listed))
     pairs = zip(islice(cycle(rest), count), islice(cycle(listed), count), strict=True)
     return told + [Example(path, prompt) for path, prompt in pairs]
-
-
-def smoothing_pairs(model: nn.Module) -> list[SmoothingPair]:
-    """The pairs of all networks in `model`, as far as their layers are plain ones."""
-    pairs = []
-    for name, module in model.named_modules():
-        at = f"{name}." if name else ""
-        for source, readers in SMOOTHED.get(type(module), {}).items():
-            width = module.get_submodule(readers[0]).weight.shape[1]
-            pairs.append(SmoothingPair(at + source, tuple(at + reader for reader in readers), outputs=width))
-    return pairs
-
-
-def smooth(source: FloatModel) -> int:
-    """Move outliers of inputs into weights wherever our networks have a place for it; how many places.
-
-    The float model changes, what it computes does not: calibrate after this.
-    """
-    model = source.pipeline.model
-    pairs, peaks = smoothing_pairs(model), AbsMaxObserver(model)
-    with watch_inputs(model, [pair.layers[0] for pair in pairs], peaks.see):
-        source.runs.play(source.pipeline)
-    return smooth_(model, pairs, peaks.by_name)
 
 
 def source_files(config: Path, given: tuple[Path, ...], out: Path | None) -> list[Path]:

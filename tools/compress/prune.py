@@ -1,10 +1,9 @@
-"""Smaller models by pruning: what training left behind, small weights, whole heads and channels.
+"""Smaller models by pruning: what training left behind, whole heads and channels, two weights of four.
 
     python -m quantize.prune strip v1-5-pruned.ckpt --out v1-5.safetensors --half
     python -m quantize.prune structured models/tiny.yaml --mlp 0.25 --res 0.25 --out small.safetensors
     python -m quantize.prune finetune models/tiny.yaml --weights small.safetensors --steps 300 \\
         --out new.safetensors
-    python -m quantize.prune magnitude models/tiny.yaml --share 0.5 --out zeros.safetensors
     python -m quantize.prune 2:4 models/tiny.yaml --out sparse.safetensors
     python generate.py --weights new.safetensors --image test_imgs/circle.png --prompt "cyan circle"
 
@@ -17,15 +16,9 @@ from __future__ import annotations
 
 from common.flags import add_flags, read_flags
 from common.shell import Parser, run_command
-from tools.compress.settings import Finetune, Magnitude, Strip, Structured, TwoOfFour
+from tools.compress.settings import Finetune, Strip, Structured, TwoOfFour
 
-COMMANDS = {
-    "strip": Strip,
-    "magnitude": Magnitude,
-    "2:4": TwoOfFour,
-    "structured": Structured,
-    "finetune": Finetune,
-}
+COMMANDS = {"strip": Strip, "2:4": TwoOfFour, "structured": Structured, "finetune": Finetune}
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +18,7 @@ from checkpoints.checkpoint import open_checkpoint
 from checkpoints.files.lazy import Values, by_rows, walk
 from checkpoints.files.write import write_weights
 from cldm.cldm import ControlLDM
-from cldm.compressed.pruned import prunable
+from cldm.compressed.pruned import TWO_OF_FOUR, prunable
 from cldm.model import load_model
 from cldm.pipeline import Pipeline
 from common.atomic import MIB
@@ -28,18 +27,19 @@ from ldm.config import read_config
 from quantize.calibration.calls import RecordedCall, record
 from quantize.files.write import hash_files
 from quantize.prune.importance import keep_best, magnitude, taylor
-from quantize.prune.masks import borders, share_of_zeros, two_of_four, why_not_two_of_four, without_small
+from quantize.prune.masks import share_of_zeros, two_of_four, why_not_two_of_four
 from quantize.prune.record import METADATA_KEY, SUFFIX, Record
 from quantize.prune.units import Group, Kept, take
 from quantize.selection import default_selection, make_plan
 from quantize.timesteps import TimestepGroups
 from tools.compress.calibration import TIMED, Runs, control_of, examples_in, follow_model, source_files
 from tools.compress.report import size_table, sizes_of
-from tools.compress.settings import Finetune, Magnitude, Strip, Structured, TwoOfFour
+from tools.compress.settings import Finetune, Strip, Structured, TwoOfFour
 from tools.convert import conversions
 from tools.convert.files import Target
 
 State = Mapping[str, Values]
+ZEROED = default_selection("int8_weight")  # what bears rounding bears zeros: the first and last layers do not
 
 
 @dataclass(frozen=True)
@@ -60,21 +60,21 @@ def strip(job: Strip) -> str:
     return f"{result}\n{before / MIB:.1f} MiB before, {job.out.stat().st_size / MIB:.1f} MiB after"
 
 
-def zero_small(job: Magnitude) -> str:
-    """Zeros for the smallest weights of each layer, or of all."""
-    source = _open(job)
-    layers = {name: source.model.get_submodule(name).weight for name in _selected(source.model)}
-    limits = borders(layers, job.share, job.scope)
-    changes = {name: partial(without_small, border=border) for name, border in limits.items()}
-    return _write_zeros(job, source, changes, {"how": "magnitude", "share": job.share, "scope": job.scope})
-
-
 def zero_two_of_four(job: TwoOfFour) -> str:
-    """Zeros for two of every four inputs of Linear layers."""
+    """Zeros for two of every four inputs of the Linear layers that quantization selects by default."""
     source = _open(job)
-    weights = {name: source.model.get_submodule(name).weight for name in _selected(source.model)}
-    layers = [name for name, weight in weights.items() if not why_not_two_of_four(weight)]
-    return _write_zeros(job, source, dict.fromkeys(layers, two_of_four), {"how": "2:4"})
+    found = {name: source.model.get_submodule(name) for name in make_plan(source.model, ZEROED).layers}
+    layers = [
+        name for name, layer in found.items()
+        if isinstance(layer, nn.Linear) and not why_not_two_of_four(layer.weight)
+    ]  # fmt: skip
+    weights = {f"{name}.weight": source.state[f"{name}.weight"] for name in layers}
+    sparse = {name: by_rows(two_of_four, old.dtype, old) for name, old in weights.items()}
+    masked = {**source.record.masked, **dict.fromkeys(layers, TWO_OF_FOUR)}
+    zeros = share_of_zeros(tensor for _, tensor in walk(sparse.items()))
+    note = f"{zeros:.1%} of the weights of {len(layers)} layers are zero; the file is no smaller for it"
+    record = source.record.then({"how": TWO_OF_FOUR}, masked=masked)
+    return _write(job.out, source, {**source.state, **sparse}, record, [note])
 
 
 def remove_units(job: Structured) -> str:
@@ -136,28 +136,6 @@ def _write(path: Path, source: DenseModel, state: State, record: Record, notes: 
     return "\n".join([sizes, *notes, str(path)])
 
 
-def _selected(model: ControlLDM) -> list[str]:
-    """Layers that zeros may be in: what quantization selects by default, tables of words aside."""
-    names = make_plan(model, default_selection("int8_weight")).layers
-    return [name for name in names if not isinstance(model.get_submodule(name), nn.Embedding)]
-
-
-def _write_zeros(
-    job: TwoOfFour,
-    source: DenseModel,
-    changes: Mapping[str, Callable[[Tensor], Tensor]],
-    step: Mapping[str, Any],
-) -> str:
-    """Write the weights of layers as `changes` make them."""
-    weights = {name: source.state[f"{name}.weight"] for name in changes}
-    sparse = {name: by_rows(changes[name], old.dtype, old) for name, old in weights.items()}
-    state = {**source.state, **{f"{name}.weight": weight for name, weight in sparse.items()}}
-    masked = {**source.record.masked, **dict.fromkeys(changes, step["how"])}
-    zeros = share_of_zeros(tensor for _, tensor in walk(sparse.items()))
-    note = f"{zeros:.1%} of the weights of {len(changes)} layers are zero; the file is no smaller for it"
-    return _write(job.out, source, state, source.record.then(step, masked=masked), [note])
-
-
 def _kept(job: Structured, groups: Sequence[Group], scores: Mapping[str, Tensor]) -> Kept:
     """The units that stay; each part of the model and each kind of unit by itself."""
     kept: dict[str, list[int]] = {}
@@ -204,7 +182,6 @@ def _calls(job: Structured, source: DenseModel) -> dict[str, list[RecordedCall]]
 
 PRUNERS: dict[str, Callable[[Any], str]] = {
     "strip": strip,
-    "magnitude": zero_small,
     "2:4": zero_two_of_four,
     "structured": remove_units,
     "finetune": finetune,

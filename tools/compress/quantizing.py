@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -33,7 +33,6 @@ from tools.compress.calibration import (
     control_of,
     examples_in,
     follow_model,
-    smooth,
     source_files,
 )
 from tools.compress.report import size_table, sizes_of
@@ -54,14 +53,12 @@ class Observed:
 def quantize(job: QuantizeJob) -> str:
     """Write the file of `job.files.out`; the table of what it saves and costs."""
     source, out = open_model(job), job.files.out
-    model, about = source.pipeline.model, dict(source.plan.about)
-    if job.calibration.balance:
-        about["balanced folds"] = str(smooth(source))
+    model = source.pipeline.model
     seen = _observe(source) if source.runs else None
     ranges = seen.ranges if seen else {}
     schedule = Schedule(source.groups, TIMED) if ranges else None
     hashes, state = hash_files(source.weights), model.state_dict()
-    content = Content(replace(source.plan, about=about), schedule, hashes, job.schemes.clip)
+    content = Content(source.plan, schedule, hashes, job.schemes.clip)
     with tqdm(unit="B", unit_scale=True, disable=None, leave=False, delay=1) as bar:
         write_quantized(out, model, state.items(), content, ranges, on_bytes=bar.update)
     written = open_checkpoint(out)
@@ -76,16 +73,14 @@ def quantize(job: QuantizeJob) -> str:
 def plan(job: QuantizeJob) -> str:
     """Measure each layer; the plan that the budget buys, if there is one, and what is known about it."""
     source, path = open_model(job), job.budget.sensitivity
-    if job.calibration.balance:
-        smooth(source)
     about = {
         "sources": hash_files(source.weights),
         "steps": job.calibration.steps,
         "groups": job.calibration.groups,
         "ranges": "minmax",  # the only rule; there were others when the first such files were written
+        "balance": False,  # likewise: some were measured with smoothed weights
         "examples": [[one.image.name, one.prompt] for one in source.runs.examples],
         "layers": dict(source.plan.layers),
-        "balance": job.calibration.balance,
     }
     measured = Measurements(source.plan.fingerprint, about)
     measured.resume(path)

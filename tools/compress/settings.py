@@ -48,7 +48,6 @@ class Calibration:
     calibrate: Path | None = flag(None, "pictures to run the float model on", metavar="DIR")
     steps: int = flag(20, "of each such run", metavar="N")
     groups: int = flag(4, "of timesteps, ranges each", metavar="N")
-    balance: bool = flag(False, "move outliers of inputs into weights (SmoothQuant)")
 
 
 @dataclass(frozen=True)
@@ -88,9 +87,8 @@ class QuantizeJob:
         for name, path in (("--plan-out", schemes.plan_out), ("--sensitivity", budget.sensitivity)):
             if path and not path.parent.is_dir():
                 raise FileNotFoundError(f"no folder {path.parent} for {name}: create it first")
-        for name, asked in (("--balance", self.calibration.balance), ("--sensitivity", budget.sensitivity)):
-            if asked and not self.calibration.calibrate:
-                raise ValueError(f"{name} looks at the model at work: give pictures by --calibrate DIR")
+        if budget.sensitivity and not self.calibration.calibrate:
+            raise ValueError("--sensitivity looks at the model at work: give pictures by --calibrate DIR")
         if (budget.budget_mib or budget.budget_db) and budget.sensitivity and not schemes.plan_out:
             raise ValueError("a budget makes a plan: say where it goes by --plan-out JSON")
 
@@ -113,14 +111,6 @@ class TwoOfFour:
     config: Path = flag(MISSING, "the model, such as models/tiny.yaml", "config", metavar="YAML")
     weights: tuple[Path, ...] = flag((), "default: those of the yaml", metavar="FILE")
     out: Path = flag(MISSING, "a .safetensors file; an older one goes", metavar="FILE")
-
-
-@dataclass(frozen=True, kw_only=True)
-class Magnitude(TwoOfFour):
-    """The smallest weights become zeros."""
-
-    scope: Scope = flag("layer", SCOPE)
-    share: float = flag(MISSING, "of weights, 0 to below 1", metavar="X")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,7 +1,7 @@
 """Train a pruned model on, so that what is left takes over the work of what went.
 
 U-Net and branch learn together, on the scenes and losses that made the tiny model; autoencoder and text
-encoder stay as they are. Zeros of magnitude and 2:4 pruning stay zeros.
+encoder stay as they are. Zeros of 2:4 pruning stay zeros.
 """
 
 from __future__ import annotations

@@ -29,7 +29,7 @@ from quantize.fused.norms import GroupNormSiLU, QuantGroupNorm, QuantLayerNorm
 from quantize.model import bind, quantize_, quantized_layers
 from quantize.schemes import SCHEMES
 from quantize.selection import Rule, default_selection, make_plan
-from quantize.timesteps import timestep_group
+from tests.quantize.small_layers import timestep_group
 from tests.small_models import SD15, SD21, build
 
 # A number on the edge between two bytes may get either: of thousands of bytes one flips, one step of 255.

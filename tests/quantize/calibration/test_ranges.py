@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from quantize.calibration.ranges import MinMaxObserver, watch
 from quantize.selection import default_selection, make_plan
-from quantize.timesteps import timestep_group
+from tests.quantize.small_layers import timestep_group
 from tests.quantize.small_networks import follow, latents, network
 
 

@@ -8,55 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from quantize.prune.masks import (
-    border_of,
-    borders,
-    has_two_of_four,
-    keep_zeros,
-    share_of_zeros,
-    two_of_four,
-    use_sparse_kernels,
-    why_dense,
-    without_small,
-)
+from quantize.prune.masks import has_two_of_four, keep_zeros, two_of_four, use_sparse_kernels, why_dense
 
 EVERYTHING = st.floats(width=32, allow_nan=False, allow_infinity=False)
-
-
-@settings(max_examples=100, deadline=None)
-@given(st.lists(st.lists(EVERYTHING, min_size=1), min_size=1, max_size=3), st.floats(0, 0.999))
-def test_the_border_is_the_number_of_that_rank(lists, share):
-    weights = [torch.tensor(one, dtype=torch.float32) for one in lists]
-    ordered = torch.cat(weights).abs().sort().values
-    assert border_of(weights, share) == ordered[int(share * len(ordered) + 1e-9)]
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
-@pytest.mark.parametrize("share", [0, 0.3, 0.5, 0.9])
-def test_the_share_that_was_asked_for_becomes_zero_and_the_largest_stay(dtype, share):
-    weight = torch.randperm(2000).add(1).reshape(40, 50).div(2048).to(dtype)
-    pruned = without_small(weight, border_of([weight], share))
-    assert pruned.dtype == dtype
-    assert share_of_zeros([pruned]) <= share
-    if dtype != torch.bfloat16:  # where neighbours are the same number, and stay
-        assert share_of_zeros([pruned]) == share
-    assert torch.equal(pruned[pruned != 0], weight[pruned != 0])
-    assert share == 0 or weight[pruned == 0].max() < pruned[pruned != 0].min()
-
-
-def test_a_constant_tensor_is_not_wiped_out():
-    weight = torch.full((4, 4), 0.5)
-    assert torch.equal(without_small(weight, border_of([weight], 0.9)), weight)
-
-
-def test_one_border_for_all_layers_takes_more_of_the_quiet_ones():
-    layers = {"loud": torch.randn(50, 50), "quiet": torch.randn(50, 50) / 100}
-    limits = borders(layers, 0.5, "global")
-    zeros = {name: share_of_zeros([without_small(w, limits[name])]) for name, w in layers.items()}
-    assert zeros["quiet"] > 0.9 > 0.1 > zeros["loud"]
-    assert sum(zeros.values()) == pytest.approx(1)
-    limits = borders(layers, 0.5, "layer")
-    assert [share_of_zeros([without_small(w, limits[n])]) for n, w in layers.items()] == [0.5, 0.5]
 
 
 @settings(max_examples=100, deadline=None)
@@ -85,17 +39,6 @@ def test_the_pattern_is_along_the_inputs():
 def test_other_shapes_cannot_have_the_pattern(shape, words):
     with pytest.raises(ValueError, match=words):
         two_of_four(torch.ones(shape))
-
-
-def test_nan_has_no_magnitude():
-    with pytest.raises(ValueError, match="a weight is not finite"):
-        border_of([torch.tensor([1.0, torch.nan])], 0.5)
-
-
-@pytest.mark.parametrize("share", [-0.1, 1.0])
-def test_a_wrong_share_is_refused(share):
-    with pytest.raises(ValueError, match="cannot become zero"):
-        border_of([torch.ones(4)], share)
 
 
 @pytest.mark.parametrize("optimizer", [torch.optim.AdamW, torch.optim.SGD])
