@@ -212,7 +212,7 @@
       Object.assign(pen, { strokeStyle: colour, lineWidth: now[2], lineCap: "round", globalCompositeOperation: how });
       pen.beginPath();
       pen.moveTo((before[0] + last[0]) / 2, (before[1] + last[1]) / 2);
-      pen.quadraticCurveTo(last[0], last[1], (last[0] + now[0]) / 2, (last[1] + now[1]) / 2);
+      pen.quadraticCurveTo(last[0], last[1], (last[0] + now[0]) / 2 + 0.01, (last[1] + now[1]) / 2); // no length, no dot
       pen.stroke();
       pen.globalCompositeOperation = "source-over";
     }
