@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,13 +10,13 @@ from pathlib import Path
 import cv2
 import numpy as np
 
+from eval.intervals import wilson
 from scenes.colours import contrast
 from scenes.things.palette import PALETTE
 from scenes.things.scene import ThingScene, render
 
 COLOUR_BAR = 40.0  # of 255, mean over channels
 NEAR = 3  # pixels at 128: a line this near counts as followed
-Z = 1.96  # 95 % intervals
 GRID_COLUMNS = 8
 DOODLES = Path("../shared/doodles")
 PACK = "pack.ndjson"  # every word, a few drawings each
@@ -42,11 +41,9 @@ class Share:
         return self.hits / max(1, self.n)
 
     def interval(self) -> tuple[float, float]:
-        """Wilson 1927: where the true share lies, 95 times of 100."""
-        p, n = self.share, max(1, self.n)
-        middle = (p + Z**2 / (2 * n)) / (1 + Z**2 / n)
-        half = Z / (1 + Z**2 / n) * math.sqrt(p * (1 - p) / n + Z**2 / (4 * n**2))
-        return middle - half, middle + half
+        """Where the true share lies, 95 times of 100."""
+        found = wilson(self.hits, self.n)
+        return found.low, found.high
 
     def __str__(self) -> str:
         low, high = self.interval()

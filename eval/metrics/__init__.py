@@ -1,0 +1,1 @@
+"""One module a family of metrics, one dict of all of them."""
