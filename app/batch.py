@@ -17,10 +17,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from app.provenance import IMAGE_SUFFIXES, Provenance, digests, find_place, is_one_file, write_image
+from app.provenance import Provenance, digests, find_place, is_one_file, write_image
 from checkpoints.lora.names import parse_lora
 from cldm.request import Request
-from ldm.image import read_image, write_png
+from ldm.image import IMAGE_SUFFIXES, read_image, write_png
 
 if TYPE_CHECKING:
     from cldm.pipeline import Pipeline

@@ -16,12 +16,7 @@ from pathlib import Path
 import numpy as np
 
 from cldm.request import Request
-from ldm.image import read_png_text, write_png
-
-IMAGE_SUFFIXES = (  # of what Pillow reads, those of pictures that a folder may hold
-    ".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".webp", ".avif", ".bmp", ".tif", ".tiff", ".gif", ".ppm",
-    ".pgm",
-)  # fmt: skip
+from ldm.image import IMAGE_SUFFIXES, read_png_text, write_png
 
 
 @dataclass(frozen=True)

@@ -10,17 +10,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from eval.control import RGB, colour_error, filled_mask, mask_iou
+from eval.metrics.likeness import psnr, ssim
 
-if TYPE_CHECKING:  # torch takes a second to import; who only wants --help should not wait for it
-    from torch import Tensor
-
-DATA_RANGE = 255.0  # of uint8 images
-MIN_SIDE = 12  # SSIM's window is 11 pixels wide
 # An image follows its outline: at 128 pixels about half a pixel of error all round a small shape.
 IOU_BAR = 0.90
 COLOUR_BAR = 25.0  # of 255, mean over a region and the three channels: a neighbouring name at worst
@@ -94,32 +90,6 @@ def measure(images: Sequence[np.ndarray], truths: Sequence[Truth]) -> FidelitySc
     )
 
 
-def psnr(images: Sequence[np.ndarray], targets: Sequence[np.ndarray]) -> np.ndarray:
-    """Peak signal-to-noise ratio of each pair in dB, float [n]; equal images give infinity.
-
-    images, targets: n arrays uint8 [H W 3] of one size.
-    """
-    from torchmetrics.functional.image import peak_signal_noise_ratio
-
-    first, second = _batches(images, targets)
-    ratios = peak_signal_noise_ratio(first, second, data_range=DATA_RANGE, reduction="none", dim=(1, 2, 3))
-    return ratios.numpy()
-
-
-def ssim(images: Sequence[np.ndarray], targets: Sequence[np.ndarray]) -> np.ndarray:
-    """Structural similarity of each pair (Wang et al. 2004), float [n]; 1, within 0.001, for equal images.
-
-    images, targets: n arrays uint8 [H W 3] of one size, at least 12 pixels a side. The rounding comes from
-    float32 in plain regions; float64 costs fifty times as long and moves no median by more.
-    """
-    from torchmetrics.functional.image import structural_similarity_index_measure
-
-    first, second = _batches(images, targets)
-    if min(first.shape[2:]) < MIN_SIDE:
-        raise ValueError(f"SSIM needs images of {MIN_SIDE} pixels or more, got {tuple(first.shape[2:])}")
-    return structural_similarity_index_measure(first, second, data_range=DATA_RANGE, reduction="none").numpy()
-
-
 def quality_table(report: dict[str, Any]) -> str:
     """Format a report of `eval.fill50k.quality`: each score, its bar, and what it is to be seen beside."""
     scores, without, ceiling = report["controlled"], report["uncontrolled"], report["autoencoder"]
@@ -156,18 +126,6 @@ def missed(report: dict[str, Any]) -> list[str]:
         for name, bar in BARS.items()
         if not scores[name] >= bar
     ]
-
-
-def _batches(images: Sequence[np.ndarray], targets: Sequence[np.ndarray]) -> tuple[Tensor, Tensor]:
-    import torch
-
-    if len(images) != len(targets) or not len(images):
-        raise ValueError(f"{len(images)} images and {len(targets)} targets: give one target for each image")
-    shapes = {image.shape for image in (*images, *targets)}
-    if len(shapes) > 1 or {image.dtype for image in (*images, *targets)} != {np.dtype(np.uint8)}:
-        raise ValueError(f"images must be uint8 of one size, got sizes {sorted(shapes)}")
-    first, second = (torch.from_numpy(np.stack(group)).float() for group in (images, targets))
-    return first.permute(0, 3, 1, 2), second.permute(0, 3, 1, 2)  # [n 3 H W]
 
 
 def _shown(name: str, value: float) -> str:

@@ -6,7 +6,7 @@ are seeded, so that the same values give the same interval.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from statistics import NormalDist
 from typing import Literal
@@ -50,7 +50,7 @@ def bootstrap(
 ) -> Interval:
     """Of the mean or median of the population that `values`, float [n], were drawn from."""
     of = STATISTICS[statistic]
-    return _percentiles([of(values[index], axis=1) for index in _resamples(len(values), seed, draws)])
+    return percentiles([of(values[index], axis=1) for index in resamples(len(values), seed, draws)])
 
 
 def paired(
@@ -62,8 +62,8 @@ def paired(
     """
     if len(first) != len(second):
         raise ValueError(f"{len(first)} and {len(second)} values: give both models the same pictures")
-    of, indices = STATISTICS[statistic], _resamples(len(first), seed, draws)
-    return _percentiles([minus(of(first[i], axis=1), of(second[i], axis=1)) for i in indices])
+    of, indices = STATISTICS[statistic], resamples(len(first), seed, draws)
+    return percentiles([minus(of(first[i], axis=1), of(second[i], axis=1)) for i in indices])
 
 
 def minus(first: np.ndarray, second: np.ndarray) -> np.ndarray:
@@ -81,7 +81,7 @@ def difference_in_words(difference: float, interval: Interval | None, form: str 
     return f"{form.format(difference)} [{form.format(interval.low)}, {form.format(interval.high)}]"
 
 
-def _resamples(n: int, seed: int, draws: int) -> Iterator[np.ndarray]:
+def resamples(n: int, seed: int, draws: int) -> Iterator[np.ndarray]:
     """Places drawn with replacement: int [m n], `draws` rows in all."""
     if n < 1:
         raise ValueError("an interval needs one value at least")
@@ -91,8 +91,9 @@ def _resamples(n: int, seed: int, draws: int) -> Iterator[np.ndarray]:
         yield rng.integers(n, size=(min(rows, draws - start), n))
 
 
-def _percentiles(drawn: list[np.ndarray]) -> Interval:
+def percentiles(drawn: Sequence[np.ndarray | float]) -> Interval:
+    """What holds 95 of 100 draws in the middle."""
     tail = 100 * (1 - CONFIDENCE) / 2
     # Nearest, as between infinities there is nothing to interpolate.
-    low, high = np.percentile(np.concatenate(drawn), [tail, 100 - tail], method="nearest")
+    low, high = np.percentile(np.hstack(drawn), [tail, 100 - tail], method="nearest")
     return Interval(float(low), float(high))

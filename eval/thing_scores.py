@@ -11,6 +11,7 @@ import cv2
 import numpy as np
 
 from eval.intervals import wilson
+from eval.metrics.control import f1
 from scenes.colours import contrast
 from scenes.things.palette import PALETTE
 from scenes.things.scene import ThingScene, render
@@ -54,20 +55,8 @@ class Share:
 
 def lines_followed(images: Sequence[np.ndarray], drawings: Sequence[np.ndarray]) -> np.ndarray:
     """F1 of an image's edges and the drawing's lines, each within `NEAR` pixels of the other, float [n]."""
-    scores = []
-    for image, drawing in zip(images, drawings, strict=True):
-        edges, ink = cv2.Canny(image, 60, 120) > 0, drawing > 127
-        precision, recall = _near(edges, ink), _near(ink, edges)
-        scores.append(2 * precision * recall / max(precision + recall, 1e-9))
-    return np.array(scores)
-
-
-def _near(points: np.ndarray, others: np.ndarray) -> float:
-    """Share of points that lie within `NEAR` of one of the others."""
-    if not points.any() or not others.any():
-        return 0.0
-    distance = cv2.distanceTransform((~others).astype(np.uint8), cv2.DIST_L2, 5)
-    return float((distance[points] <= NEAR).mean())
+    pairs = zip(images, drawings, strict=True)
+    return np.array([f1(cv2.Canny(image, 60, 120) > 0, drawing > 127, NEAR) for image, drawing in pairs])
 
 
 def colours_named(

@@ -22,6 +22,10 @@ from torch import Tensor
 
 from common.atomic import atomic_write
 
+IMAGE_SUFFIXES = (  # of what Pillow reads, those of pictures that a folder may hold
+    ".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".webp", ".avif", ".bmp", ".tif", ".tiff", ".gif", ".ppm",
+    ".pgm",
+)  # fmt: skip
 MIN_SIDE = 8  # one latent pixel
 MAX_SIDE = 20_000
 MAX_PIXELS = 2 * Image.MAX_IMAGE_PIXELS  # where Pillow itself refuses: 0.5 GB of RGB

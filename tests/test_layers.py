@@ -54,6 +54,14 @@ ROOMS = {
         "calibration",
         "prune",
     ),
+    "eval": (
+        "intervals cache processes control",
+        "metrics.metric metrics.weights",
+        "metrics.distances metrics.networks metrics.likeness",
+        "metrics",
+        "pictures",
+        "folders scoring",
+    ),
     "trainer": (
         "settings",
         "flags losses optim data.rows",
@@ -65,6 +73,9 @@ ROOMS = {
         "run tiny",
     ),
 }
+# Metrics know images only, however they were made; what makes some first are commands.
+APART = {"eval": {"cldm", "trainer", "app"}}
+COMMANDS = {"eval.fill50k", "eval.things"}
 HEAVY = {"diffusers", "open_clip", "skimage", "timm", "torchmetrics", "torchvision", "transformers"}
 ORACLES = {"diffusers"}  # for tests and bench only
 # Only there; importing Lightning costs seconds.
@@ -169,6 +180,13 @@ def upward(name, tree, modules=FILES):
     ]
 
 
+def meddling(name, tree):
+    """What a room must not know of, imported by anything but its commands."""
+    strangers = APART.get(name.split(".")[0], set()) if name not in COMMANDS else set()
+    packages = [(one.target.split(".")[0], one.line) for one in imports_of(tree)]
+    return [f"line {line}: {package}" for package, line in packages if package in strangers]
+
+
 def homeless(name, tree):
     """Packages that are imported outside of where they live."""
     packages = [(one.target.split(".")[0], one.line) for one in imports_of(tree)]
@@ -256,6 +274,11 @@ def test_heavy_packages_wait_inside_functions(name):
 
 
 @every_module
+def test_metrics_know_images_and_not_how_they_are_made(name):
+    assert not meddling(name, TREES[name])
+
+
+@every_module
 def test_some_packages_live_in_one_place(name):
     assert not homeless(name, TREES[name])
 
@@ -307,6 +330,7 @@ KNOWN |= {"cldm.logger", "trainer.run", "generate"}
         (lambda tree: upward("trainer.run", tree, KNOWN), "from app.batch import run"),
         (lambda tree: upward("app.batch", tree, KNOWN), "import generate"),
         (lambda tree: upward("cldm.cldm", tree, KNOWN), "from cldm.logger import ImageLogger"),
+        (lambda tree: meddling("eval.scoring", tree), "def f():\n    from cldm.pipeline import Pipeline"),
         (lambda tree: homeless("cldm.cldm", tree), "import pytorch_lightning as pl"),
         (lambda tree: homeless("gallery_phone.rules", tree), "def f():\n    from sqlalchemy import Table"),
         (lambda tree: heavy("ldm.util", tree), "try:\n    import torchvision.ops\nexcept ImportError: pass"),

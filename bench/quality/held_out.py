@@ -104,8 +104,8 @@ class HeldOutFlags(BenchFlags):
         """How like they are to the truth, and to pictures of the same noise by what those are called."""
         import numpy as np
 
-        from eval.fidelity import psnr, ssim
         from eval.fill50k import held_out_scenes, score
+        from eval.metrics.likeness import psnr, ssim
 
         summary = score(pictures, held_out_scenes(self.count, self.seed)).summary()
         for quantity, key in TRUTH.items():

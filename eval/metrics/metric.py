@@ -7,7 +7,7 @@ metrics of sets (FID, KID) compare all features of one side with those of the ot
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, Protocol
@@ -18,20 +18,18 @@ from eval.intervals import Interval, Statistic, bootstrap, minus, paired
 
 Role = Literal["truth", "map", "prompt"]  # what a picture may be compared with
 Better = Literal["higher", "lower"]
+Control = tuple[str, Mapping[str, Any]]  # the detector or control of a map, and its params
 
 
 @dataclass(frozen=True)
 class Picture:
-    """A picture, uint8 [H W 3], and what was asked for; truth and map as the picture, if there are any.
-
-    control: the detector that made the map, and its params.
-    """
+    """A picture, uint8 [H W 3], and what was asked for; truth and map as the picture, if there are any."""
 
     image: np.ndarray
     truth: np.ndarray | None = None
     map: np.ndarray | None = None
     prompt: str | None = None
-    control: tuple[str, Mapping[str, Any]] | None = None
+    control: Control | None = None
 
 
 @dataclass(frozen=True)
@@ -51,6 +49,7 @@ class Feature:
 
     open: makes the function, with its network on its device. needs: beside the picture. network: its name in
     `eval.metrics.weights`, None where nothing has to be fetched. notice: a warning about these prompts.
+    usable: why pictures of these controls cannot be measured.
     """
 
     name: str
@@ -60,6 +59,7 @@ class Feature:
     network: str | None = None
     dtype: str = "<f8"
     notice: Callable[[Tools, Sequence[str]], str | None] | None = None
+    usable: Callable[[Iterable[Control | None]], str | None] | None = None
 
 
 class Rows(Protocol):
@@ -103,18 +103,29 @@ class PictureMetric:
     statistic: Statistic = "mean"
     column: int = 0
 
+    def none(self, name: str, why: str) -> Score:
+        """No number."""
+        return Score(name, f"{self.statistic} {self.title}", None, self.unit, 0, why=why)
+
     def values(self, rows: Rows) -> np.ndarray:
         """One number a picture, float64 [n]."""
         return np.asarray(rows[:])[:, self.column].astype(np.float64)
 
     def score(self, name: str, values: np.ndarray, seed: int = 0) -> Score:
-        """The mean or median of `values` with its interval."""
+        """The mean or median of `values` with its interval; NaN are pictures that have none."""
+        values = values[~np.isnan(values)]
+        if not len(values):
+            return self.none(name, "no picture has one: its control is measured otherwise")
         value = float(getattr(np, self.statistic)(values))
         found = Score(name, f"{self.statistic} {self.title}", value, self.unit, len(values))
         return found.with_interval(bootstrap(values, self.statistic, seed))
 
     def difference(self, name: str, first: np.ndarray, second: np.ndarray, seed: int = 0) -> Score:
         """Of two models on the same pictures, with the paired interval."""
+        there = ~(np.isnan(first) | np.isnan(second))
+        first, second = first[there], second[there]
+        if not len(first):
+            return self.none(name, "no picture has one: its control is measured otherwise")
         of = getattr(np, self.statistic)
         label = f"difference of the {self.statistic} {self.title}"
         found = Score(name, label, float(minus(of(first), of(second))), self.unit, len(first))
@@ -152,6 +163,10 @@ class SetMetric:
         """Such as `FID (TF1 bilinear, n = 5,000)`; says where n is too small."""
         biased = "biased, " if n < self.floor else ""
         return f"{self.title} ({self.resize}, {biased}n = {n:,})"
+
+    def none(self, name: str, why: str) -> Score:
+        """No number."""
+        return Score(name, self.title, None, self.unit, 0, why=why)
 
     def score(self, name: str, rows: Rows, truth: Rows, seed: int = 0) -> Score:
         """The distance of the pictures from the truth; n is that of the smaller side."""

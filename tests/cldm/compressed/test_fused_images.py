@@ -9,7 +9,7 @@ from cldm.compressed import quantized
 from cldm.compressed.fused_blocks import FusedResBlock
 from cldm.pipeline import Pipeline
 from cldm.request import ControlInput, Request
-from eval.fidelity import psnr
+from eval.metrics.likeness import psnr
 from ldm.image import read_image
 
 ROOT = Path(__file__).parents[3]
