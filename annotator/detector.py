@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +18,8 @@ if TYPE_CHECKING:
     import torch
 
 Annotate = Callable[..., np.ndarray]  # (image, *, resolution, **params) -> map uint8 [H' W' 3]
+Load = Callable[["Path", "torch.device"], Annotate]
+FOLDER = Path(__file__).parents[1] / "models" / "annotators"
 OURS = "Apache-2.0"  # nothing but code of this project, or of OpenCV
 MAX_TEXT = 1_000_000  # characters: 200 people with hands and faces as JSON are below
 SWITCH, CHOICE, TEXT, WHOLE, REAL = "switch", "choice", "text", "whole number", "number"
@@ -90,15 +93,17 @@ class Detector:
     """One way from a picture to a control map.
 
     Either `annotate` does it at once, or `load(folder, device)` returns the function that does, with weights
-    from `folder` on `device`. weights: the files or folders in there, all needed; instead: what stands for
-    all of them. get: what `tool_download_models.py get` calls them. modules: packages that must be installed.
+    from `folder` on `device`; detectors with one `load` share the network and differ by `preset`, what the
+    function is told besides. weights: the files or folders in there, all needed; instead: what stands for all
+    of them. get: what `tool_download_models.py get` calls them. modules: packages that must be installed.
     licence: of the weights, and of what they were trained with where that counts.
     """
 
     shows: str
     annotate: Annotate | None = None
-    load: Callable[[Path, torch.device], Annotate] | None = None
+    load: Load | None = None
     params: Mapping[str, Param] = field(default_factory=dict)
+    preset: Mapping[str, Any] = field(default_factory=dict)
     weights: tuple[str, ...] = ()
     instead: tuple[str, ...] = ()
     get: str = ""
@@ -111,6 +116,24 @@ class Detector:
             words = f"it takes {', '.join(self.params) or 'none'}"
             raise ValueError(f"{name} has no parameter {', '.join(unknown)}: {words}")
         return {one: self.params[one].checked(one, value) for one, value in params.items()}
+
+    def lacks(self, name: str, folder: str | Path | None = None) -> str | None:
+        """None where it can be used under the name `name`, else one sentence that says what makes it so."""
+        if missing := [module for module in self.modules if find_spec(module) is None]:
+            return f'{name} needs the package {" and ".join(missing)}: pip install -e ".[annotators]"'
+        folder = Path(folder or FOLDER)
+        lacking = [one for one in self.weights if not (folder / one).exists()]
+        if lacking and not (self.instead and all((folder / one).exists() for one in self.instead)):
+            place = "models/annotators" if folder == FOLDER else folder.as_posix()
+            command = f"python tool_download_models.py get {self.get}"
+            return f"{name} needs {' and '.join(lacking)} in {place}: {command}"
+        return None
+
+    def find(self, name: str, folder: str | Path | None = None) -> Path:
+        """The folder of its weights, None is models/annotators; ValueError with what it `lacks`."""
+        if sentence := self.lacks(name, folder):
+            raise ValueError(sentence)
+        return Path(folder or FOLDER)
 
 
 def word_of(value: Any) -> str:

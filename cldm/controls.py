@@ -159,7 +159,9 @@ LINES = "white lines on black"
 STRAIGHT = "thin straight white lines on black"
 MOVED = "a colour picture, its parts moved about"
 ITSELF = ("picture",)
-SKETCH = Control(f"{V11}scribble", SCRIBBLE, ("drawing", "xdog"), f"{V10}scribble", _fit_lines)
+SKETCH = Control(
+    f"{V11}scribble", SCRIBBLE, ("drawing", "xdog", "scribble_hed"), f"{V10}scribble", _fit_lines
+)
 
 CONTROLS: dict[str, Control] = {
     "canny": Control(f"{V11}canny", "thin white edges on black", ("canny",), f"{V10}canny", _fit_lines),
@@ -172,7 +174,7 @@ CONTROLS: dict[str, Control] = {
     "lineart_anime": Control("control_v11p_sd15s2_lineart_anime", LINES, (), fit=_fit_lines, clip_skip=2),
     "openpose": Control(f"{V11}openpose", "coloured skeletons on black", (), f"{V10}openpose"),
     "scribble": SKETCH,
-    "softedge": Control(f"{V11}softedge", "soft grey edges on black", (), f"{V10}hed"),
+    "softedge": Control(f"{V11}softedge", "soft grey edges on black", ("hed", "hed_safe"), f"{V10}hed"),
     "shuffle": Control("control_v11e_sd15_shuffle", MOVED, (), pool=True, conditional_only=True),
     "ip2p": Control("control_v11e_sd15_ip2p", "the picture", ITSELF),
     "tile": Control("control_v11f1e_sd15_tile", "the picture", ("tile",)),

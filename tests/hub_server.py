@@ -10,7 +10,8 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 
 class Hub(ThreadingHTTPServer):
-    """Takes repositories and commits, and gives `files` (their bytes by path) under resolve/main.
+    """Takes repositories and commits, and gives `files` (their bytes by path) under resolve/main,
+    or at a path of their own; it lists them as one repository.
 
     asked: (path, token) of each request that is no HEAD; ranges: what those for files asked for. refuses:
     answers 401. status: by path, in place of a file. cuts: bytes after which the next answers end; stalls:
@@ -59,9 +60,19 @@ class Answers(BaseHTTPRequestHandler):
         self.give_file(head=True)
 
     def do_GET(self):
-        if "/resolve/main/" in self.path:
+        if "/resolve/main/" in self.path or self.path in self.server.files:
             return self.give_file(head=False)
+        if "/tree/main" in self.path:
+            return self.answer([self.listed(*one) for one in self.server.files.items()])
         return self.answer({"id": "me/branch", "sha": "0" * 40, "siblings": []})
+
+    def listed(self, path, content):
+        entry = {"type": "file", "path": path, "size": len(content), "oid": "0" * 40}
+        if path.endswith((".json", ".txt")):
+            return entry
+        return entry | {
+            "lfs": {"oid": hashlib.sha256(content).hexdigest(), "size": len(content), "pointerSize": 134}
+        }
 
     def give_file(self, *, head):
         hub, path = self.server, self.path.split("/resolve/main/")[-1]

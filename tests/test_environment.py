@@ -34,7 +34,7 @@ EXTRAS_OF = {
     "app": {"app"},
     "eval": {"eval"},
     "annotator": {"annotators"},
-    "tests": {"bench", "dev", "eval", "train"},
+    "tests": {"annotators", "bench", "dev", "eval", "train"},
     "bench": {"bench", "dev"},
 }
 ROOMS = sorted(path.parent.name for path in ROOT.glob("*/__init__.py"))

@@ -39,7 +39,7 @@ ROOMS = {
         "sampling",
         "pipeline",
     ),
-    "annotator": ("util detector", "pose", "canny scribble picture", "registry"),
+    "annotator": ("util detector weights", "pose", "canny scribble picture hed", "registry"),
     "app": ("provenance generate_flags listing", "batch"),
     "quantize": (
         "arithmetic timesteps native",

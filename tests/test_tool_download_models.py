@@ -142,7 +142,7 @@ def test_wrong_bytes_are_said_and_deleted(hub, run, tmp_path):
 @pytest.mark.parametrize(
     ("words", "says"),
     [
-        (["get", "smal"], "no published file is called 'smal': choose from all, canny"),
+        (["get", "smal"], "no published file is called 'smal': choose from all, annotators, metrics, canny"),
         (["get", "small", "--mirror", "hf-mirror.com"], "write it like https://hf-mirror.com"),
         (["get", "small", "--mirror", "file:///models"], "no address of a server"),
         (["get", "small", "--mirror", "http://"], "no address of a server"),

@@ -7,7 +7,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from annotator.registry import DETECTORS, FOLDER, detect, forget, get_detector, ready
+from annotator.detector import FOLDER
+from annotator.registry import DETECTORS, detect, forget, get_detector, ready
 from annotator.util import target_size
 
 READY = [name for name in DETECTORS if ready(name) is None]

@@ -8,18 +8,20 @@ where KEY tells versions of the file apart, and the next command goes on from th
 import glob
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
 
 from common.hashing import sha256_of
-from tools.download.catalogue import HUB, OTHER_HUB, PublishedFile
+from tools.download.catalogue import HUB, ON_WEB, OTHER_HUB, PublishedFile
 
 if TYPE_CHECKING:
     import httpx
 
+WAIT = 30  # seconds for an answer
 LOGIN_CODES = {401, 403}
 MISSING_WORDS = {"RepoNotFound", "EntryNotFound", "RevisionNotFound"}  # the hub sends them with 401 as well
 
@@ -35,14 +37,16 @@ class NoAnswerError(DownloadError):
 def fetch(published: PublishedFile, target: Path, mirror: str) -> tuple[bool, str]:
     """Put `published` to `target`: whether it had to be fetched, and what it was checked by.
 
-    mirror: address of a server with the hub's paths. DownloadError in one sentence, OSError as of writing a
-    file. What came stays unless it is wrong; a file of somebody else is never replaced.
+    mirror: address of a server with the hub's paths; a file that is not on the hub comes from its own place.
+    DownloadError in one sentence, OSError as of writing a file. What came stays unless it is wrong; a file of
+    somebody else is never replaced.
     """
+    mirror = published.repository if published.repository.startswith(ON_WEB) else mirror
     target.parent.mkdir(parents=True, exist_ok=True)
     with _alone(target):
         if target.exists():
             return False, _check(target, published, "move it away to fetch the published one")
-        with _sentences(published, mirror):
+        with sentences(published, mirror):
             part, expected = _receive(published, target, mirror)
         try:
             checked_by = _check(part, expected, f"it was deleted, {_elsewhere(mirror)}")
@@ -62,21 +66,50 @@ def fetched_bytes(target: Path) -> int:
 
 def _receive(published: PublishedFile, target: Path, mirror: str) -> tuple[Path, PublishedFile]:
     """Bring in what is missing: the part that holds all of it, and what the server says that it is."""
-    from huggingface_hub import get_hf_file_metadata
     from huggingface_hub.file_download import http_get
+
+    asked = _ask_web if mirror == published.repository else _ask_hub
+    remote = asked(published, mirror)
+    expected = _agreed(published, remote.size, remote.etag, mirror)
+    part = _part(target, expected.sha256 or remote.etag, expected.max_bytes)
+    headers = dict(remote.headers) | {"Accept-Encoding": "identity"}
+    options = {"headers": headers, "expected_size": expected.size}
+    with part.open("ab") as file:
+        http_get(remote.location, file, resume_size=file.tell(), **options)
+    return part, expected
+
+
+@dataclass(frozen=True)
+class _Remote:
+    """A file as its server describes it. headers: what it wants to be asked with."""
+
+    location: str
+    size: int | None
+    etag: str | None
+    headers: Mapping[str, str] = field(default_factory=dict)
+
+
+def _ask_hub(published: PublishedFile, mirror: str) -> _Remote:
+    from huggingface_hub import get_hf_file_metadata
     from huggingface_hub.utils import build_hf_headers
 
     url = f"{mirror}/{published.repository}/resolve/main/{published.path}"
     token = None if mirror == HUB else False  # None: of the environment or of a login, for the hub alone
     remote = get_hf_file_metadata(url, token=token)
-    expected = _agreed(published, remote.size, remote.etag, mirror)
-    part = _part(target, expected.sha256 or remote.etag, expected.max_bytes)
     same_host = _host(remote.location) == _host(url)
-    headers = build_hf_headers(token=token if same_host else False) | {"Accept-Encoding": "identity"}
-    options = {"headers": headers, "expected_size": expected.size}
-    with part.open("ab") as file:
-        http_get(remote.location, file, resume_size=file.tell(), **options)
-    return part, expected
+    headers = build_hf_headers(token=token if same_host else False)
+    return _Remote(remote.location, remote.size, remote.etag, headers)
+
+
+def _ask_web(published: PublishedFile, folder: str) -> _Remote:
+    import httpx
+
+    answer = httpx.head(f"{folder}/{published.path}", follow_redirects=True, timeout=WAIT)
+    if answer.is_error:
+        said = f"{_host(folder)} does not give it (HTTP {answer.status_code})"
+        raise DownloadError(f"{said}: {_elsewhere(folder)}")
+    length = answer.headers.get("Content-Length")
+    return _Remote(str(answer.url), int(length) if length else None, answer.headers.get("ETag"))
 
 
 def _agreed(published: PublishedFile, size: int | None, etag: str | None, mirror: str) -> PublishedFile:
@@ -84,7 +117,7 @@ def _agreed(published: PublishedFile, size: int | None, etag: str | None, mirror
     sha256 = etag if etag and re.fullmatch("[0-9a-f]{64}", etag) else None
     if size is not None and not published.can_have(size):
         raise DownloadError(f"{mirror} has another file, of {size:,} bytes: {_elsewhere(mirror)}")
-    if sha256 and published.sha256 not in (None, sha256):
+    if sha256 and not sha256.startswith(published.sha256 or ""):
         raise DownloadError(f"{mirror} has another file, with the sha256 {sha256}: {_elsewhere(mirror)}")
     return replace(published, size=size or published.size, sha256=sha256 or published.sha256)
 
@@ -112,17 +145,17 @@ def _check(path: Path, published: PublishedFile, cure: str) -> str:
     if not published.can_have(size):
         raise DownloadError(f"{path} is another file, of {size:,} bytes: {cure}")
     if published.sha256 is None:
-        return "size" if published.size else "rough size"
+        return "size" if published.size else "name" if published.gigabytes is None else "rough size"
     options = {"unit": "B", "unit_scale": True, "delay": 1, "disable": None}  # None: on a terminal alone
     with tqdm(desc=f"checking {path.name}", total=size, **options) as bar:
         found = sha256_of(path, bar.update)
-    if found != published.sha256:
+    if not found.startswith(published.sha256):  # some are known by their first digits
         raise DownloadError(f"{path} is another file, with the sha256 {found}: {cure}")
     return "sha256"
 
 
 @contextmanager
-def _sentences(published: PublishedFile, mirror: str) -> Iterator[None]:
+def sentences(published: PublishedFile, mirror: str) -> Iterator[None]:
     """What huggingface_hub and httpx raise becomes a DownloadError that says what may help."""
     import httpx
     from huggingface_hub.errors import HfHubHTTPError
@@ -155,6 +188,8 @@ def _refusal(response: "httpx.Response", published: PublishedFile, mirror: str) 
 
 
 def _elsewhere(mirror: str) -> str:
+    if urlsplit(mirror).path:
+        return "fetch it in a browser"
     return f"try --mirror {HUB if mirror != HUB else OTHER_HUB}, or fetch it in a browser"
 
 
