@@ -94,6 +94,11 @@ def folder_jobs(folder: Path, ask: Callable[[str], Request], prompt: str | None)
     return jobs
 
 
+def single_requests(request: Request) -> list[Request]:
+    """A request for each image of `request`; image k has the seed after k."""
+    return [replace(request, seed=request.seed + k, num_samples=1) for k in range(request.num_samples)]
+
+
 def load_pipeline(provenance: Provenance) -> Pipeline:
     """The model of `provenance`. Errors as `Pipeline.from_files` and `cldm.cuda_graphs.use_graphs`."""
     from cldm.cuda_graphs import use_graphs
@@ -161,9 +166,7 @@ class BatchRunner:
         inputs = [None if path is None else _read(path) for path in paths]
         names = tuple(path.as_posix() for path in job.images)
         provenance = replace(self.provenance, image=names, digests=digests(paths))
-        asked, counts = job.request, range(job.request.num_samples)
-        requests = [replace(asked, seed=asked.seed + index, num_samples=1) for index in counts]
-        for request in requests:
+        for request in single_requests(job.request):
             path, finished = self._out, None
             if not is_one_file(path):
                 path, finished = find_place(path, f"{job.name}_seed{request.seed}", request, provenance)

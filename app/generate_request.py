@@ -5,7 +5,7 @@ A flag that was not given leaves the request's default, or what the image of --f
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,7 @@ from typing import Any
 from annotator.detector import TEXT, Param
 from annotator.registry import DETECTORS
 from app.batch import GenerationJob, folder_jobs
-from app.generate_flags import DetectorFlags, GenerateFlags, InputFlags, given
+from app.generate_flags import DetectorFlags, GenerateFlags, InputFlags, ModelFlags, given
 from app.provenance import Provenance, check_out, digests, load_request
 from checkpoints.lora.names import parse_lora
 from checkpoints.names.recognize import file_stem
@@ -64,15 +64,23 @@ def request_of(flags: GenerateFlags, base: Request | None = None, prompt: str | 
 
 def provenance_of(flags: GenerateFlags, base: Provenance | None = None) -> Provenance:
     """What images depend on besides the request, over `base`; each job fills in image and digests."""
-    base = base or Provenance()
-    values = {"init": flags.inputs.init, "mask": flags.inputs.mask, **given(flags.model)}
+    values = {"init": flags.inputs.init, "mask": flags.inputs.mask}
+    pictures = {name: _text(value) for name, value in values.items() if value is not None}
+    model = model_provenance(flags.model, flags.control.branch or (), base)
+    return replace(model, **pictures, image=(), digests={})
+
+
+def model_provenance(
+    flags: ModelFlags, branches: Iterable[str | Path], base: Provenance | None = None
+) -> Provenance:
+    """The files of a model and how it is run, over `base`; branches: further control branches."""
+    base, values = base or Provenance(), given(flags)
     if "loras" in values:
         pairs = map(parse_lora, values["loras"])
         values["loras"] = [f"{Path(path).as_posix()}:{weight}" for path, weight in pairs]
-    texts = {name: _text(value) for name, value in values.items() if value is not None}
-    files = [Path(path) for path in flags.control.branch or () if path != OWN_BRANCH]
-    branches = _text(branch_names([*base.branches, *files]).values())
-    return replace(base, **texts, branches=branches, image=(), digests={})
+    texts = {name: _text(value) for name, value in values.items()}
+    files = [Path(path) for path in branches if path != OWN_BRANCH]
+    return replace(base, **texts, branches=_text(branch_names([*base.branches, *files]).values()))
 
 
 def _jobs(flags: GenerateFlags, base: Request | None, origin: Provenance | None) -> list[GenerationJob]:

@@ -67,10 +67,13 @@ def digests(paths: Iterable[str | Path | None]) -> dict[str, str]:
     return {path.as_posix(): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
 
 
-def write_image(path: Path, image: np.ndarray, request: Request, provenance: Provenance) -> Path:
-    """Write uint8 [H W 3] with its texts, whole or not at all. Errors as `ldm.image.write_png`."""
+def write_image(
+    path: Path, image: np.ndarray, request: Request, provenance: Provenance,
+    more: Mapping[str, str] | None = None,
+) -> Path:  # fmt: skip
+    """Write uint8 [H W 3] with its texts and `more`, whole or not at all. Errors as `ldm.image.write_png`."""
     text = {"request": request.to_json(), "seed": str(request.seed), "source": provenance.to_json()}
-    return write_png(path, image, text)
+    return write_png(path, image, {**text, **(more or {})})
 
 
 def load_request(path: str | Path) -> tuple[Request, Provenance]:

@@ -40,7 +40,14 @@ ROOMS = {
         "pipeline",
     ),
     "annotator": ("util detector weights", "pose", "canny scribble picture hed", "registry"),
-    "app": ("provenance generate_flags listing", "batch"),
+    "app": (
+        "provenance generate_flags serve_flags listing data_url uploads words jobs",
+        "batch request_data canvas",
+        "form models drawing",
+        "inputs worker",
+        "page outputs",
+        "tabs",
+    ),
     "quantize": (
         "arithmetic timesteps native",
         "activations",

@@ -1,0 +1,63 @@
+"""Pictures that were made, as files for whoever asked: PNGs that carry their request and its drawings.
+
+Each set lies in a folder of its own, whose name nobody can guess; Gradio deletes what is older than an hour.
+"""
+
+from __future__ import annotations
+
+import json
+import secrets
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+
+from app.drawing import Drawn
+from app.inputs import Inputs
+from app.provenance import Provenance, write_image
+from ldm.image import write_png
+
+DRAWINGS = "drawings"  # PNG text: what was drawn on a canvas, data URLs by the name of the picture
+MAX_STEM = 60  # characters of a file's name
+MAX_DRAWINGS = 2**20  # characters; beyond, a picture would be mostly its drawing
+
+
+class Album:
+    """The files of one request: maps first, then pictures, as they are finished."""
+
+    def __init__(self, folder: Path, inputs: Inputs) -> None:
+        self._folder, self._inputs = folder / secrets.token_hex(16), inputs
+        self._stem = "+".join(dict.fromkeys(Path(one.name).stem for one in inputs.images))[:MAX_STEM]
+        drawings = json.dumps({one.name: one.drawing for one in inputs.all if one.drawing})
+        self._more = {DRAWINGS: drawings} if len(drawings) <= MAX_DRAWINGS else {}
+        self._maps, self._images = list[Path](), list[Path]()
+
+    def update(self, drawn: Drawn) -> list[tuple[str, str]]:
+        """All files so far, with captions; what is new in `drawn` is written. OSError as `write_png`."""
+        for number, control_map in enumerate(drawn.maps[len(self._maps) :], len(self._maps) + 1):
+            self._maps.append(write_png(self._folder / f"{self._stem}_map{number}.png", control_map))
+        pairs = list(zip(drawn.images, drawn.requests, strict=False))
+        for image, request in pairs[len(self._images) :]:
+            path = self._folder / f"{self._stem}_seed{request.seed}.png"
+            source = provenance_of(self._inputs, drawn.provenance)
+            self._images.append(write_image(path, image, request, source, self._more))
+        maps = [(path.as_posix(), f"map {number}") for number, path in enumerate(self._maps, 1)]
+        return maps + [(path.as_posix(), path.stem.rpartition("_seed")[2]) for path in self._images]
+
+
+def provenance_of(inputs: Inputs, model: Provenance) -> Provenance:
+    """Where a picture comes from: its model's provenance, and the names of what went in."""
+    return replace(
+        model,
+        image=tuple(one.name for one in inputs.images),
+        init=inputs.init and inputs.init.name,
+        mask=inputs.mask and inputs.mask.name,
+        digests={one.name: one.digest for one in inputs.all},
+    )
+
+
+def write_arrays(folder: Path, images: Sequence[np.ndarray], name: str) -> list[str]:
+    """The images as PNG files without any request, in a folder of their own."""
+    place = folder / secrets.token_hex(16)
+    return [write_png(place / f"{name}{number}.png", one).as_posix() for number, one in enumerate(images, 1)]
