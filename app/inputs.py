@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -94,9 +94,8 @@ def unit_picture(number: int, values: Mapping[str, Any], folder: Path) -> Given 
     raise ValueError(f"source {str(source)[:40]!r} is not known: choose from {', '.join(SOURCES)}")
 
 
-def mask_of(value: Any) -> Given | None:
-    """The mask that was painted on the initial picture, uint8 [H W]; None where nothing was."""
-    given = drawn(value, "mask")
-    if given is None or not (grey := given.image[..., :3].max(axis=2) > HALF_WHITE).any():
+def mask_of(given: Given | None) -> Given | None:
+    """The picture as a mask, uint8 [H W], white where it is light; None where nothing is."""
+    if given is None or not (light := given.image[..., :3].max(axis=2) > HALF_WHITE).any():
         return None
-    return Given(np.where(grey, 255, 0).astype(np.uint8), given.name, given.digest, given.drawing)
+    return replace(given, image=np.where(light, 255, 0).astype(np.uint8))

@@ -6,8 +6,9 @@ branch, with its lite branch, and in int8, which is made at first use.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -23,17 +24,24 @@ if TYPE_CHECKING:
 TINY, LITE, INT8 = "tiny", "tiny-lite", "tiny-int8"
 LITE_CONFIG = TINY_CONFIG.with_name("tiny_lite.yaml")
 INT8_SCHEME = "int8_dynamic"  # needs no pictures to be made
-MAX_NAME = 40
+NAME = re.compile(r"[\w.-]{1,40}")
 
 
 @dataclass
 class LoadedModel:
-    """A model that is ready. preview_seconds: what its last preview took."""
+    """A model that is ready. preview_seconds: what its last preview took; weight_bytes: in memory."""
 
     name: str
     pipeline: Pipeline
     provenance: Provenance
     preview_seconds: float = 0.0
+    weight_bytes: int = field(init=False)
+
+    def __post_init__(self) -> None:
+        # Now: quantized weights are packed at the first call, and are no tensors of the model any more.
+        networks = [self.pipeline.model, *self.pipeline.branches.values()]
+        tensors = [one for network in networks for one in (*network.parameters(), *network.buffers())]
+        self.weight_bytes = sum({one.data_ptr(): one.nbytes for one in tensors}.values())
 
     @property
     def reads_korean(self) -> bool:
@@ -48,13 +56,6 @@ class LoadedModel:
             [one for one in path.rglob("*") if one.is_file()] if path.is_dir() else [path] for path in files
         )
         return sum(path.stat().st_size for paths in folders for path in paths)
-
-    @property
-    def weight_bytes(self) -> int:
-        """What its weights take in memory."""
-        networks = [self.pipeline.model, *self.pipeline.branches.values()]
-        tensors = [one for network in networks for one in (*network.parameters(), *network.buffers())]
-        return sum({one.data_ptr(): one.nbytes for one in tensors}.values())
 
 
 class Models:
@@ -128,15 +129,16 @@ def parse_model(text: str, like: Provenance) -> tuple[str, Provenance]:
     """
     name, _, rest = text.partition("=")
     config, *files = rest.split(",")
-    if not name.strip() or not config or len(name) > MAX_NAME:
-        raise ValueError(f"--model {text}: write NAME=YAML, or NAME=YAML,FILE,FILE with its weights")
+    if not NAME.fullmatch(name) or not config:
+        words = "write NAME=YAML, or NAME=YAML,FILE,FILE with its weights; NAME has letters, digits and .-_"
+        raise ValueError(f"--model {text}: {words}")
     for path in (config, *files):
         if not Path(path).exists():
             raise FileNotFoundError(f"--model {name}: {path} is not there")
     how = Provenance(config=config, device=like.device, dtype=like.dtype, save_memory=like.save_memory)
     if len(files) == 1 and _is_quantized(files[0]):
-        return name.strip(), replace(how, quantized=files[0])
-    return name.strip(), replace(how, weights=tuple(files))
+        return name, replace(how, quantized=files[0])
+    return name, replace(how, weights=tuple(files))
 
 
 def _is_quantized(path: str) -> bool:

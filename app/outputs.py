@@ -13,6 +13,8 @@ from pathlib import Path
 
 import numpy as np
 
+from app.comparing import Compared, difference
+from app.detecting import Annotated
 from app.drawing import Drawn
 from app.inputs import Inputs
 from app.provenance import Provenance, write_image
@@ -57,7 +59,24 @@ def provenance_of(inputs: Inputs, model: Provenance) -> Provenance:
     )
 
 
-def write_arrays(folder: Path, images: Sequence[np.ndarray], name: str) -> list[str]:
-    """The images as PNG files without any request, in a folder of their own."""
+def files_of_maps(folder: Path, found: Annotated) -> list[str]:
+    """The maps of detectors as PNG files, each called after its detector. OSError as `write_png`."""
     place = folder / secrets.token_hex(16)
-    return [write_png(place / f"{name}{number}.png", one).as_posix() for number, one in enumerate(images, 1)]
+    return [write_png(place / f"{one.detector}.png", one.map).as_posix() for one in found.maps]
+
+
+def write_compared(folder: Path, inputs: Inputs, made: Sequence[Compared]) -> list[str]:
+    """The pictures of a comparison as PNG files that carry their requests. OSError as `write_png`."""
+    place = folder / secrets.token_hex(16)
+    return [
+        write_image(
+            place / f"{number}_{one.model}.png", one.image, one.request,
+            provenance_of(inputs, one.provenance),
+        ).as_posix()
+        for number, one in enumerate(made, 1)
+    ]  # fmt: skip
+
+
+def write_difference(folder: Path, image: np.ndarray, other: np.ndarray) -> str:
+    """Where two pictures differ, as a PNG file. OSError as `write_png`."""
+    return write_png(folder / secrets.token_hex(16) / "difference.png", difference(image, other)).as_posix()

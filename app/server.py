@@ -84,12 +84,15 @@ def _start_worker(flags: ServeFlags, folder: Path) -> Worker:
     os.environ["GRADIO_TEMP_DIR"] = str(folder)
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
     os.environ["HF_HUB_OFFLINE"] = "1"
+    os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # torch's profiler counts memory; it need not talk
     importing = threading.Thread(target=_import_gradio, daemon=True)
     importing.start()
+    from app.comparing import prepare_counting
     from app.generate_request import model_provenance
     from app.models import Models, parse_model
     from app.worker import Worker
 
+    prepare_counting()
     main = model_provenance(flags.model, flags.page.branch or ())
     others = dict(parse_model(text, main) for text in flags.page.model or ())
     worker = Worker(Models(main, others, folder), flags.page.max_queue)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gradio as gr
 
+from app.api import add_api
 from app.page import Page, Served
 from app.tabs.drawing import wire_drawing
 from app.tabs.generate import GenerateTab
@@ -23,6 +24,7 @@ def build(served: Served) -> Page:
             tab = GenerateTab(served)
         wire_drawing(tab, served)
         wire_maps(tab, served)
+        add_api(served)
 
         def left(request: gr.Request) -> None:
             served.worker.cancel_of(request.session_hash)

@@ -30,7 +30,7 @@ Update = dict[Any, Any]  # component -> what it shows now
 def wire_drawing(tab: GenerateTab, served: Served) -> None:
     """Have the buttons "Generate" and "Cancel" of `tab` do something."""
 
-    async def generate(request: gr.Request, **values: Any) -> AsyncIterator[Update]:
+    async def draw_page(request: gr.Request, **values: Any) -> AsyncIterator[Update]:
         lang = language_of(request, served.lang)
         yield {tab.status: status_line(say("getting ready", lang)), tab.gallery: [], tab.used_seed: ""}
         try:
@@ -48,7 +48,7 @@ def wire_drawing(tab: GenerateTab, served: Served) -> None:
         return [gr.validate(not words, words) for words in marks(values, served, lang).values()]
 
     gr.on(
-        [tab.generate.click, tab.fields["prompt"].submit], generate, inputs_kwargs=tab.inputs,
+        [tab.generate.click, tab.fields["prompt"].submit], draw_page, inputs_kwargs=tab.inputs,
         outputs=[tab.status, tab.preview, tab.gallery, tab.used_seed], preprocess=False, validator=check,
         concurrency_id="gpu", concurrency_limit=None, show_progress="hidden", api_visibility="private",
     )  # fmt: skip

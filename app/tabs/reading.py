@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from app.form import Form
-from app.inputs import Given, Inputs, mask_of, unit_picture, uploaded
+from app.inputs import Given, Inputs, drawn, mask_of, unit_picture, uploaded
 from app.page import Served
 from app.request_data import MAX_CONTROLS, check_size, typed
 from cldm.request import Request
@@ -43,7 +43,7 @@ def read_values(values: Mapping[str, Any], served: Served) -> Asked:
     request = form.request(served.facts)
     images = tuple(_picture(unit, served) for unit in form.units)
     init = uploaded(values["init"], served.folder)
-    inputs = Inputs(images, init, None if init is None else mask_of(values["mask"]))
+    inputs = Inputs(images, init, None if init is None else mask_of(drawn(values["mask"], "mask")))
     if init is None and request.denoise < 1:
         raise ValueError("denoise below 1 changes a start picture: give one, or set it to 1")
     for one in images:

@@ -102,7 +102,7 @@ class Unit:
 
     @staticmethod
     def _show_detector(name: str | None) -> list[dict[str, Any]]:
-        detector = DETECTORS.get(name)
+        detector = DETECTORS.get(str(name))
         used = {slot: param for param, slot in slots_of(detector).items()}
         return [
             gr.update(**_looks(used[slot], detector.params[used[slot]]))

@@ -21,3 +21,13 @@ def browser():
         opened = playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
         yield opened
         opened.close()
+
+
+@pytest.fixture(scope="session")
+def served():
+    """The demo as people start it, on the tiny model, in this process: one for all tests that need it."""
+    from app.serve_flags import PageFlags, ServeFlags
+    from app.server import running
+
+    with running(ServeFlags(page=PageFlags(port=0))) as server:
+        yield server

@@ -24,7 +24,7 @@ class OneModel:
     first = "small"
 
     def __init__(self, pipeline=None):
-        self.loaded = LoadedModel("small", pipeline, Provenance())
+        self.loaded = pipeline and LoadedModel("small", pipeline, Provenance())
 
     def get(self, name):
         return self.loaded
