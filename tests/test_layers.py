@@ -44,8 +44,8 @@ ROOMS = {
         "provenance generate_flags serve_flags listing data_url uploads words jobs",
         "batch request_data canvas",
         "form models drawing",
-        "inputs worker",
-        "page outputs",
+        "inputs worker comparing detecting",
+        "page outputs waiting",
         "tabs",
     ),
     "quantize": (
