@@ -111,7 +111,7 @@ def _import_gradio() -> None:
 
 def _build(flags: ServeFlags, worker: Worker, folder: Path) -> Page:
     from app.page import Served
-    from app.tabs.all import build
+    from app.site import build
     from cldm.controls import Annotators
 
     loaded = worker.models.get(worker.models.first)  # it is loaded: the worker's thread is not needed
