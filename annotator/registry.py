@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from annotator import canny, hed, picture, scribble
+from annotator import canny, hed, lsd, picture, pose_json, scribble, shuffle, strokes
 from annotator.detector import Annotate, Detector, Load
 from annotator.util import check_image
 
@@ -71,6 +71,7 @@ def _loaded(load: Load, folder: Path, device: str) -> Annotate:
 
 
 PICTURE, EDGES = "the picture", "thin white edges on black"
+LINES, SKELETONS = "white lines on black, soft", "coloured skeletons on black"
 STROKES = "white lines on black, 1 to 24 pixels wide at 512"
 DETECTORS: dict[str, Detector] = {
     "picture": Detector(PICTURE, picture.annotate),
@@ -78,6 +79,11 @@ DETECTORS: dict[str, Detector] = {
     "canny": Detector(EDGES, canny.annotate, params=canny.PARAMS),
     "drawing": Detector(STROKES, scribble.annotate, params=scribble.DRAWING_PARAMS),
     "xdog": Detector(STROKES, scribble.annotate_xdog, params=scribble.XDOG_PARAMS),
+    "lsd": Detector("straight white lines on black", lsd.annotate, params=lsd.PARAMS),
+    "lineart_standard": Detector(LINES, strokes.annotate_standard, params=strokes.STANDARD_PARAMS),
+    "invert": Detector(LINES, strokes.annotate_negative),
+    "shuffle": Detector("the picture, its parts moved about", shuffle.annotate, params=shuffle.PARAMS),
+    "pose_json": Detector(SKELETONS, pose_json.annotate, params=pose_json.PARAMS),
     "hed": hed.SOFT,
     "hed_safe": replace(hed.SOFT, preset={"style": "safe"}),
     "scribble_hed": replace(hed.SOFT, shows=STROKES, preset={"style": "scribble"}),

@@ -158,24 +158,24 @@ NORMALS = "surface normals as (n + 1) / 2 in red, green, blue"
 LINES = "white lines on black"
 STRAIGHT = "thin straight white lines on black"
 MOVED = "a colour picture, its parts moved about"
-ITSELF = ("picture",)
+ITSELF, INKED = ("picture",), ("lineart_standard", "invert")
 SKETCH = Control(
     f"{V11}scribble", SCRIBBLE, ("drawing", "xdog", "scribble_hed"), f"{V10}scribble", _fit_lines
 )
 
 CONTROLS: dict[str, Control] = {
     "canny": Control(f"{V11}canny", "thin white edges on black", ("canny",), f"{V10}canny", _fit_lines),
-    "mlsd": Control(f"{V11}mlsd", STRAIGHT, (), f"{V10}mlsd", _fit_lines),
+    "mlsd": Control(f"{V11}mlsd", STRAIGHT, ("lsd",), f"{V10}mlsd", _fit_lines),
     "depth": Control("control_v11f1p_sd15_depth", "grey, near is white", (), f"{V10}depth"),
     "normalbae": Control(f"{V11}normalbae", NORMALS, (), f"{V10}normal"),
     "seg": Control(f"{V11}seg", CLASSES, (), f"{V10}seg", _fit_classes),
     "inpaint": Control(f"{V11}inpaint", "the picture", ITSELF, masked_hint=-1.0),
-    "lineart": Control(f"{V11}lineart", LINES, (), fit=_fit_lines),
-    "lineart_anime": Control("control_v11p_sd15s2_lineart_anime", LINES, (), fit=_fit_lines, clip_skip=2),
-    "openpose": Control(f"{V11}openpose", "coloured skeletons on black", (), f"{V10}openpose"),
+    "lineart": Control(f"{V11}lineart", LINES, INKED, fit=_fit_lines),
+    "lineart_anime": Control("control_v11p_sd15s2_lineart_anime", LINES, INKED, fit=_fit_lines, clip_skip=2),
+    "openpose": Control(f"{V11}openpose", "coloured skeletons on black", ("pose_json",), f"{V10}openpose"),
     "scribble": SKETCH,
     "softedge": Control(f"{V11}softedge", "soft grey edges on black", ("hed", "hed_safe"), f"{V10}hed"),
-    "shuffle": Control("control_v11e_sd15_shuffle", MOVED, (), pool=True, conditional_only=True),
+    "shuffle": Control("control_v11e_sd15_shuffle", MOVED, ("shuffle",), pool=True, conditional_only=True),
     "ip2p": Control("control_v11e_sd15_ip2p", "the picture", ITSELF),
     "tile": Control("control_v11f1e_sd15_tile", "the picture", ("tile",)),
     "none": Control(None, "the map the model was trained on", ITSELF),

@@ -39,7 +39,13 @@ ROOMS = {
         "sampling",
         "pipeline",
     ),
-    "annotator": ("util detector weights", "pose", "canny scribble picture hed", "registry"),
+    "annotator": (
+        "util detector weights",
+        "pose",
+        "canny scribble picture hed lsd strokes shuffle pose_json",
+        "registry",
+        "maps",
+    ),
     "app": (
         "provenance generate_flags serve_flags listing data_url uploads words jobs",
         "batch request_data canvas",

@@ -1,9 +1,11 @@
 """What holds for every detector; those that need weights are called where these lie in the folder."""
 
 import inspect
+import json
 import socket
 from dataclasses import replace
 
+import cv2
 import numpy as np
 import pytest
 
@@ -15,6 +17,8 @@ READY = [name for name in DETECTORS if ready(name) is None]
 AT_ONCE = [name for name, one in DETECTORS.items() if one.annotate]
 RESERVED = {"name", "image", "resolution", "folder", "device"}  # what `detect` itself is told
 SIZES = [(64, 64), (200, 131), (97, 300), (1, 1), (3, 40)]
+POINTS = json.dumps({"people": [{"pose_keypoints_2d": [0.5, 0.5, 1] * 18}]})
+GIVEN = {"pose_json": {"points": POINTS}}  # what a detector cannot do without
 every_detector = pytest.mark.parametrize("name", DETECTORS)
 every_ready_one = pytest.mark.parametrize("name", READY)
 
@@ -29,7 +33,7 @@ def noise(*shape, seed=0):
 def test_a_map_has_the_target_size_whatever_the_picture(name, size, channels):
     image = noise(*size, *channels)
     before = image.copy()
-    control_map = detect(name, image, resolution=64)
+    control_map = detect(name, image, resolution=64, **GIVEN.get(name, {}))
     assert control_map.dtype == np.uint8
     assert control_map.shape == (*target_size(*size, 64), 3)
     assert np.array_equal(image, before), "the picture itself is not changed"
@@ -38,14 +42,25 @@ def test_a_map_has_the_target_size_whatever_the_picture(name, size, channels):
 @every_ready_one
 def test_the_same_picture_gives_the_same_bytes_twice(name):
     image = noise(90, 70, 3, seed=1)
-    first, second = (detect(name, image, resolution=64) for _ in range(2))
+    first, second = (detect(name, image, resolution=64, **GIVEN.get(name, {})) for _ in range(2))
     assert np.array_equal(first, second)
+
+
+@pytest.mark.parametrize("name", [name for name in READY if "lines" in get_detector(name).shows])
+def test_lines_are_white_and_what_is_between_them_black(name):
+    page = np.full((256, 256, 3), 255, np.uint8)
+    cv2.rectangle(page, (64, 64), (192, 192), (0, 0, 0), 8)
+    control_map = detect(name, page, resolution=256)
+    near = cv2.dilate((page == 0).astype(np.uint8), np.ones((41, 41)))[:, :, 0] > 0
+    assert control_map.max() > 100
+    assert not control_map[~near].any()
+    assert (control_map == control_map[:, :, :1]).all(), "lines have no colour"
 
 
 @every_ready_one
 def test_no_detector_opens_a_connection(name, monkeypatch):
     monkeypatch.setattr(socket, "socket", lambda *_, **__: pytest.fail("a socket was opened"))
-    detect(name, noise(80, 64, 3), resolution=64)
+    detect(name, noise(80, 64, 3), resolution=64, **GIVEN.get(name, {}))
 
 
 @every_detector
@@ -75,7 +90,8 @@ def test_the_ends_of_every_range_work(name):
     for key, param in DETECTORS[name].params.items():
         for value in (param.low, param.high) if param.kind.endswith("number") else param.choices:
             if (name, key, value) not in TOGETHER:
-                assert detect(name, image, resolution=64, **{key: value}).shape == (64, 128, 3)
+                given = GIVEN.get(name, {}) | {key: value}
+                assert detect(name, image, resolution=64, **given).shape == (64, 128, 3)
 
 
 TOGETHER = {("canny", "low", 2040), ("canny", "high", 0)}  # of a pair that must stay in order
@@ -138,4 +154,4 @@ def test_the_folder_of_weights_is_beside_the_models():
 @pytest.mark.parametrize("resolution", [63, 5000, 64.5, None])
 def test_a_resolution_that_cannot_be_is_one_sentence(name, resolution):
     with pytest.raises((ValueError, TypeError), match="resolution="):
-        detect(name, noise(64, 64, 3), resolution=resolution)
+        detect(name, noise(64, 64, 3), resolution=resolution, **GIVEN.get(name, {}))

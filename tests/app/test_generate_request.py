@@ -68,6 +68,73 @@ def test_a_ready_made_map_takes_no_detector_options():
         controls("--no-preprocess", "--control", "canny", "--low", 1)
 
 
+def test_a_detector_is_named_with_any_of_its_parameters(tmp_path):
+    (xdog,) = controls("--detector", "xdog", "--threshold", 9)
+    assert (xdog.detector, xdog.params) == ("xdog", {"threshold": 9})
+    (tile,) = controls("--control", "tile", "--param", "factor=4")
+    assert (tile.detector, tile.params) == (None, {"factor": 4.0})
+    (tmp_path / "pose.json").write_text('{"people": []}')
+    given = "--control", "openpose", "--detector", "pose_json", "--param", f"points=@{tmp_path}/pose.json"
+    assert controls(*given)[0].params == {"points": '{"people": []}'}
+
+
+def test_detectors_are_given_once_for_all_or_once_for_each():
+    both = controls("--control", "scribble", "--control", "scribble", "--detector", "xdog")
+    assert [one.detector for one in both] == ["xdog", "xdog"]
+    mixed = ("--detector", "drawing", "--detector", "xdog")
+    assert [one.detector for one in controls(*mixed)] == ["drawing", "xdog"]
+
+
+def test_a_detector_and_its_parameters_stay_until_another_is_asked_for():
+    old = Request("old", controls=(ControlInput(detector="xdog", params={"threshold": 9}),))
+    assert request_of(flags("--strength", 1), old).controls == old.controls
+    changed = request_of(flags("--detector", "drawing"), old).controls[0]
+    assert (changed.detector, changed.params) == ("drawing", {})
+    other = request_of(flags("--control", "canny"), old).controls[0]
+    assert (other.detector, other.params) == (None, {})
+    ready = request_of(flags("--no-preprocess"), old).controls[0]
+    assert (ready.detector, ready.params, ready.preprocess) == (None, {}, False)
+
+
+@pytest.mark.parametrize(
+    ("given", "says"),
+    [
+        (("--detector", "canny"), "scribble has no detector 'canny': choose from drawing, xdog"),
+        (
+            ("--detector", "xdog", "--no-preprocess"),
+            "--detector xdog and --no-preprocess contradict each other",
+        ),
+        (("--param", "factor"), "--param factor: write it like NAME=VALUE"),
+        (("--param", "=4"), "write it like NAME=VALUE"),
+        (("--param", "factor=4"), "--param factor says nothing to drawing: it is an option of tile"),
+        (("--param", "colour=4"), "--param colour says nothing to drawing: it is an option of no detector"),
+        (("--control", "tile", "--param", "factor=many"), "factor='many': it takes 1 to 8"),
+        (("--threshold", 9), "--threshold says nothing to drawing: it is an option of xdog"),
+    ],
+)
+def test_a_detector_that_cannot_be_is_said(given, says):
+    with pytest.raises(ValueError, match=says):
+        controls(*given)
+
+
+def test_a_text_that_is_not_there_is_said(tmp_path):
+    given = "--control", "openpose", "--detector", "pose_json", "--param"
+    with pytest.raises(FileNotFoundError):
+        controls(*given, f"points=@{tmp_path}/nowhere.json")
+    (tmp_path / "binary").write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(ValueError, match="binary is not UTF-8 text: points is the joints as JSON"):
+        controls(*given, f"points=@{tmp_path}/binary")
+
+
+def test_weights_that_are_not_there_are_said_before_anything_is_loaded(tmp_path):
+    given = flags("--prompt", "x", "--image", "a.png", "--control", "softedge", "--annotators", tmp_path)
+    says = (
+        r"hed needs hed_bsds500.safetensors in .*: python tool_download_models.py get hed; ready for softedge"
+    )
+    with pytest.raises(ValueError, match=says):
+        plan_jobs(given)
+
+
 def test_flags_over_an_old_request_change_only_what_they_say():
     old = Request("old", seed=9, controls=(ControlInput("canny", 0.5, params={"low": 5.0, "high": 9.0}),))
     asked = request_of(flags("--low", 6), old)

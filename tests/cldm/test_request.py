@@ -11,6 +11,34 @@ def test_a_request_survives_its_own_json():
     assert Request.from_json(request.to_json()) == request
 
 
+STORED = (
+    '{"clip_skip": null, "control_every": 1, '
+    '"controls": [{"branch": null, "control": "scribble_xdog", "end": 1.0, "params": {"threshold": 32}, '
+    '"preprocess": true, "scales": null, "start": 0.0, "strength": 1.0}], '
+    '"denoise": 1.0, "eta": 0.0, "guess_mode": false, "guidance_end": 1.0, "guidance_start": 0.0, '
+    '"guided_control": false, "negative_prompt": "", "num_samples": 1, "prompt": "a cup", "resolution": 512, '
+    '"reuse_cut": "outer-2", "reuse_every": 1, "sampler": "ddim", "scale": 9.0, "seed": 0, "steps": 20}'
+)
+
+
+def test_what_was_stored_before_there_were_detectors_to_choose_from_is_the_same_to_the_byte():
+    assert Request.from_json(STORED).to_json() == STORED
+
+
+def test_a_chosen_detector_is_stored_and_that_of_another_control_is_refused():
+    request = Request("a cup", controls=(ControlInput(detector="xdog", params={"threshold": 9}),))
+    assert Request.from_json(request.to_json()) == request
+    assert '"detector": "xdog"' in request.to_json()
+    with pytest.raises(ValueError, match="scribble has no detector 'canny': choose from drawing, xdog"):
+        ControlInput(detector="canny")
+
+
+@pytest.mark.parametrize("params", [{"threshold": 0}, {"threshold": "9"}, {"blur": 1}])
+def test_parameters_are_checked_as_soon_as_they_are_known(params):
+    with pytest.raises(ValueError, match="threshold=.*: it takes|has no parameter blur"):
+        ControlInput(detector="xdog", params=params)
+
+
 @pytest.mark.parametrize(
     "text", ["", "[]", "{}", '{"prompt": "x", "controls": [{"strenght": 1}]}', "not json"]
 )
