@@ -55,7 +55,7 @@ class Param:
             return "a text"
         if self.kind in (WHOLE, REAL):
             whole = "a whole number from " if self.kind == WHOLE else ""
-            return f"{whole}{self.low:g} to {self.high:g}"
+            return f"{whole}{word_of(self.low)} to {word_of(self.high)}"
         *names, last = (word_of(one) for one in self.choices or (True, False))
         return f"{', '.join(names)} or {last}"
 
@@ -95,7 +95,8 @@ class Detector:
     Either `annotate` does it at once, or `load(folder, device)` returns the function that does, with weights
     from `folder` on `device`; detectors with one `load` share the network and differ by `preset`, what the
     function is told besides. weights: the files or folders in there, all needed; instead: what stands for all
-    of them. get: what `tool_download_models.py get` calls them. modules: packages that must be installed.
+    of them. get: what `tool_download_models.py get` calls them, unless by their names on disk. modules:
+    packages that must be installed.
     licence: of the weights, and of what they were trained with where that counts.
     """
 
@@ -117,6 +118,11 @@ class Detector:
             raise ValueError(f"{name} has no parameter {', '.join(unknown)}: {words}")
         return {one: self.params[one].checked(one, value) for one, value in params.items()}
 
+    @property
+    def command(self) -> str:
+        """What fetches its weights."""
+        return f"python tool_download_models.py get {self.get or ' '.join(self.weights)}"
+
     def lacks(self, name: str, folder: str | Path | None = None) -> str | None:
         """None where it can be used under the name `name`, else one sentence that says what makes it so."""
         if missing := [module for module in self.modules if find_spec(module) is None]:
@@ -125,8 +131,7 @@ class Detector:
         lacking = [one for one in self.weights if not (folder / one).exists()]
         if lacking and not (self.instead and all((folder / one).exists() for one in self.instead)):
             place = "models/annotators" if folder == FOLDER else folder.as_posix()
-            command = f"python tool_download_models.py get {self.get}"
-            return f"{name} needs {' and '.join(lacking)} in {place}: {command}"
+            return f"{name} needs {' and '.join(lacking)} in {place}: {self.command}"
         return None
 
     def find(self, name: str, folder: str | Path | None = None) -> Path:

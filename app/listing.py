@@ -19,7 +19,9 @@ def control_lines(folder: Path | None = None) -> Iterator[str]:
     for name, control in CONTROLS.items():
         yield f"  {name:{NAME_WIDTH + 2}} {control.shows}"
         for detector in control.detectors:
-            yield f"    {detector:{NAME_WIDTH}} {ready(detector, folder) or _ready(detector)}"
+            lacks = ready(detector, folder)
+            said = lacks.removeprefix(f"{detector} ") if lacks else _ready(detector)
+            yield f"    {detector:{NAME_WIDTH}} {said}"
 
 
 def _ready(name: str) -> str:

@@ -10,8 +10,10 @@ from pathlib import Path
 
 import pytest
 
+from annotator.registry import DETECTORS
 from cldm.controls import CONTROLS
 from ldm.models.diffusion.samplers import SAMPLERS
+from tools.download.catalogue import find_files
 
 ROOT = Path(__file__).parents[1]
 ENGLISH, KOREAN = ROOT / "README.md", ROOT / "README.ko.md"
@@ -152,7 +154,12 @@ def test_a_readme_is_short_and_lists_every_control_and_sampler(document):
         assert len(rows) == 1
         assert re.search(rf"\b{control.stem}\b", rows[0])
         assert control.stem_10 is None or control.stem_10 in rows[0]
-        assert (rows[0].split("|")[3].strip() in ("bring a map", "맵을 직접 준비")) == (not control.detectors)
+        cell = rows[0].split("|")[3].strip()
+        at_once = any(DETECTORS[one].annotate for one in control.detectors)
+        assert cell.startswith(("yes", "예")) == at_once
+        if control.detectors and not at_once:
+            fetched = {one.name for one in find_files(re.findall(r"`get (\w+)`", cell)).values()}
+            assert any(fetched >= set(DETECTORS[one].weights) for one in control.detectors)
     (samplers,) = (part for part in text.split("\n\n") if part.startswith("`--sampler`"))
     assert re.findall(r"`(\w+)`", samplers) == list(SAMPLERS)
 

@@ -26,6 +26,7 @@ IMPORTS = [
     "ldm.models.autoencoder.AutoencoderKL", "ldm.models.diffusion.ddim.DDIMSampler",
     "ldm.modules.encoders.modules.FrozenCLIPEmbedder", "ldm.modules.encoders.modules.FrozenOpenCLIPEmbedder",
     "annotator.util.HWC3", "annotator.util.resize_image", "annotator.canny.CannyDetector",
+    "annotator.hed.HEDdetector", "annotator.hed.nms", "annotator.shuffle.ContentShuffleDetector",
 ]  # fmt: skip
 SIGNATURES = {
     "cldm.model:create_model": ["config_path"],

@@ -101,14 +101,14 @@ TOGETHER = {("canny", "low", 2040), ("canny", "high", 0)}  # of a pair that must
 def test_a_detector_runs_at_once_or_needs_weights(name):
     detector = DETECTORS[name]
     assert bool(detector.annotate) != bool(detector.load)
-    assert bool(detector.load) == bool(detector.weights) == bool(detector.get)
+    assert bool(detector.load) == bool(detector.weights)
     assert detector.shows
     assert detector.licence
 
 
 @pytest.mark.parametrize("name", [name for name in DETECTORS if name not in AT_ONCE])
 def test_without_its_weights_a_detector_says_what_fetches_them(name, tmp_path):
-    says = f"python tool_download_models.py get {DETECTORS[name].get}"
+    says = DETECTORS[name].command
     assert ready(name, tmp_path).endswith(says)
     with pytest.raises(ValueError, match=says):
         detect(name, noise(64, 64, 3), resolution=64, folder=tmp_path)

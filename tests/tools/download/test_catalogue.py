@@ -61,7 +61,7 @@ def test_weights_that_only_detectors_or_metrics_take_have_folders_of_their_own()
 @pytest.mark.parametrize("name", [name for name, one in DETECTORS.items() if one.load])
 def test_what_a_detector_says_to_get_is_what_it_needs(name):
     detector = DETECTORS[name]
-    files = find_files(detector.get.split())
+    files = find_files(detector.command.split(" get ")[1].split())
     assert sorted(one.place.as_posix() for one in files.values()) == sorted(
         f"annotators/{one}" for one in detector.weights
     )
