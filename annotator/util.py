@@ -16,6 +16,7 @@ SIDE_STEP = 64  # 8 (VAE) x 2**3 (three downsamplings of the U-Net)
 MAX_RESOLUTION = 4096  # the VAE alone needs tens of gigabytes beyond it
 MAX_SIDE = 8192  # of a resized image: a strip of 8 x 20000 at 512 would become 1.3 million pixels long
 RIDGE_THRESHOLD, RIDGE_BLUR = 127, 3.0  # published, as the next
+PEN_SIDE = 512  # the pen is as wide as published there
 PEN_THRESHOLD = 4  # of 255 after the blur: a ridge becomes a stroke of 11 to 15 pixels
 _ROW, _FALLING = np.array([[0, 0, 0], [1, 1, 1], [0, 0, 0]], np.uint8), np.eye(3, dtype=np.uint8)
 DIRECTIONS = _ROW, _ROW.T, _FALLING, np.fliplr(_FALLING)  # the neighbours a ridge is compared with
@@ -126,6 +127,10 @@ def safe_step(x: np.ndarray, step: int = 2) -> np.ndarray:
 
 
 def scribbled(edges: np.ndarray) -> np.ndarray:
-    """Soft edges, uint8 [H W], as strokes of a pen: uint8 [H W], 0 or 255 (the published "fake scribble")."""
-    ridges = nms(edges, RIDGE_THRESHOLD, RIDGE_BLUR)
-    return np.where(cv2.GaussianBlur(ridges, (0, 0), RIDGE_BLUR) > PEN_THRESHOLD, 255, 0).astype(np.uint8)
+    """Soft edges, uint8 [H W], as strokes of a pen: uint8 [H W], 0 or 255 (the published "fake scribble").
+
+    A map with a short side below 512 has a finer pen, so that a scribble looks the same at every size.
+    """
+    blur = RIDGE_BLUR * min(1, min(edges.shape) / PEN_SIDE)
+    ridges = nms(edges, RIDGE_THRESHOLD, blur)
+    return np.where(cv2.GaussianBlur(ridges, (0, 0), blur) > PEN_THRESHOLD, 255, 0).astype(np.uint8)

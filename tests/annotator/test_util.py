@@ -153,10 +153,19 @@ def test_safe_steps_leave_few_levels_and_keep_the_order():
 
 
 def test_a_scribble_is_the_ridge_drawn_with_a_pen_and_ends_where_the_edge_is_faint():
-    strokes = scribbled(soft_line(True).astype(np.uint8))
+    strokes = scribbled(np.pad(soft_line(True).astype(np.uint8), ((0, 416), (0, 384))))
     assert set(np.unique(strokes)) == {0, 255}
     strong = strokes[:, :16]
     assert (strong[35:46] == 255).all()
     assert not strong[:32].any()
     assert not strong[49:].any()
     assert not strokes[:, 64:].any()
+
+
+@pytest.mark.parametrize("side", [128, 256, 512])
+def test_a_pen_is_about_as_wide_a_part_of_every_small_map(side):
+    line = np.zeros((side, side), np.uint8)
+    line[side // 2] = 255
+    soft = cv2.GaussianBlur(line, (0, 0), side / 128)
+    strokes = scribbled((soft * (255 / soft.max())).astype(np.uint8))
+    assert (strokes > 0).mean() * 512 == pytest.approx(13, abs=4)
