@@ -6,16 +6,14 @@ A function and no subclass of `gr.HTML`: Gradio writes a `.pyi` file beside the 
 from __future__ import annotations
 
 import json
-from pathlib import Path
 from typing import Literal
 
 import gradio as gr
 import numpy as np
 
 from app.data_url import decode_data_url
-from app.words import LABELS, t
+from app.words import LABELS, STATIC, t
 
-STATIC = Path(__file__).with_name("static")
 SIDE = 512  # pixels of the longer side
 # The label is shown in the page's language; which one that is tells in what language the tools are named.
 MOUNT = """

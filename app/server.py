@@ -54,8 +54,10 @@ def running(flags: ServeFlags) -> Iterator[Running]:
         try:
             page = _build(flags, worker, folder)
             url = _launch(page, flags.page, folder)
-            yield Running(url, worker, page)
-            page.close(verbose=False)
+            try:
+                yield Running(url, worker, page)
+            finally:
+                page.close(verbose=False)
         finally:
             worker.close()
 
@@ -135,7 +137,7 @@ def _launch(page: Page, flags: PageFlags, folder: Path) -> str:
     from starlette.middleware import Middleware
 
     from app.page import BodyLimit
-    from app.words import forced_language, page_words
+    from app.words import page_head, page_words
 
     page.queue(max_size=4 * flags.max_queue, default_concurrency_limit=8)
     options: dict[str, Any] = {
@@ -150,7 +152,7 @@ def _launch(page: Page, flags: PageFlags, folder: Path) -> str:
         "i18n": page_words(),
         "theme": gr.themes.Default(),
         "css_paths": sorted(STATIC.glob("demo.css")),
-        "head": forced_language(flags.lang),
+        "head": page_head(flags.lang),
         "footer_links": ["api", "settings", "runs"],
         "ssr_mode": False,
         "mcp_server": False,

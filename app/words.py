@@ -19,6 +19,7 @@ from gradio.i18n import I18n, I18nData
 
 Language = Literal["en", "ko"]
 LANGUAGES: tuple[Language, ...] = ("en", "ko")
+STATIC = Path(__file__).with_name("static")
 _TABLES = yaml.safe_load(Path(__file__).with_name("korean.yaml").read_text("utf-8"))
 LABELS: dict[str, dict[str, str]] = _TABLES["labels"]  # by the tab they stand on
 KOREAN: dict[str, str] = {english: korean for words in LABELS.values() for english, korean in words.items()}
@@ -38,13 +39,13 @@ def page_words() -> I18n:
     return I18n(en={english: english for english in KOREAN}, ko=dict(KOREAN))
 
 
-def forced_language(lang: Language | None) -> str:
-    """What a page's head says to be shown in `lang`; nothing for None, the browser's own language.
+def page_head(lang: Language | None = None) -> str:
+    """What stands in the page's head: names for its pictures, and `lang` in place of the browser's language.
 
     Gradio asks `navigator.language` once, before it draws anything.
     """
-    getter = f'Object.defineProperty(navigator, "language", {{ get: () => "{lang}" }})'
-    return f"<script>{getter}</script>" if lang else ""
+    getter = f'Object.defineProperty(navigator, "language", {{ get: () => "{lang}" }});\n' if lang else ""
+    return f"<script>\n{getter}{(STATIC / 'names.js').read_text('utf-8')}</script>"
 
 
 def language_of(request: gr.Request | None, forced: Language | None = None) -> Language:

@@ -15,7 +15,7 @@ from app.page import Served
 from app.request_data import MAX_CONTROLS
 from app.tabs.unit import Unit
 from app.words import t
-from cldm.request import Request
+from cldm.request import MAX_STEPS, Request
 from ldm.models.diffusion.samplers import SAMPLERS
 from ldm.modules.feature_cache import CACHE_POINTS
 
@@ -46,7 +46,7 @@ class GenerateTab:
                 self._settings()
                 self._savers()
                 self._start_picture()
-            with gr.Column(scale=4, min_width=RIGHT):
+            with gr.Column(scale=4, min_width=RIGHT, elem_id="results"):
                 self._results()
 
     @property
@@ -87,7 +87,7 @@ class GenerateTab:
                 self._slider("num_samples", "Pictures", (1, MOST_IMAGES, 1), 1, "images")
                 self._slider("resolution", "Resolution", (LEAST_SIDE, MOST_SIDE, SIDE_STEP), facts.resolution)
             with gr.Row():
-                self._slider("steps", "Steps", (1, 100, 1), USUAL.steps)
+                self._slider("steps", "Steps", (1, MAX_STEPS, 1), USUAL.steps)
                 self._add(
                     "sampler",
                     gr.Dropdown(list(SAMPLERS), value=USUAL.sampler, label=t("Sampler"), elem_id="sampler"),

@@ -5,8 +5,8 @@ import json
 import numpy as np
 import pytest
 
-from app.canvas import STATIC, decode_drawing
-from app.words import LABELS
+from app.canvas import decode_drawing
+from app.words import LABELS, STATIC
 from tests.app.drawing_hand import draw_circle, draw_line, draw_with_finger, draw_with_pen, points_of_circle
 
 WORDS = LABELS["canvas"]

@@ -6,9 +6,9 @@ import re
 import numpy as np
 import pytest
 
-from app.canvas import STATIC, decode_drawing, drawing_canvas, show_photo_js
+from app.canvas import decode_drawing, drawing_canvas, show_photo_js
 from app.data_url import png_data_url
-from app.words import LABELS
+from app.words import LABELS, STATIC
 
 SCRIPT = (STATIC / "canvas.js").read_text("utf-8")
 MAX_LINES = 300

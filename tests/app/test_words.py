@@ -11,8 +11,8 @@ from app.words import (
     LABELS,
     LANGUAGES,
     SENTENCES,
-    forced_language,
     language_of,
+    page_head,
     page_words,
     placeholders,
     say,
@@ -92,5 +92,5 @@ def test_without_a_browser_it_is_english():
 
 
 def test_a_forced_language_is_told_to_the_page():
-    assert '"ko"' in forced_language("ko")
-    assert not forced_language(None)
+    assert 'get: () => "ko"' in page_head("ko")
+    assert "navigator" not in page_head()
