@@ -10,7 +10,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from app.batch import TINY_CONFIG, load_pipeline
 from app.provenance import Provenance
@@ -90,6 +90,13 @@ class Models:
             self._loaded[name] = LoadedModel(name, load_pipeline(provenance), provenance)
         return self._loaded[name]
 
+    def named(self, source: Provenance) -> str | None:
+        """The model that a picture of `source` was drawn by; None where this server has no such model."""
+        if source.quantized and Path(source.quantized).stem == INT8:
+            return INT8
+        known = {name: one for name, one in self._known.items() if name != INT8 or one.quantized}
+        return next((name for name, one in known.items() if _files(one) == _files(source)), None)
+
     def is_loaded(self, name: str) -> bool:
         """Whether `get` answers at once."""
         return name in self._loaded
@@ -105,6 +112,11 @@ class Models:
             content = Content(plan, sources=hash_files(files_of(provenance)))
             write_quantized(path, model, model.state_dict().items(), content)
         return path
+
+
+def _files(source: Provenance) -> tuple[Any, ...]:
+    """What tells models apart, as people named it."""
+    return source.config, source.weights, source.quantized, source.branches, source.loras
 
 
 def files_of(provenance: Provenance) -> list[str]:

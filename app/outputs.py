@@ -21,6 +21,7 @@ from app.provenance import Provenance, write_image
 from ldm.image import write_png
 
 DRAWINGS = "drawings"  # PNG text: what was drawn on a canvas, data URLs by the name of the picture
+SHOWN_SIDE = 512  # pixels
 MAX_STEM = 60  # characters of a file's name
 MAX_DRAWINGS = 2**20  # characters; beyond, a picture would be mostly its drawing
 
@@ -79,4 +80,7 @@ def write_compared(folder: Path, inputs: Inputs, made: Sequence[Compared]) -> li
 
 def write_difference(folder: Path, image: np.ndarray, other: np.ndarray) -> str:
     """Where two pictures differ, as a PNG file. OSError as `write_png`."""
-    return write_png(folder / secrets.token_hex(16) / "difference.png", difference(image, other)).as_posix()
+    gap = difference(image, other)
+    times = max(1, SHOWN_SIDE // max(gap.shape[:2]))  # pages do not enlarge small pictures
+    gap = gap.repeat(times, axis=0).repeat(times, axis=1)
+    return write_png(folder / secrets.token_hex(16) / "difference.png", gap).as_posix()

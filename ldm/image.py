@@ -94,9 +94,9 @@ def write_png(path: str | Path, image: np.ndarray, text: dict[str, object] | Non
     return path
 
 
-def read_png_text(path: str | Path) -> dict[str, str]:
+def read_png_text(path: str | Path, max_pixels: int = MAX_PIXELS) -> dict[str, str]:
     """The text that `write_png` stored, empty where there is none. ValueError unless the file is a PNG."""
-    image = _load(Path(path))
+    image = _load(Path(path), max_pixels)
     if not isinstance(image, PngImagePlugin.PngImageFile):
         raise ValueError(f"{path} is no PNG: only PNG pictures carry their request")
     return {key: str(value) for key, value in image.text.items()}
@@ -130,13 +130,13 @@ def labelled_grid(
     return np.array(page)
 
 
-def _load(path: Path) -> Image.Image:
+def _load(path: Path, max_pixels: int = MAX_PIXELS) -> Image.Image:
     """The decoded, upright image, still in its own mode."""
     if path.is_dir():
         raise ValueError(f"{path} is a folder, not a picture: name a file in it")
     if not path.exists():
         raise FileNotFoundError(f"{path}: no such file")
-    return _decode(path, str(path))
+    return _decode(path, str(path), max_pixels)
 
 
 def _decode(

@@ -51,7 +51,8 @@ ROOMS = {
         "batch request_data canvas",
         "form models drawing",
         "inputs worker comparing detecting",
-        "page outputs waiting",
+        "outputs waiting measured",
+        "page stored",
         "tabs",
     ),
     "quantize": (

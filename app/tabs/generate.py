@@ -68,9 +68,11 @@ class GenerateTab:
             self.cancel = gr.Button(t("Cancel"), variant="stop", elem_id="cancel")
 
     def _units(self) -> None:
-        self.units, facts = [], self.served.facts
+        self.units, self.unit_open, facts = [], {}, self.served.facts
         for number in range(1, MAX_CONTROLS + 1):
-            with gr.Accordion(t(f"Control {number}"), open=number == 1, elem_id=f"unit{number}-open"):
+            with gr.Accordion(
+                t(f"Control {number}"), open=number == 1, elem_id=f"unit{number}-open"
+            ) as self.unit_open[number]:
                 if number > 1:
                     switch = gr.Checkbox(label=t("Use this control too"), elem_id=f"unit{number}-on")
                     self._add(f"unit{number}_on", switch)
@@ -125,12 +127,12 @@ class GenerateTab:
                 self._slider("control_every", "Control once in", (1, MOST_EVERY, 1), USUAL.control_every)
 
     def _start_picture(self) -> None:
-        with gr.Accordion(t("Start from a picture"), open=False, elem_id="start-open"):
+        with gr.Accordion(t("Start from a picture"), open=False, elem_id="start-open") as self.start_open:
             self._add(
                 "init",
                 gr.Image(
                     type="filepath", image_mode=None, format="png", sources=["upload", "clipboard"],
-                    height=320, label=t("Start picture"), elem_id="init",
+                    height=320, buttons=["fullscreen"], label=t("Start picture"), elem_id="init",
                 ),
             )  # fmt: skip
             self._slider("denoise", "Made anew", (0.05, 1.0, 0.05), USUAL.denoise)
@@ -139,7 +141,12 @@ class GenerateTab:
     def _results(self) -> None:
         self.status = gr.HTML("", elem_id="status", elem_classes="status")
         self.preview = gr.Image(
-            label=t("Preview"), interactive=False, visible=False, format="jpeg", elem_id="preview"
+            label=t("Preview"),
+            interactive=False,
+            buttons=["fullscreen"],
+            visible=False,
+            format="jpeg",
+            elem_id="preview",
         )
         self.gallery = gr.Gallery(
             label=t("Control maps, then pictures"), columns=2, object_fit="contain", height="auto",

@@ -6,7 +6,7 @@ kind. So all of a unit's values travel with a click, and no second round is need
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import gradio as gr
@@ -16,6 +16,7 @@ from annotator.registry import DETECTORS
 from app.canvas import drawing_canvas
 from app.form import ALL_SLOTS, DRAWING, EXAMPLE, OWN_BRANCH, UPLOAD, shown_value, slots_of
 from app.inputs import EXAMPLES
+from app.stored import Found
 from app.words import t
 from cldm.controls import CONTROLS, ready_detectors
 
@@ -27,6 +28,7 @@ OWN_FIELDS = (
     "control", "detector", "source", "upload", "canvas", "example", "ready", "strength", "start", "end",
     "branch",
 )  # fmt: skip
+STORED_FIELDS = ("control", "start", "end", "branch", "ready")  # those that need no more than their value
 
 
 class Unit:
@@ -48,7 +50,7 @@ class Unit:
         )
         self.upload = gr.Image(
             type="filepath", image_mode=None, format="png", sources=["upload", "clipboard"], height=320,
-            label=t("Drawing or photograph"), visible=False, elem_id=f"{self.name}-upload",
+            buttons=["fullscreen"], label=t("Drawing or photograph"), visible=False, elem_id=f"{self.name}-upload",
         )  # fmt: skip
         self.canvas = drawing_canvas("Drawing", elem_id=f"{self.name}-canvas")
         self.example = gr.Radio(
@@ -67,6 +69,7 @@ class Unit:
         self.branch = self._dropdown("branch", t("Branch"), [OWN_BRANCH, *branches], OWN_BRANCH)
         self.branch.visible = bool(branches)
         self.map = gr.Image(
+            buttons=["download", "fullscreen"],
             label=t("Control map"),
             interactive=False,
             format="png",
@@ -110,6 +113,26 @@ class Unit:
             else gr.update(visible=False)
             for slot in ALL_SLOTS
         ]
+
+    def restored(self, values: Mapping[str, Any] | None, found: Found) -> dict[Any, Any]:
+        """What its components show for a stored request's values; None where that has no such control."""
+        if values is None:
+            return {self.upload: None, self.canvas: None}
+        updates = {getattr(self, name): gr.update(value=values[name]) for name in STORED_FIELDS}
+        names = self.detectors(values["control"])
+        updates[self.detector] = gr.update(choices=names, value=values["detector"])
+        looks = zip(self.slots.items(), self._show_detector(values["detector"]), strict=True)
+        for (slot, component), look in looks:
+            updates[component] = look | ({"value": values[slot]} if slot in values else {})
+        updates[self.strength] = gr.update(
+            value=values["strength"], maximum=max(USUAL_STRENGTH, values["strength"])
+        )
+        updates |= {self.source: found.source, self.canvas: None, self.upload: None}
+        if found.kept:
+            del updates[self.upload]
+        if found.value is not None:
+            updates[self.canvas if found.source == DRAWING else self.example] = found.value
+        return updates
 
     def _slot(self, slot: str) -> gr.components.Component:
         used = {taken: name for name, taken in slots_of(DETECTORS[FIRST_DETECTOR]).items()}
