@@ -32,7 +32,8 @@ class AnnotateTab:
             with gr.Column(scale=2, min_width=320):
                 self.image = gr.Image(
                     type="filepath", image_mode=None, format="png", sources=["upload", "clipboard"],
-                    height=320, buttons=["fullscreen"], label=t("Photograph or drawing"), elem_id="annotate-input",
+                    height=320,
+                    buttons=["fullscreen"], label=t("Photograph or drawing"), elem_id="annotate-input",
                 )  # fmt: skip
                 self.side = gr.Slider(
                     LEAST_SIDE, MOST_SIDE, value=USUAL_SIDE, step=SIDE_STEP, label=t("Resolution"),

@@ -50,7 +50,8 @@ class CompareTab:
                 max_height=512, elem_id="compare-slider", buttons=["download", "fullscreen"],
             )  # fmt: skip
             self.difference = gr.Image(
-                label=t("Difference, four times as bright"), interactive=False, format="png", height=512, buttons=["download", "fullscreen"],
+                label=t("Difference, four times as bright"), interactive=False, format="png", height=512,
+                buttons=["download", "fullscreen"],
                 elem_id="compare-difference",
             )  # fmt: skip
         self.table = gr.HTML("", elem_id="compare-table")
