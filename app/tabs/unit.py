@@ -51,7 +51,8 @@ class Unit:
         self.upload = gr.Image(
             type="filepath", image_mode=None, format="png", sources=["upload", "clipboard"], height=320,
 
-            buttons=["fullscreen"], label=t("Drawing or photograph"), visible=False, elem_id=f"{self.name}-upload",
+            buttons=["fullscreen"], label=t("Drawing or photograph"), visible=False,
+            elem_id=f"{self.name}-upload",
         )  # fmt: skip
         self.canvas = drawing_canvas("Drawing", elem_id=f"{self.name}-canvas")
         self.example = gr.Radio(
