@@ -38,14 +38,12 @@ class Files:
     """Weights of the model that the yaml `config` describes, in `folder`.
 
     kind: of `random_weights.WEIGHTS`. rules: "PATTERN=SCHEME", before those that come with a scheme.
-    pictures: that static ranges are watched on, in each group of timesteps.
     """
 
     config: Path
     folder: Path
     kind: str = "gaussian"
     rules: tuple[str, ...] = ()
-    pictures: int = 1
 
     @property
     def stem(self) -> str:
@@ -58,10 +56,8 @@ class Files:
         return self.folder / f"{self.stem}-random.safetensors"
 
     def quantized(self, scheme: str, size: int) -> Path:
-        """The file of `scheme`; static ranges are those of pictures of `size` pixels."""
-        parts = [self.stem, scheme]
-        if scheme == "int8_static":
-            parts += [str(size), *([f"{self.pictures}pictures"] if self.pictures != 1 else [])]
+        """The file of `scheme`; static ranges are those of a picture of `size` pixels."""
+        parts = [self.stem, scheme, *([str(size)] if scheme == "int8_static" else [])]
         if self.rules:
             parts.append(hashlib.sha256("\n".join(self.rules).encode()).hexdigest()[:RULES_DIGITS])
         return self.folder / f"{'-'.join(parts)}.safetensors"
@@ -87,7 +83,7 @@ class Files:
         """The file of `scheme`, unless it is there.
 
         path: another one than `quantized` gives. selection: switches of `default_selection`. Static ranges
-        are those of random pictures of `size` pixels, watched in each group of timesteps. ValueError for a
+        are those of a random picture of `size` pixels, watched in each group of timesteps. ValueError for a
         bad rule.
         """
         from ldm.config import create_meta_model
@@ -130,10 +126,9 @@ class Files:
             follow_timesteps(network, groups, of)
         ends = [0, *groups.edges, model.num_timesteps]
         middles = [int((low + high) / 2) for low, high in zip(ends, ends[1:], strict=False)]
-        calls = [(seed, t) for seed in range(self.pictures) for t in middles]
         with torch.inference_mode(), watch(model, plan, groups.count) as calibration:
-            for seed, t in tqdm(calls, desc="calibration", disable=None):
-                one = Inputs.random(model, size, 1, seed=CALIBRATION_SEED + seed, t=t)
+            for t in tqdm(middles, desc="calibration", disable=None):
+                one = Inputs.random(model, size, 1, seed=CALIBRATION_SEED, t=t)
                 model.apply_model(one.x, one.t, {"c_concat": [one.hint], "c_crossattn": [one.text]})
         return calibration.all_ranges(plan), Schedule(groups, TIMED)
 

@@ -57,7 +57,6 @@ class ErrorFlags(BenchFlags):
     folder: Path = flag(FOLDER, "of the files")
     weights: str = flag("gaussian", "how they are drawn", choices=tuple(WEIGHTS))
     rule: tuple[str, ...] = flag((), "before those of the schemes", action="append", metavar="PATTERN=SCHEME")
-    pictures: int = flag(1, "for static ranges, random")
     size: int = flag(128, "side of the picture, pixels")
     steps: int = flag(20, "of DDIM")
 
@@ -68,12 +67,11 @@ class ErrorFlags(BenchFlags):
     @property
     def files(self) -> Files:
         """The weights, whole and quantized."""
-        return Files(self.config, self.folder, self.weights, self.rule, self.pictures)
+        return Files(self.config, self.folder, self.weights, self.rule)
 
     def label(self, scheme: str) -> str:
         """The name of a row."""
-        seen = [f"{self.pictures} pictures"] if scheme == "int8_static" and self.pictures != 1 else []
-        return ", ".join([scheme, *seen, *self.rule])
+        return ", ".join([scheme, *self.rule])
 
 
 def load(files: Files, scheme: str, size: int) -> ControlLDM:

@@ -2,6 +2,7 @@
 
     python -m bench.speed.kernels
     python -m bench.speed.kernels --only gate --rounds 30
+    python -m bench.speed.kernels --only attention --rounds 7
 
 Activations are those of Stable Diffusion 1.5 at 512 pixels with guidance (two images a step). Every round
 runs each way once, one after the other, so that whatever else the machine does meets both; medians are
@@ -29,6 +30,7 @@ from common.memory import keep_freed_memory
 from quantize import native
 from quantize.activations import QParams, Quantized
 from quantize.cpu import activations as kernels
+from quantize.cpu.attention import attend_bf16, attend_int8
 from quantize.cpu.dequantize import dequantize_int4, dequantize_int8
 
 GROUPS, EPS = 32, 1e-5
@@ -41,6 +43,9 @@ GROUP = 64
 LAYERS = [(8192, 320, 320), (8192, 320, 2560), (8192, 1280, 320), (2048, 640, 5120), (512, 1280, 10240)]
 CONVOLUTIONS = [(640, 64, 320), (640, 32, 640), (1280, 16, 1280), (1280, 8, 1280), (2560, 8, 1280)]
 UPSAMPLINGS = [(640, 32), (1280, 16), (1280, 8)]
+# Batch, heads, queries, tokens, width of a head: positions to themselves, then to 77 tokens of text; SD 2.1.
+ATTENTIONS = [(2, 8, side**2, side**2, width) for side, width in ((64, 40), (32, 80), (16, 160), (8, 160))]
+ATTENTIONS += [(2, 8, 4096, 77, 40), (2, 8, 1024, 77, 80), (2, 5, 4096, 4096, 64)]
 COLUMNS = (
     Column("plain torch, ms", "plain torch", unit=MS),
     Column("ours, ms", "ours", unit=MS),
@@ -140,6 +145,17 @@ def convolutions() -> Iterator[KernelCase]:
         yield KernelCase(name, (2, inputs, size, size, outputs), lambda p=pick, x=x: p()(x), moved)
 
 
+def attentions() -> Iterator[KernelCase]:
+    """softmax(q k^T) v of one layer; plain torch's is in float32."""
+    for shape in ATTENTIONS:
+        batch, heads, queries, keys, width = shape
+        drawn = (torch.randn(batch, n, heads, width) for n in (queries, keys, keys))
+        q, k, v = (t.transpose(1, 2) for t in drawn)  # views, as a layer hands them on
+        moved = 2 * q.nbytes + k.nbytes + v.nbytes
+        for name, attend in (("attention, int8", attend_int8), ("attention, bf16", attend_bf16)):
+            yield KernelCase(name, shape, partial(attend, q, k, v), moved)
+
+
 def some_bytes(*shape: int) -> Any:
     """Activations of `shape`, of pictures channels last."""
     layout = torch.channels_last if len(shape) == 4 else torch.contiguous_format
@@ -180,7 +196,7 @@ def measure(flags: KernelFlags) -> Iterator[Measurement]:
     if native.library() is None:
         raise ValueError("there are no native kernels here to measure")
     keep_freed_memory()
-    for cases in (images, tokens, weights, layers, convolutions):
+    for cases in (images, tokens, weights, layers, convolutions, attentions):
         for case in cases():
             if flags.only in case.name:
                 yield from rows_of(case, flags.rounds)

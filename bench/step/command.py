@@ -2,7 +2,6 @@
 
     python -m bench.step --only diffusers ours-int8-dynamic
     python -m bench.step --rounds 3 --results outputs/step.jsonl --peer-python peers/bin/python
-    python -m bench.step --only ours-fp32 ours-int8-dynamic-ruled --rule "*.skip_connection=int8_weight"
 
 All have the same inputs and the same random weights, of one of two kinds (`bench.random_weights`). Each
 contender has a process of its own and computes when its turn comes, while the others stand still. The first
@@ -79,8 +78,7 @@ def racing(setting: Setting) -> list[str]:
     known, names = contenders_on(setting.device), []
     for name in chosen(setting.only, known, "contender"):
         if reason := known[name].absent(setting):
-            if setting.only or not known[name].ruled:
-                say(f"{name} is left out: {reason}")
+            say(f"{name} is left out: {reason}")
         else:
             names.append(name)
     if not names:

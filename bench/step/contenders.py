@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from bench.files import Files
 from bench.inputs import Inputs, denoising_step
 from bench.processes import Run
 from bench.step.setting import Compute, Contender, Setting
@@ -80,7 +79,7 @@ def _prepare_openvino(setting: Setting) -> None:
     convert(setting)
 
 
-def our_model(setting: Setting, files: Files, scheme: str | None) -> ControlLDM:
+def our_model(setting: Setting, scheme: str | None) -> ControlLDM:
     """The float model, or the one of a quantized file, as `Pipeline.from_files` loads them."""
     from cldm.compressed.quantized import load_quantized_model
     from cldm.model import load_model
@@ -88,30 +87,27 @@ def our_model(setting: Setting, files: Files, scheme: str | None) -> ControlLDM:
 
     options = {"device": setting.device, "dtype": pick_dtype("auto", torch.device(setting.device))}
     if scheme is None:
-        return load_model(setting.config, files.weights, **options)
-    return load_quantized_model(setting.config, files.quantized(scheme, setting.size), **options)
+        return load_model(setting.config, setting.files.weights, **options)
+    return load_quantized_model(setting.config, setting.files.quantized(scheme, setting.size), **options)
 
 
-def ours(scheme: str | None = None, *, ruled: bool = False) -> Contender:
-    """This project, with float weights or those of a scheme. ruled: by the setting's rules before its own."""
-
-    def made(setting: Setting) -> Files:
-        return replace(setting.files, rules=setting.rule) if ruled else setting.files
+def ours(scheme: str | None = None) -> Contender:
+    """This project, with float weights or those of a scheme."""
 
     def files(setting: Setting) -> list[Path]:
-        return [made(setting).quantized(scheme, setting.size) if scheme else setting.files.weights]
+        return [setting.files.quantized(scheme, setting.size) if scheme else setting.files.weights]
 
     def prepare(setting: Setting) -> None:
         setting.files.make_weights()
         if scheme:
-            made(setting).make_quantized(scheme, setting.size)
+            setting.files.make_quantized(scheme, setting.size)
 
     def step(setting: Setting) -> Compute:
-        model = our_model(setting, made(setting), scheme).requires_grad_(False)
+        model = our_model(setting, scheme).requires_grad_(False)
         dtype = next(model.model.parameters()).dtype
         return denoising_step(model, random_inputs(setting).to(setting.device, dtype))
 
-    return Contender(step, files, prepare, ruled=ruled)
+    return Contender(step, files, prepare)
 
 
 def contenders_on(device: str) -> Mapping[str, Contender]:
@@ -139,11 +135,7 @@ def load(name: str, setting: Setting, output: Path) -> Run:
     return run
 
 
-OURS_INT8 = {
-    f"ours-{scheme.replace('_', '-')}{'-ruled' if ruled else ''}": ours(scheme, ruled=ruled)
-    for ruled in (False, True)
-    for scheme in ("int8_dynamic", "int8_static")
-}
+OURS_INT8 = {"ours-int8-dynamic": ours("int8_dynamic"), "ours-int8-static": ours("int8_static")}
 # The first of those that take part is what errors are relative to.
 CPU = {
     "diffusers": diffusers(),

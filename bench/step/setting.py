@@ -14,9 +14,7 @@ from bench.files import Files
 from bench.harness import FOLDER, ROUNDS, SD15, BenchFlags
 from bench.random_weights import WEIGHTS
 from common.flags import flag
-from quantize.selection import parse_rules
 
-RULE = "for layers of the contenders `...-ruled`"
 INSTALL = 'pip install -e ".[bench]"'
 Compute = Callable[[], Tensor]  # one denoising step: the predicted noise
 
@@ -26,13 +24,12 @@ class Setting(BenchFlags):
     """The flags of `bench.step`, and what a contender is told."""
 
     LOWEST: ClassVar[Mapping[str, int]] = {"settle": 0}
-    SHARED: ClassVar[Sequence[str]] = ("config", "size", "batch", "threads", "device", "weights", "rule")
+    SHARED: ClassVar[Sequence[str]] = ("config", "size", "batch", "threads", "device", "weights")
 
     only: tuple[str, ...] = flag((), "contenders (default: all of the device)", metavar="NAME")
     config: Path = flag(SD15, "yaml of the model")
     folder: Path = flag(FOLDER, "of the files")
     weights: str = flag("gaussian", "how they are drawn", choices=tuple(WEIGHTS))
-    rule: tuple[str, ...] = flag((), RULE, action="append", metavar="PATTERN=SCHEME")
     size: int = flag(512, "side of the picture, pixels")
     batch: int = flag(2, "latents a step, 2 for guidance")
     threads: int = flag(2, "of each contender")
@@ -40,10 +37,6 @@ class Setting(BenchFlags):
     settle: int = flag(1, "untimed runs before each timed one")
     peer_python: Path | None = flag(None, "Python that has the peers' packages, if not this", metavar="PATH")
     device: str = flag("cpu", "cpu or cuda")
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        parse_rules(self.rule)
 
     @property
     def files(self) -> Files:
@@ -55,8 +48,7 @@ class Setting(BenchFlags):
 class Contender:
     """load: what computes a step. files: what it loads; prepare: makes those that are not there.
 
-    needs: packages beyond the project's own. environment: of its process. ruled: whether the setting's rules
-    are what it is about.
+    needs: packages beyond the project's own. environment: of its process.
     """
 
     load: Callable[[Setting], Compute]
@@ -64,11 +56,8 @@ class Contender:
     prepare: Callable[[Setting], object] = lambda setting: setting.files.make_weights()
     needs: tuple[str, ...] = ()
     environment: Mapping[str, str] = field(default_factory=dict)
-    ruled: bool = False
 
     def absent(self, setting: Setting) -> str | None:
         """Why it cannot take part, in a sentence; None where it can."""
         missing = [] if setting.peer_python else [name for name in self.needs if find_spec(name) is None]
-        if missing:
-            return f"{', '.join(missing)} not installed: {INSTALL}"
-        return "there is no --rule" if self.ruled and not setting.rule else None
+        return f"{', '.join(missing)} not installed: {INSTALL}" if missing else None

@@ -145,16 +145,13 @@ def main(argv: list[str] | None = None) -> int:
     """Fetch and render; says how much art there is."""
     parser = Parser("python -m scenes.things", __doc__)
     parser.add_argument("--out", type=Path, default=FOLDER, help="folder (default: %(default)s)")
-    parser.add_argument(
-        "--newest", action="store_true", help="the latest packages, whose sums nobody has checked"
-    )
     args = parser.parse_args(argv)
-    return run_command(lambda: make_art(args.out, newest=args.newest))
+    return run_command(lambda: make_art(args.out))
 
 
-def make_art(folder: Path, *, newest: bool = False) -> str:
+def make_art(folder: Path) -> str:
     """Whatever is missing of the art in `folder`; a sentence that says how much there is."""
-    new = fetch(folder, newest)
+    new = fetch(folder)
     counts = []
     for name, build in ((ART_FILE, build_art), (MORE_FILE, build_more_art)):
         if new or not (folder / name).exists():

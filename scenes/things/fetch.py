@@ -24,15 +24,13 @@ def icons_file(folder: Path, style: str) -> Path:
     return folder / f"{style}.json"
 
 
-def fetch(folder: Path, newest: bool = False) -> list[Path]:
+def fetch(folder: Path) -> list[Path]:
     """Put the icons of every style into `folder`; returns the files that were missing.
 
-    newest: the latest packages instead of those we know, whose sums nobody has checked. FileNotFoundError
-    without npm, OSError for a package that npm does not bring, ValueError for one of another sum.
+    FileNotFoundError without npm, OSError for a package that npm does not bring, ValueError for one of
+    another sum.
     """
-    rows = [
-        row for row in read_table("packages") if newest or not icons_file(folder, row["package"]).exists()
-    ]
+    rows = [row for row in read_table("packages") if not icons_file(folder, row["package"]).exists()]
     if rows and shutil.which("npm") is None:
         packages = ", ".join(f"{SCOPE}/{row['package']}@{row['version']}" for row in rows)
         files = ", ".join(str(icons_file(folder, row["package"])) for row in rows)
@@ -42,9 +40,8 @@ def fetch(folder: Path, newest: bool = False) -> list[Path]:
         )
     for row in rows:
         with tempfile.TemporaryDirectory() as place:
-            package = _pack(f"{row['package']}@{'latest' if newest else row['version']}", Path(place))
-            if not newest:
-                check_sum(package, row["sha256"])
+            package = _pack(f"{row['package']}@{row['version']}", Path(place))
+            check_sum(package, row["sha256"])
             with tarfile.open(package) as tar, atomic_write(icons_file(folder, row["package"])) as partial:
                 member = tar.extractfile(MEMBER)
                 assert member is not None, f"{MEMBER} is a file in every package of {SCOPE}"
@@ -56,10 +53,8 @@ def check_sum(package: Path, expected: str) -> None:
     """ValueError unless the file has this SHA-256."""
     found = hashlib.sha256(package.read_bytes()).hexdigest()
     if found != expected:
-        raise ValueError(
-            f"{package.name} has the SHA-256 {found}, not {expected}: it is not the package that we know; "
-            "--newest takes it all the same"
-        )
+        named = f"{package.name} has the SHA-256 {found}, not {expected}"
+        raise ValueError(f"{named}: it is not the package that we know, fetch it again")
 
 
 def _pack(package: str, place: Path) -> Path:

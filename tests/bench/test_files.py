@@ -57,8 +57,8 @@ def test_default_weights_are_those_of_a_fresh_layer_and_leave_other_generators_a
     assert torch.equal(drawn("default", "n.weight", nn.LayerNorm(8)), torch.ones(8))
 
 
-def test_files_of_other_weights_rules_and_pictures_have_other_names(files):
-    others = [replace(files, kind="default"), replace(files, rules=("*=float",)), replace(files, pictures=2)]
+def test_files_of_other_weights_and_rules_have_other_names(files):
+    others = [replace(files, kind="default"), replace(files, rules=("*=float",))]
     names = {one.quantized("int8_static", 64) for one in (files, *others)}
     assert len(names) == len(others) + 1
     assert files.weights != others[0].weights

@@ -40,7 +40,7 @@ def test_the_table_has_a_row_a_scheme(flags, rows):
     assert table(rows, flags).splitlines()[2] == expected
 
 
-def test_rules_and_pictures_have_rows_and_files_of_their_own(flags, tmp_path, monkeypatch):
+def test_rules_have_rows_and_files_of_their_own(flags, tmp_path, monkeypatch):
     asked = []
 
     def apart(function, flags, scheme, path):
@@ -50,11 +50,11 @@ def test_rules_and_pictures_have_rows_and_files_of_their_own(flags, tmp_path, mo
 
     monkeypatch.setattr(quantized_error, "apart", apart)
     one = replace(flags, folder=tmp_path, only=("int8_static",))
-    others = [one, replace(one, rule=("*.proj_in=float",)), replace(one, pictures=2)]
+    others = [one, replace(one, rule=("*.proj_in=float",))]
     labels = [list(by_subject(measure(other))) for other in others]
-    assert labels == [["int8_static"], ["int8_static, *.proj_in=float"], ["int8_static, 2 pictures"]]
-    assert asked == [FLOAT, "int8_static"] * 3
-    assert len(list(tmp_path.glob("*-int8_static-*"))) == 3
+    assert labels == [["int8_static"], ["int8_static, *.proj_in=float"]]
+    assert asked == [FLOAT, "int8_static"] * 2
+    assert len(list(tmp_path.glob("*-int8_static-*"))) == 2
 
 
 def test_a_rule_without_a_scheme_is_refused(capsys):

@@ -18,13 +18,14 @@ def small(monkeypatch):
     monkeypatch.setattr(bench, "LAYERS", [(5, 8, 64)])
     monkeypatch.setattr(bench, "CONVOLUTIONS", [(8, 5, 16)])
     monkeypatch.setattr(bench, "UPSAMPLINGS", [(8, 3)])
+    monkeypatch.setattr(bench, "ATTENTIONS", [(1, 2, 20, 30, 8)])
 
 
 @needs_library
 def test_the_table_has_a_line_for_every_kernel(capsys):
     assert bench.main(["--rounds", "1"]) == 0
     rows = [row for row in capsys.readouterr().out.splitlines() if row.startswith("| ")][1:]
-    every = (bench.images, bench.tokens, bench.weights, bench.layers, bench.convolutions)
+    every = (bench.images, bench.tokens, bench.weights, bench.layers, bench.convolutions, bench.attentions)
     assert len(rows) == sum(len(list(cases())) for cases in every)
     assert sum("| 1 x 32 x 4 x 4 |" in row for row in rows) == len(list(bench.images()))
 

@@ -2,19 +2,16 @@
 
 import json
 from dataclasses import replace
-from fnmatch import fnmatchcase
 
 import pytest
 import torch
 from omegaconf import OmegaConf
-from safetensors.torch import load_file
 
 from bench.results import Measurement, by_subject
 from bench.step.command import errors, main, racing, table
 from bench.step.contenders import CPU, EQUAL
 from bench.step.openvino import ir_path
 from bench.step.setting import Setting
-from quantize.files.read import read_content
 from tests.small_models import relative_error, settings
 
 INT8 = 0.15  # of a step with random weights, at layers this narrow
@@ -46,33 +43,9 @@ def test_quantized_contenders_are_near_the_float_one(name, setting):
     assert EQUAL < relative_error(got, expected) < INT8
 
 
-@pytest.mark.parametrize("rule", ["*.skip_connection=int8_weight", "*.proj_in=float"])
-def test_a_ruled_contender_has_its_rules_and_the_codes_and_ranges_of_the_plain_one(rule, setting):
-    ruled = replace(setting, rule=(rule,))
-    contender, pattern = CPU["ours-int8-static-ruled"], rule.partition("=")[0]
-    contender.prepare(ruled)
-    CPU["ours-int8-static"].prepare(setting)
-    (path,) = contender.files(ruled)
-    plain = setting.files.quantized("int8_static", setting.size)
-    layers, before = read_content(path).plan.layers, read_content(plain).plan.layers
-    changed = {name for name in before if layers.get(name, "float") != before[name]}
-    assert changed == {name for name in before if fnmatchcase(name, pattern)} != set()
-    assert {layers.get(name, "float") for name in changed} == {rule.partition("=")[2]}
-    tensors, old = load_file(path), load_file(plain)
-    assert not any(f"{name}.in_scale" in tensors for name in changed)
-    assert all(torch.equal(tensors[name], old[name]) for name in old if name in tensors)
-    got = computed("ours-int8-static-ruled", ruled)
-    assert EQUAL < relative_error(got, computed("ours-fp32", setting)) < INT8
-
-
 def test_converted_models_of_other_weights_have_other_names(setting):
     paths = [ir_path(one, "unet", "int8") for one in (setting, replace(setting, weights="default"))]
     assert len(set(paths)) == 2
-
-
-def test_contenders_with_rules_take_part_where_there_are_some(setting):
-    assert not any(name.endswith("ruled") for name in racing(setting))
-    assert "ours-int8-static-ruled" in racing(replace(setting, rule=("*=float",)))
 
 
 def test_peers_that_are_not_installed_are_left_out_with_a_way_to_have_them(setting, monkeypatch, capsys):
@@ -117,9 +90,6 @@ def test_float_contenders_that_differ_are_complained_about(tmp_path, capsys):
         (["--only", "nobody"], "unknown contender 'nobody': use some of diffusers;"),
         (["--size", "100"], "pixels in steps of 64"),
         (["--rounds", "0"], "give 1 or more"),
-        (["--rule", "int8_weight"], "give PATTERN=SCHEME"),
-        (["--rule", "*=int9"], "unknown scheme 'int9'"),
-        (["--only", "ours-int8-static-ruled"], "no contender is left to measure"),
         (["--device", "mars"], "unknown device 'mars'"),
     ],
 )
