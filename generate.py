@@ -56,7 +56,7 @@ def _run(flags: GenerateFlags, finished: list[Generated]) -> int | str:
         for job in jobs:
             try:
                 for one in runner.run(job, on_step):
-                    finished.append(one)
+                    finished.append(one)  # noted at once: Ctrl-C may come before the next
                     show(one.path)
             except BadImage as error:  # the others of a folder can still be made
                 if len(jobs) == 1:

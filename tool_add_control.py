@@ -48,7 +48,7 @@ def main(
     args = parse_args(argv, prog, config)
 
     def run() -> object:
-        from tools.convert.add_control import BranchInit, add_control
+        from tools.convert.add_control import BranchInit, add_control  # heavy: --help answers without
         from tools.convert.files import Target
 
         init = BranchInit(args.branch, args.seed, use_ema=args.use_ema, replace=args.replace_branch)

@@ -17,7 +17,7 @@ from pathlib import Path
 
 from common.shell import Parser, run_command
 
-DTYPES = ("fp32", "fp16", "bf16")
+DTYPES = ("fp32", "fp16", "bf16")  # of `ldm.util`, which brings torch: --help answers at once
 OF_ALL_COMMANDS = ("command", "input", "output", "force", "dtype", "dry_run")
 
 
@@ -59,12 +59,12 @@ def main(argv: list[str] | None = None) -> int:
 
 def _run(args: argparse.Namespace) -> object:
     """What there is to say of the result."""
-    from tools.convert.conversions import CONVERSIONS, strip_plan
+    from tools.convert.conversions import CONVERSIONS, strip_plan  # brings torch
     from tools.convert.files import Target
 
     own = {name: value for name, value in vars(args).items() if name not in OF_ALL_COMMANDS}
     if args.command == "strip" and args.dry_run:
-        return strip_plan(args.input, **own)
+        return strip_plan(args.input, **own)  # nothing is written, so that no output is asked for
     if args.output is None:
         raise ValueError("name the file to write, or add --dry-run to see what would go")
     target = Target(args.output, force=args.force, dtype=getattr(args, "dtype", None))

@@ -17,10 +17,10 @@ def main(argv: list[str] | None = None, prog: str = "tutorial_train.py", **defau
     settings = parse_args(argv, __doc__, prog, **defaults)
 
     def act() -> int | str | None:
-        from trainer.plan import make_plan
+        from trainer.plan import make_plan  # brings torch: a wrong flag is told before
         from trainer.run import run, validate_data
 
-        plan = make_plan(settings)
+        plan = make_plan(settings)  # flags and yaml together
         if settings.data.validate_data:
             return validate_data(plan)
         return "\n".join(map(str, run(plan))) or None

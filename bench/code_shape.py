@@ -23,7 +23,7 @@ from common.shell import Parser, run_command
 
 SUFFIXES = (".py", ".cpp", ".h", ".js")
 LINES = "lines"
-NONE = "–"
+NONE = "–"  # of a revision that has no such row
 Function = ast.FunctionDef | ast.AsyncFunctionDef
 
 
@@ -89,7 +89,7 @@ def measure_revision(repository: Path, revision: str) -> dict[str, object]:
     """`measure` of a revision's files, unpacked for the while."""
     with tempfile.TemporaryDirectory() as folder:
         with tarfile.open(fileobj=io.BytesIO(_git(repository, "archive", revision))) as tar:
-            tar.extractall(folder, filter="data")
+            tar.extractall(folder, filter="data")  # no links out of the folder
         return measure(Path(folder).resolve())
 
 

@@ -42,7 +42,7 @@ class Files:
 
     config: Path
     folder: Path
-    kind: str = "gaussian"
+    kind: str = "gaussian"  # the harder of the two
     rules: tuple[str, ...] = ()
 
     @property

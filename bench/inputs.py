@@ -12,9 +12,9 @@ from torch import Tensor
 if TYPE_CHECKING:
     from cldm.cldm import ControlLDM
 
-TOKENS = 77
-LATENT_FACTOR = 8
-TIMESTEP = 500
+TOKENS = 77  # of a prompt, as CLIP pads it
+LATENT_FACTOR = 8  # pixels a side of a latent position
+TIMESTEP = 500  # the middle of the schedule; time does not depend on it
 
 
 @dataclass(frozen=True)
@@ -57,7 +57,7 @@ def denoising_step(model: ControlLDM, inputs: Inputs) -> Callable[[], Tensor]:
     from cldm.sampling import ControlUnit, combined_residuals, control_scales
 
     scales = control_scales(1.0, len(model.control_scales), guess_mode=False)
-    units: list[ControlUnit] = []
+    units: list[ControlUnit] = []  # empty until the first step
 
     @torch.inference_mode()
     def step() -> Tensor:

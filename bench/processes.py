@@ -25,8 +25,8 @@ import torch
 
 from bench.results import ROOT
 
-KIB = 1024
-GO = b"go\n"
+KIB = 1024  # what /proc counts in
+GO = b"go\n"  # a line: pipes are read by lines
 SERVE = "from bench.processes import serve; serve()"
 LAST_WORDS = 400  # characters of what a process said before it died
 Run = Callable[[], Any]
@@ -51,7 +51,7 @@ def measured(run: Run, device: str = "cpu") -> tuple[Any, Cost]:
     wall, cpu = time.perf_counter(), time.process_time()
     result = run()
     if on_gpu:
-        torch.cuda.synchronize()
+        torch.cuda.synchronize()  # launched is not done
     wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
     return result, Cost(wall, cpu, torch.cuda.max_memory_allocated() if on_gpu else peak_bytes())
 
@@ -64,7 +64,7 @@ def interleaved(runs: Mapping[str, Run], rounds: int, device: str = "cpu") -> di
     for _ in tqdm(range(rounds + 1), desc="rounds", disable=None, leave=False):
         for name, run in runs.items():
             costs[name].append(measured(run, device)[1])
-    return {name: taken[1:] for name, taken in costs.items()}
+    return {name: taken[1:] for name, taken in costs.items()}  # without the round that warmed up
 
 
 def peak_bytes() -> int:
@@ -106,7 +106,7 @@ class Worker:
     def __init__(self, function: Callable, *arguments: Any, options: ProcessOptions) -> None:
         self._name = f"{function.__name__}{arguments[:1]}"
         self._log = tempfile.TemporaryFile("w+") if options.quiet else None  # noqa: SIM115  lives as long
-        threads = {"OMP_NUM_THREADS": str(options.threads)} if options.threads else {}
+        threads = {"OMP_NUM_THREADS": str(options.threads)} if options.threads else {}  # read before torch is
         self._process = subprocess.Popen(
             [str(options.python), "-c", SERVE], cwd=ROOT, env=os.environ | threads | options.environment,
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._log,
@@ -120,7 +120,7 @@ class Worker:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._process.kill()
+        self._process.kill()  # it may stand still, and hear nothing softer
         self._process.communicate()
         if self._log:
             self._log.close()
@@ -166,7 +166,7 @@ def apart(function: Callable, *arguments: Any, options: ProcessOptions | None = 
 def serve() -> None:
     """What a worker does: call the function it is told, then run what that gave whenever it is asked."""
     answers = os.fdopen(os.dup(sys.stdout.fileno()), "w", buffering=1)
-    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
+    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # libraries print; answers must stay alone
     module, name, arguments, threads, device = pickle.load(sys.stdin.buffer)
     if threads:
         torch.set_num_threads(threads)

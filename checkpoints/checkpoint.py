@@ -42,7 +42,7 @@ class Weights:
     label: str
     state: dict[str, Values]
     dropped: Counter[str]
-    averaged: int
+    averaged: int  # 0 where the weights themselves were taken
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,7 @@ class Checkpoint:
     """
 
     label: str
-    path: Path | None
+    path: Path | None  # where it lies, for what must be opened once more, such as by safetensors
     header: Header
     settings: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     _read: Callable[[], dict[str, Values]] = field(default=dict, repr=False)
@@ -163,8 +163,8 @@ def _from_folder(folder: Path, components: Mapping[str, Component]) -> Checkpoin
         for part, component in components.items():
             own: dict[str, Values] = {}
             for file in component.files:
-                own |= _open_tensors(file, headers[file])
-            act = component.config.get("hidden_act")
+                own |= _open_tensors(file, headers[file])  # shards have no name twice
+            act = component.config.get("hidden_act")  # tells the families apart where widths are small
             state |= to_original(own, part, open_clip=None if act is None else act == OPEN_CLIP_ACT)
         return state
 

@@ -24,7 +24,7 @@ from common.shell import quote
 
 log = logging.getLogger(__name__)
 
-HALF = (torch.float16, torch.bfloat16)
+HALF = (torch.float16, torch.bfloat16)  # what a schedule must not be rounded to
 COARSE_SCHEDULE = "schedule in half precision, which the model computes exactly"
 
 
@@ -83,13 +83,13 @@ def assign_weights(  # noqa: PLR0913 - one name for each thing that a caller dec
     dtypes = {name: _dtype(tensor, dtype) for name, tensor in model.state_dict(keep_vars=True).items()}
     own = {name for name, buffer in model.named_buffers() if name in shapes and not buffer.is_meta}
     for one in opened:
-        _leave_out(one, own, only)
-    winner = {name: one for one in opened for name in one.state}
+        _leave_out(one, own, only)  # before anything is compared: what stays must fit
+    winner = {name: one for one in opened for name in one.state}  # the last one wins
     wins = {one.label: [name for name in winner if winner[name] is one] for one in opened}
     contributed = {
         one.label: {name: tuple(one.state[name].shape) for name in wins[one.label]} for one in opened
     }
-    check_fit(shapes, own, contributed)
+    check_fit(shapes, own, contributed)  # from here on nothing can be refused but by its numbers
     wanted = {one.label: {name: dtypes[name] for name in wins[one.label]} for one in opened}
     for one in opened:
         _check_numbers(one, wanted[one.label])
@@ -141,7 +141,7 @@ def _open_all(sources: Sequence[Source], *, use_ema: bool) -> list[Weights]:
 
 def _leave_out(one: Weights, own: set[str], only: str) -> None:
     for name in list(one.state):
-        coarse = name in own and one.state[name].dtype in HALF
+        coarse = name in own and one.state[name].dtype in HALF  # the model has computed it already, exactly
         if coarse or not name.startswith(only):
             del one.state[name]
             one.dropped[COARSE_SCHEDULE] += coarse
@@ -180,7 +180,7 @@ def _check_family(model: Shapes, sources: Mapping[str, Shapes]) -> None:
     widths = {label: width for label in sources if (width := context_width(sources[label]))}
     wanted = context_width(model)
     others = [label for label, width in widths.items() if width != wanted]
-    if wanted and others:
+    if wanted and others:  # first, for shapes would differ by the hundred then
         fitting = [label for label, width in widths.items() if width == wanted]
         raise ValueError(
             f"{' and '.join(others)}: made for {family(widths[others[0]])}, but the model"
@@ -208,7 +208,7 @@ def _check_names(model: Shapes, optional: set[str], sources: Mapping[str, Shapes
         parts = Counter(part_of(name) for name in missing)
         counts = ", ".join(f"{count} of the {part}" for part, count in parts.items())
         complaints.append(f"lacks {len(missing)} tensors of the model ({counts}; {quote(missing)})")
-        hint = "name a file for every part: the base model, then the control branch"
+        hint = "name a file for every part: the base model, then the control branch"  # the usual reason
     for label, shapes in sources.items():
         if unknown := [name for name in shapes if name not in model]:
             where = f"{label} " if len(sources) > 1 else ""

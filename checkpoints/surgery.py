@@ -19,9 +19,9 @@ from ldm.models.diffusion.schedule import schedule_buffers
 
 State = Mapping[str, Values]
 
-CONTROL = "control_model."
+CONTROL = "control_model."  # prefixes as published
 UNET = "model.diffusion_model."
-FROM_NEW_BASE = ("first_stage_model.", "cond_stage_model.")
+FROM_NEW_BASE = ("first_stage_model.", "cond_stage_model.")  # of a full model: these two learn with no branch
 EXACT = {"logvar", "model_ema.decay", "model_ema.num_updates"}  # besides the schedule; 0.9999 is 1 in fp16
 FOR_TRAINING = {
     re.compile(r"^model_ema\."): "moving averages (EMA)",
@@ -77,7 +77,7 @@ def transfer_control(state: State, old_base: State, new_base: State) -> dict[str
         elif twin.startswith(UNET) and (twin in old_base or twin in new_base):
             moved[name] = _offset(tensor, twin, old_base, new_base)
         else:
-            moved[name] = tensor
+            moved[name] = tensor  # hint block and zero convolutions have no twin: they were never copied
     return moved
 
 
@@ -99,7 +99,7 @@ def strip(state: State, *, use_ema: bool = False) -> tuple[dict[str, Values], di
         elif name not in averages:
             gone.setdefault(reason, []).append(name)
     if replaced:
-        gone[REPLACED] = list(replaced)
+        gone[REPLACED] = list(replaced)  # said too: the file loses these numbers for good
     return kept, gone
 
 
@@ -108,7 +108,7 @@ def to_dtype(state: State, dtype: torch.dtype, overflow: Counter[str]) -> dict[s
 
     overflow: counts, for each tensor as it is read, the values that became infinite.
     """
-    exact = EXACT | schedule_buffers(2, 0.1, 0.2).keys()
+    exact = EXACT | schedule_buffers(2, 0.1, 0.2).keys()  # any schedule has these names
 
     def cast(name: str, values: Tensor) -> Tensor:
         if lost := _overflowing(values, dtype):

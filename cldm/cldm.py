@@ -44,7 +44,7 @@ class ControlNet(Encoder):
 
         They depend on the image alone: compute them once and hand them to every step with `encoded=True`.
         """
-        features = hint.to(self.dtype)
+        features = hint.to(self.dtype)  # [b, 3, H, W]
         for layer in self.input_hint_block:
             features = layer(features)
         return features
@@ -63,7 +63,7 @@ class ControlNet(Encoder):
         for index, (block, zero_conv) in enumerate(zip(self.input_blocks, self.zero_convs, strict=True)):
             h = block(h, emb, text)
             if index == 0:
-                h = h + features
+                h = h + features  # once, behind the first convolution: both are [b, model_channels, h, w]
             residuals.append(expand_batch(zero_conv(h, emb), x))
         h = self.middle_block(h, emb, text)
         return [*residuals, self.middle_block_out(h, emb)]
@@ -92,7 +92,7 @@ class ControlledUnetModel(UNetModel):
             emb = self.embed(timesteps)
             h, skips = self.encode(h, emb, text)
         if residuals:
-            h = h + residuals[-1]
+            h = h + residuals[-1]  # the middle's
         onto_skips = residuals[:-1] if residuals and not only_mid_control else [None] * len(skips)
         return self.decode(h, list(zip(skips, onto_skips, strict=True)), emb, text, cache).to(x.dtype)
 
@@ -125,7 +125,7 @@ class ControlLDM(LatentDiffusion):
         self.control_key = control_key
         self.only_mid_control = only_mid_control
         self.global_average_pooling = global_average_pooling
-        self.model.requires_grad_(False)
+        self.model.requires_grad_(False)  # `sd_locked` below says what of it may learn
         self.sd_locked = sd_locked
         self.control_scales = [1.0] * (len(self.model.diffusion_model.input_blocks) + 1)
 
@@ -161,9 +161,9 @@ class ControlLDM(LatentDiffusion):
         under "cache".
         """
         text = torch.cat(list(cond["c_crossattn"]), dim=1)
-        residuals = cond.get("control")
+        residuals = cond.get("control")  # of `cldm.sampling`: scaled already, of several branches
         if residuals is None and cond["c_concat"] is not None:
-            hint = torch.cat(list(cond["c_concat"]), dim=1)
+            hint = torch.cat(list(cond["c_concat"]), dim=1)  # [b, 3, 8h, 8w]
             residuals = self.control_model(x=x_noisy, hint=hint, timesteps=t, context=text)
             scales = self.control_scales if control_scales is None else control_scales
             residuals = scale_residuals(residuals, scales, pool=self.global_average_pooling)
@@ -228,6 +228,6 @@ def _hint_block(hint_channels: int, model_channels: int) -> TimestepEmbedSequent
         # branch takes many times as many steps to notice it.
         nn.init.kaiming_normal_(conv.weight, nonlinearity="relu")
         nn.init.zeros_(conv.bias)
-        layers += [conv, nn.SiLU()]
+        layers += [conv, nn.SiLU()]  # places as published: 0, 2, 4, ...
         before = width
     return TimestepEmbedSequential(*layers, zero_module(nn.Conv2d(before, model_channels, 3, padding=1)))

@@ -30,7 +30,7 @@ def control_maps(
     images = [image] if isinstance(image, np.ndarray) else list(image)
     controls = request.controls
     if len(images) == 1:
-        images *= len(controls)
+        images *= len(controls)  # one picture for all
     if len(images) != len(controls):
         given = f"{len(images)} pictures for {len(controls)} controls"
         raise ValueError(f"{given}: give one picture for all, or one for each")
@@ -60,8 +60,8 @@ def control_hint(control: ControlInput, control_map: np.ndarray, mask: np.ndarra
 def encode_texts(embedder: AbstractEncoder, prompts: list[str], request: Request) -> tuple[Tensor, Tensor]:
     """Embeddings [n, m, d] of `prompts`, and of as many negative prompts of `request`, of equal length."""
     deepest = max((get_control(c.control).clip_skip for c in request.controls), default=1)
-    clip_skip = request.clip_skip or (deepest if deepest > 1 else None)
-    unique = [*dict.fromkeys([*prompts, request.negative_prompt])]
+    clip_skip = request.clip_skip or (deepest if deepest > 1 else None)  # None: the encoder's own, to the bit
+    unique = [*dict.fromkeys([*prompts, request.negative_prompt])]  # one call: all have as many chunks
     encoded = encode_prompts(embedder, unique, clip_skip=clip_skip)
     negative = encoded[unique.index(request.negative_prompt)]
     return encoded[[unique.index(one) for one in prompts]], negative.expand(len(prompts), -1, -1)

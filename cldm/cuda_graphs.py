@@ -33,11 +33,11 @@ class Graphed:
     def __init__(self, function: Callable[..., Any]) -> None:
         self.function = function
         self._recorded: OrderedDict[Any, Replay] = OrderedDict()
-        self._turn = threading.Lock()
+        self._turn = threading.Lock()  # a recording has one set of inputs
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """What `function` returns, in new tensors."""
-        leaves, tree = pytree.tree_flatten((args, kwargs))
+        leaves, tree = pytree.tree_flatten((args, kwargs))  # residuals come as lists, caches not at all
         places = [index for index, leaf in enumerate(leaves) if isinstance(leaf, Tensor)]
         tensors = [leaves[index] for index in places]
         key = (str(tree), *(_kind(leaf) for leaf in leaves))
@@ -77,7 +77,7 @@ def record_graph(function: Callable[[list[Tensor]], Any], example: list[Tensor])
     """`function` as a CUDA graph over copies of the tensors in `example`."""
     inputs = [torch.empty_like(tensor).copy_(tensor) for tensor in example]
     with torch.cuda.device_of(inputs[0]):
-        beside = torch.cuda.Stream()
+        beside = torch.cuda.Stream()  # warm-ups must not be on the stream that is recorded
         beside.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(beside):
             for _ in range(WARM_UPS):
@@ -89,7 +89,7 @@ def record_graph(function: Callable[[list[Tensor]], Any], example: list[Tensor])
 
     def replay(given: list[Tensor]) -> Any:
         torch._foreach_copy_(inputs, given)
-        graph.replay()
+        graph.replay()  # the next one overwrites the outputs: hence copies
         return pytree.tree_map_only(Tensor, torch.clone, outputs)
 
     return replay

@@ -21,7 +21,7 @@ from ldm.modules.layers import timestep_embedding, zero_module
 from ldm.modules.unet import UNetConfig
 from ldm.util import config_from
 
-PIXELS_PER_LATENT = 8
+PIXELS_PER_LATENT = 8  # three halvings: a patch is a latent position
 EXPANSION = 2  # of the MLPs
 TIME_FEATURES = 64  # between the timestep and the gains
 
@@ -35,9 +35,9 @@ class LiteConfig:
     coarse resolutions. timed: whether residuals are scaled by the timestep.
     """
 
-    width: float = 0.5
+    width: float = 0.5  # at 64 channels half is little: models/tiny_lite.yaml takes all
     depth: int = 1
-    kernel: int = 7
+    kernel: int = 7  # as ConvNeXt has it
     top_down: bool = True
     timed: bool = True
 
@@ -84,9 +84,9 @@ class ControlLite(nn.Module):
         They depend on the image alone: compute them once and hand them to every step with `encoded=True`.
         """
         h = self.stem(F.pixel_unshuffle(hint.to(self.stem.weight.dtype), PIXELS_PER_LATENT))
-        features = [self.down[0](h)]
+        features = [self.down[0](h)]  # [b, c, h, w] at the finest resolution
         for widen, blocks in zip(self.widen, self.down[1:], strict=True):
-            features.append(blocks(widen(F.avg_pool2d(features[-1], 2))))
+            features.append(blocks(widen(F.avg_pool2d(features[-1], 2))))  # half the size each
         if self.lite.top_down:
             for level in reversed(range(len(self.up))):
                 coarse = F.interpolate(self.narrow[level](features[level + 1]), scale_factor=2.0)
@@ -122,7 +122,7 @@ class Block(nn.Module):
         self.mix: nn.Module = nn.Identity()
         if kernel:
             self.mix = nn.Conv2d(width, width, kernel, padding=kernel // 2, groups=width)
-        self.norm = nn.LayerNorm(width)
+        self.norm = nn.LayerNorm(width)  # over channels: no position looks at another
         self.mlp = nn.Sequential(
             nn.Linear(width, EXPANSION * width), nn.GELU(), nn.Linear(EXPANSION * width, width)
         )

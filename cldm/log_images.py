@@ -29,7 +29,7 @@ WHITE, BLACK = 255, 0
 class SampleSettings:
     """How to sample; scale: of the guidance, 1 or less for no guided samples; unguided: draw those too."""
 
-    steps: int = 50
+    steps: int = 50  # published, as eta and scale
     eta: float = 0.0
     scale: float = 9.0
     unguided: bool = False
@@ -44,7 +44,7 @@ def log_images(
     model: a ControlLDM.
     """
     latent, cond = model.get_input(batch, model.first_stage_key, bs=count)
-    hint = cond["c_concat"][0]
+    hint = cond["c_concat"][0]  # [n, 3, H, W] in [0, 1]
     images = {
         "reconstruction": model.decode_first_stage(latent),
         "control": hint * 2 - 1,

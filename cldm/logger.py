@@ -41,7 +41,7 @@ class ImageLogger(pl.Callback):
         self.log_images_kwargs = dict(log_images_kwargs or {})
         doublings = range(batch_frequency.bit_length()) if increase_log_steps else ()
         self.early = {2**power for power in doublings if 2**power < batch_frequency}
-        self._last = 0
+        self._last = 0  # the step of the last batch: an accumulated step has several
 
     def check_frequency(self, count: int) -> bool:
         """Whether a grid is due after `count` steps or batches (published)."""
@@ -74,7 +74,7 @@ class ImageLogger(pl.Callback):
         with preserve_rng(module):
             images = module.log_images(batch, N=self.max_images, **self.log_images_kwargs)
         names = [*COLUMNS, *(name for name in images if name not in COLUMNS)]
-        columns = [images[name].detach().float().cpu() for name in names]
+        columns = [images[name].detach().float().cpu() for name in names]  # [n, 3, H, W] each
         if not self.rescale:
             columns = [column * 2 - 1 for column in columns]
         step, epoch = trainer.global_step, trainer.current_epoch
@@ -88,7 +88,7 @@ def preserve_rng(module: Any) -> Iterator[None]:
     parts = getattr(module, "parts", nullcontext)
     gpus = [module.device] if module.device.type == "cuda" else []
     with torch.random.fork_rng(gpus), torch.no_grad():
-        torch.manual_seed(0)
+        torch.manual_seed(0)  # the same noise for every grid: only weights differ
         with parts():
             yield
 

@@ -35,7 +35,7 @@ __all__ = [
     "with_branch",
 ]
 
-CONTROL_PREFIX = "control_model."
+CONTROL_PREFIX = "control_model."  # published
 
 
 def create_model(config_path: str | Path | DictConfig) -> ControlLDM:
@@ -79,9 +79,9 @@ def load_model(
     for one in opened:
         check_settings(one, model_settings(config)["params"], config_label(config))
     assign_parts(model, *opened, dtype=dtype, use_ema=use_ema)
-    merge_loras(model, loras)
+    merge_loras(model, loras)  # on the CPU, before the weights move
     use_zeros(model.to(device), opened)
-    return model.eval()
+    return model.eval()  # published files are for inference; training says otherwise
 
 
 def load_control(
@@ -96,7 +96,7 @@ def load_control(
     """
     settings = model_settings(config)
     holder = nn.Module()
-    with torch.device("meta"):
+    with torch.device("meta"):  # memory comes with the weights
         holder.control_model = build_part(settings["params"]["control_stage_config"], config)
     checkpoint = open_checkpoint(path)
     check_settings(checkpoint, settings["params"], config_label(config), only=["controlnet"])
@@ -125,7 +125,7 @@ def with_branch(config: str | Path | DictConfig, kind: str) -> DictConfig:
 
 def fresh_branch(config: str | Path | DictConfig, seed: int) -> dict[str, Tensor]:
     """Weights of an untrained branch of the yaml's kind, without prefix; the same for the same seed."""
-    with torch.random.fork_rng([]):
+    with torch.random.fork_rng([]):  # GPUs draw nothing here
         torch.manual_seed(seed)
         return build_part(model_settings(config)["params"]["control_stage_config"], config).state_dict()
 

@@ -31,7 +31,7 @@ Net = TypeVar("Net", bound="Recognizer | Judge")
 class Recognizer(nn.Module):
     """Black outlines, chalk, filled drawings, flat pictures: [b, 3, 64, 64] of `see` -> logits [b, words]."""
 
-    WIDTHS = (32, 64, 128, 256)
+    WIDTHS = (32, 64, 128, 256)  # halved in size each: 64 pixels become 4
 
     def __init__(self, words: Sequence[str]) -> None:
         super().__init__()
@@ -65,7 +65,7 @@ class Recognizer(nn.Module):
 class Judge(nn.Module):
     """Residual blocks over a whole image, [b, 3, 64, 64] of `look` -> logits [b, words]."""
 
-    WIDTHS = (32, 64, 128, 192)
+    WIDTHS = (32, 64, 128, 192)  # another design: what misleads one shall not mislead the other
 
     def __init__(self, words: Sequence[str]) -> None:
         super().__init__()

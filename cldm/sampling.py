@@ -40,8 +40,8 @@ class ControlUnit:
     scales: tuple[float, ...]
     start: float = 0.0
     end: float = 1.0
-    pool: bool = False
-    unconditional: bool = True
+    pool: bool = False  # shuffle: what it shows has no place
+    unconditional: bool = True  # False: guess mode, and models whose guidance strengthens control
 
     def acts(self, step: int, steps: int) -> bool:
         """Whether the branch steers step `step` of `steps`, counted from 0."""
@@ -79,7 +79,7 @@ def combined_residuals(
     units: Sequence[ControlUnit], x: Tensor, t: Tensor, text: Tensor, compute: Compute = _unscaled
 ) -> list[Tensor] | None:
     """The sum over `units` of their scaled residuals for latents [b, c, h, w]; None for no units."""
-    total: list[Tensor] | None = None
+    total: list[Tensor] | None = None  # shallow first, the middle's last
     for unit in units:
         residuals = scale_residuals(compute(unit, x, t, text), unit.scales, pool=unit.pool)
         total = residuals if total is None else [a + b for a, b in zip(total, residuals, strict=True)]
@@ -122,7 +122,7 @@ class ControlledDenoiser:
         if whole:
             self._whole = step, list(acting)
             if self._cache is not None:
-                self._cache.deep = None
+                self._cache.deep = None  # makes the next call a whole one
 
         def residuals(unit: ControlUnit, *inputs: Tensor) -> list[Tensor]:
             made, cached = self._residuals.get(id(unit), (None, []))
@@ -179,7 +179,7 @@ def sample_latents(model: ControlLDM, job: SamplingJob) -> Tensor:
     if job.known is not None:
         known = job.known.expand(n, -1, -1, -1)
         if request.denoise < 1:
-            x_T = start_latent(known, x_T, timesteps, abar)
+            x_T = start_latent(known, x_T, timesteps, abar)  # the picture, as noisy as the walk begins
         if job.keep is not None:
             blend = inpaint_blend(known, job.keep.to(known), abar, job.noise)
     unconditional = [unit for unit in job.units if unit.unconditional]

@@ -46,7 +46,7 @@ def create_meta_model(config: str | Path | DictConfig) -> nn.Module:
 
     Errors as `build_part` and `read_config`.
     """
-    with torch.device("meta"):
+    with torch.device("meta"):  # what a network computes itself asks for the CPU by name
         return build_part(model_settings(config), config)
 
 
@@ -88,7 +88,7 @@ def _merge_bases(path: Path, seen: tuple[Path, ...] = ()) -> DictConfig:
         raise ValueError(f"{path} is not readable yaml: {' '.join(str(error).split())}") from None
     if not isinstance(config, DictConfig):
         raise ValueError(f"{path} is not a model's yaml: it must hold `model:` with target: and params:")
-    base = config.pop("base", None)
+    base = config.pop("base", None)  # it is no setting of the model
     if base is None:
         return config
     return OmegaConf.merge(_merge_bases(path.parent / base, (*seen, path.resolve())), config)

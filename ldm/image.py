@@ -27,9 +27,9 @@ IMAGE_SUFFIXES = (  # of what Pillow reads, those of pictures that a folder may 
     ".pgm",
 )  # fmt: skip
 MIN_SIDE = 8  # one latent pixel
-MAX_SIDE = 20_000
+MAX_SIDE = 20_000  # pixels, whatever the other side
 MAX_PIXELS = 2 * Image.MAX_IMAGE_PIXELS  # where Pillow itself refuses: 0.5 GB of RGB
-WHITE_16_BIT = 65535
+WHITE_16_BIT = 65535  # what a camera or scanner calls white
 WEB_FORMATS = ("PNG", "JPEG", "WEBP")  # of strangers' pictures: Pillow reads some others by running programs
 LABEL_LINES = 14  # a label may fill the side of a cell with about so many lines
 # What Pillow's decoders raise on damaged files.

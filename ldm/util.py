@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 import torch
 
 T = TypeVar("T")
-DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}  # as flags and yaml call them
 
 
 def get_obj_from_str(path: str) -> Any:

@@ -24,8 +24,8 @@ from common.shell import Stopped
 from trainer.module import ControlTraining
 
 STATE = "state.ckpt"  # the file, or DeepSpeed's folder, inside a checkpoint
-NAME = re.compile(r"checkpoint-(\d+)")
-LATEST = "latest"
+NAME = re.compile(r"checkpoint-(\d+)")  # diffusers' names
+LATEST = "latest"  # diffusers' word for --resume-from
 MARK = "checkpoint-"  # of unfinished ones, behind the dot
 ABANDONED = 60  # seconds without a change; who writes a checkpoint writes all the time
 MARGIN = 1.05  # names, learning-rate state and the file system's own needs, over the bytes of the tensors
@@ -43,7 +43,7 @@ class CheckpointFolder:
         """Complete checkpoints, the oldest first."""
         found = ((NAME.fullmatch(path.name), path) for path in self.out.glob("checkpoint-*"))
         whole = [(int(match[1]), path) for match, path in found if match and (path / STATE).exists()]
-        return [path for _, path in sorted(whole)]
+        return [path for _, path in sorted(whole)]  # by number: as text 1000 comes before 500
 
     def find(self, which: str) -> Path:
         """The checkpoint called `which`: latest, or the path of one.
@@ -104,7 +104,7 @@ class Checkpoints(pl.Callback):
 
     def __init__(self, folder: CheckpointFolder, every: int, copies: float = 1) -> None:
         self.folder, self.every, self.copies = folder, every, copies
-        self._size, self._last = 0.0, -1
+        self._size, self._last = 0.0, -1  # bytes of the next checkpoint; the step that was looked at last
 
     def setup(self, trainer: pl.Trainer, pl_module: ControlTraining, stage: str) -> None:
         """Look for room; here, while each process still has whole weights, which FSDP then divides."""
@@ -132,7 +132,7 @@ class Checkpoints(pl.Callback):
         if step % self.every == 0 or pl_module.stopping or step >= trainer.max_steps:
             self.save(trainer)
         if pl_module.stopping:
-            trainer.should_stop = True
+            trainer.should_stop = True  # Lightning ends behind this batch, every process alike
 
     def save(self, trainer: pl.Trainer) -> None:
         """Write a checkpoint, whole or not at all. Raises OSError in every process when it does not fit."""
@@ -151,7 +151,7 @@ class Checkpoints(pl.Callback):
                 trainer.save_checkpoint(partial / STATE)
             except (OSError, RuntimeError) as error:  # torch calls a full disk a RuntimeError
                 raise OSError(f"{error}; {self.folder.kept()}") from error
-        trainer.strategy.barrier("checkpoint")
+        trainer.strategy.barrier("checkpoint")  # nobody goes on before it has its name
 
 
 class DirectCheckpointIO(TorchCheckpointIO):

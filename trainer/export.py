@@ -18,28 +18,11 @@ from checkpoints.names.diffusers import COMPONENTS
 from cldm.cldm import ControlNet
 
 FILE = "control"  # its suffix says the format
-METADATA = {"made_by": "tutorial_train.py"}
+METADATA = {"made_by": "tutorial_train.py"}  # what safetensors files say of themselves
 BRANCH = "control_model."
-LAYOUT_PART = "controlnet"
-CARD, CARD_IMAGES = "README.md", "images"
-CARD_TEXT = """---
-library_name: diffusers
-pipeline_tag: image-to-image
-tags: [controlnet, stable-diffusion, diffusers, image-to-image]
----
-
-# {name}
-
-A ControlNet branch for `{base}`.
-
-| setting | value |
-|---|---|
-{rows}
-
-Load the folder with `ControlNetModel.from_pretrained`; `control.safetensors` has the original names.
-
-{images}
-"""
+LAYOUT_PART = "controlnet"  # entry of diffusers' parts
+CARD, CARD_IMAGES = "README.md", "images"  # where the hub looks for them
+TEMPLATE = Path(__file__).with_name("card.md")  # of the model card
 SHOWN = 4  # images on the card
 NOT_UPLOADED = ["checkpoint-*", "*.partial", "*.partial/*", "logs/*", "image_log/*", "*.lock"]
 
@@ -55,7 +38,7 @@ def export_branch(
     state = {f"{BRANCH}{name}": value for name, value in branch.state_dict().items()}
     state = {name: value.detach().cpu().contiguous() for name, value in {**state, **learned}.items()}
     written = [write_weights(out / f"{FILE}.{suffix}", state, metadata=METADATA)]
-    if isinstance(branch, ControlNet):
+    if isinstance(branch, ControlNet):  # diffusers has no other kind
         own = {name.removeprefix(BRANCH): value for name, value in state.items() if name.startswith(BRANCH)}
         write_part(out, LAYOUT_PART, COMPONENTS["controlnet"].to_diffusers(own), params)
         written += [out / "config.json", out / "diffusion_pytorch_model.safetensors"]
@@ -74,9 +57,10 @@ def write_card(out: Path, about: Mapping[str, Any], images: Sequence[Path]) -> P
     rows = "\n".join(f"| {name.replace('_', ' ')} | {value} |" for name, value in about.items())
     linked = "\n".join(f"![{path.stem}]({path.as_posix()})" for path in shown)
     base = about.get("base", "Stable Diffusion")
-    card, text = out / CARD, CARD_TEXT.format(name=out.resolve().name, base=base, rows=rows, images=linked)
-    card.write_text(text, encoding="utf-8")
-    return card
+    text = TEMPLATE.read_text("utf-8")
+    text = text.format(name=out.resolve().name, base=base, rows=rows, images=linked)
+    (out / CARD).write_text(text, encoding="utf-8")
+    return out / CARD
 
 
 def push(out: Path, repository: str | None, token: str | None) -> str:
@@ -89,13 +73,13 @@ def push(out: Path, repository: str | None, token: str | None) -> str:
     from huggingface_hub.errors import HfHubHTTPError, LocalTokenNotFoundError
 
     api = HfApi(token=token)
-    name = repository or out.resolve().name
+    name = repository or out.resolve().name  # diffusers' default
     try:
-        made = api.create_repo(name, exist_ok=True)
+        made = api.create_repo(name, exist_ok=True)  # a second run uploads over the first
         told = {"ignore_patterns": NOT_UPLOADED, "commit_message": "Trained control branch"}
         api.upload_folder(repo_id=made.repo_id, folder_path=out, **told)
     except (HfHubHTTPError, LocalTokenNotFoundError, ValueError, OSError) as error:
-        reason = str(error).strip().splitlines()[0]
+        reason = str(error).strip().splitlines()[0]  # the hub adds request ids and links
         words = f"check --hub-token and --hub-model-id: {reason}; the result stays in {out}"
         raise ConnectionError(f"{name} was not uploaded, {words}") from error
     return str(made)

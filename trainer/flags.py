@@ -19,8 +19,8 @@ from trainer.settings import Columns, TrainingSettings, Transform
 BranchKind = Literal["full", "lite"]
 Preset = Literal["38gb", "20gb", "16gb", "12gb", "8gb"]
 Report = Literal["tensorboard", "csv", "wandb", "all", "none"]
-GENERATED_DATA = Path("training/fill50k")
-ALL_DEVICES = -1
+GENERATED_DATA = Path("training/fill50k")  # where lllyasviel's tutorial expects it
+ALL_DEVICES = -1  # Lightning's word for as many as there are
 BESIDE_THE_DATA = Path()  # --cache-latents without a folder
 
 
@@ -56,7 +56,7 @@ class DataSettings:
     path: Path = flag(GENERATED_DATA, "pairs; generated where this is missing", "--data", "--train-data-dir")
     train_samples: int = count(2000, "how many pairs to generate then")
     max_train_samples: int | None = count(None, "use only the first N pairs")
-    workers: int = flag(0, "processes that read images", "--dataloader-num-workers")
+    workers: int = flag(0, "processes that read images", "--dataloader-num-workers")  # 0: read in this one
     validate_data: bool = flag(False, "check every pair, name the first bad ones, and stop")
 
 
@@ -69,7 +69,7 @@ class LengthSettings:
     epochs: int = count(1, "turns through the data", "--num-train-epochs")
     max_train_steps: int | None = count(None, "optimizer steps, instead of turns")
     checkpointing_steps: int = count(500, "steps between checkpoints")
-    checkpoints_total_limit: int | None = flag(None, "keep only the last N checkpoints")
+    checkpoints_total_limit: int | None = flag(None, "keep only the last N checkpoints")  # None: all stay
     resume_from: str | None = flag(None, "a path, or latest", "--resume-from", "--resume-from-checkpoint")
 
 
@@ -95,8 +95,8 @@ class MemorySettings:
 class MachineSettings:
     """Where a run computes."""
 
-    device: str = flag("auto", "auto, cpu, cuda or mps", metavar="NAME")
-    devices: int = flag(1, "processes on each node, one a GPU")
+    device: str = flag("auto", "auto, cpu, cuda or mps", metavar="NAME")  # as `ldm.util.pick_device`
+    devices: int = flag(1, "processes on each node, one a GPU")  # -1 is Lightning's word for all
     num_nodes: int = count(1, "")
     strategy: str = flag("auto", "of Lightning: ddp, fsdp, deepspeed_stage_2[_offload], …", metavar="NAME")
 
@@ -172,10 +172,10 @@ def parse_args(
     for name, settings in GROUPS.items():
         add_flags(parser, settings, name)
     parser.set_defaults(**defaults)
-    first = parser.parse_args(argv)
+    first = parser.parse_args(argv)  # once for --preset and --config, which set the defaults of the rest
     parser.set_defaults(**(TINY if first.config is None else {}))
     parser.set_defaults(**PRESETS.get(first.preset, {}))
-    args = parser.parse_args(argv)
+    args = parser.parse_args(argv)  # now with those defaults: what is given still wins
     try:
         return RunSettings(**{name: read_flags(settings, args) for name, settings in GROUPS.items()})
     except ValueError as error:
@@ -183,12 +183,12 @@ def parse_args(
 
 
 # What diffusers recommends for ControlNet, by the GPU's memory. Each keeps a batch of 4 a step.
-_ONE_BY_ONE = {"batch": 1, "accumulate": 4}
+_ONE_BY_ONE = {"batch": 1, "accumulate": 4}  # 4 pairs a step in the memory of one
 _LEAN = _ONE_BY_ONE | {"gradient_checkpointing": True, "use_8bit_adam": True}
 PRESETS: dict[str, dict[str, Any]] = {
     "38gb": {"batch": 4, "gradient_checkpointing": False},
     "20gb": _ONE_BY_ONE | {"gradient_checkpointing": False},
-    "16gb": _LEAN,
+    "16gb": _LEAN,  # activations twice, states of 8 bits
     "12gb": _LEAN | {"lean_attention": True, "set_grads_to_none": True},
     "8gb": _LEAN | {
         "lean_attention": True, "set_grads_to_none": True, "mixed_precision": "fp16",

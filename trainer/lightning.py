@@ -42,7 +42,7 @@ def make_trainer(plan: RunPlan, device: torch.device, checkpoints: Checkpoints) 
     memory, machines, out = settings.memory, settings.machines, settings.output.folder
     torch.backends.cuda.matmul.allow_tf32 = memory.allow_tf32
     if memory.lean_attention and device.type == "cuda":
-        torch.backends.cuda.enable_math_sdp(False)
+        torch.backends.cuda.enable_math_sdp(False)  # the only one that holds an [n, n] matrix
     logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)
     warnings.filterwarnings("ignore", message=NOT_FOR_USERS)
     one_named = device.index is not None and machines.devices == 1
@@ -55,16 +55,16 @@ def make_trainer(plan: RunPlan, device: torch.device, checkpoints: Checkpoints) 
         accumulate_grad_batches=settings.length.accumulate,
         gradient_clip_val=settings.optimization.max_grad_norm if machines.is_deepspeed else None,
         max_steps=settings.rate.total,
-        max_epochs=-1,
-        log_every_n_steps=1,
+        max_epochs=-1,  # max_steps alone ends a run: its stream has no end
+        log_every_n_steps=1,  # a loss for every step, as runs are compared by
         default_root_dir=out,
         logger=_loggers(plan),
         callbacks=[*_callbacks(plan), checkpoints],
-        plugins=[] if machines.is_deepspeed else [DirectCheckpointIO()],
-        enable_checkpointing=False,
-        enable_progress_bar=False,
+        plugins=[] if machines.is_deepspeed else [DirectCheckpointIO()],  # DeepSpeed's is a folder
+        enable_checkpointing=False,  # `Checkpoints` writes them
+        enable_progress_bar=False,  # `ThroughputLogger` draws one
         enable_model_summary=False,
-        use_distributed_sampler=False,
+        use_distributed_sampler=False,  # `StreamLoader` divides the stream itself
     )
 
 
@@ -104,7 +104,7 @@ def _strategy(plan: RunPlan) -> Any:
     machines = plan.settings.machines
     name = machines.strategy
     if name == "auto" and machines.devices * machines.num_nodes > 1:
-        name = "ddp"
+        name = "ddp"  # Lightning's `auto` would look for a launcher of its own
     if name == "auto":
         return name
     if name not in StrategyRegistry:
@@ -128,7 +128,7 @@ def read_validation(
     if len(prompts) != len(images) and 1 not in (len(prompts), len(images)):
         given = f"{len(prompts)} validation prompts for {len(images)} validation images"
         raise ValueError(f"{given}: give as many of both, or one of either")
-    hints = [to_square(read_image(path)[:, :, :3], resolution) for path in images]
+    hints = [to_square(read_image(path)[:, :, :3], resolution) for path in images]  # alpha plays no part
     return list(islice(zip(cycle(prompts), cycle(hints)), max(len(prompts), len(hints))))
 
 
@@ -156,7 +156,7 @@ class ValidationImages(pl.Callback):
             with preserve_rng(pl_module):
                 grid = self._grid(pl_module.model)
             write_grid(trainer, "validation", f"grid_gs-{step:06}.png", grid)
-        trainer.strategy.barrier("validation")
+        trainer.strategy.barrier("validation")  # others must not run into a collective meanwhile
 
     def _grid(self, model: ControlLDM) -> Tensor:
         """A row for each prompt, its control image and then the samples: [3, H, W] in [-1, 1]."""
@@ -165,16 +165,16 @@ class ValidationImages(pl.Callback):
             control = image_to_hint(hint, self.count).to(model.device)
             cond, uncond = (
                 {"c_concat": [control], "c_crossattn": [model.get_learned_conditioning([text] * self.count)]}
-                for text in (prompt, "")
+                for text in (prompt, "")  # the second guides away from it
             )
             channels, (height, width) = model.model.diffusion_model.config.in_channels, control.shape[-2:]
             shape = (self.count, channels, height // PIXELS_PER_LATENT, width // PIXELS_PER_LATENT)
-            torch.manual_seed(self.seed + number)
+            torch.manual_seed(self.seed + number)  # the same noise each time: what changes is the branch
             samples = sample_images(model, shape, cond, uncond, self.sampling)
-            images = torch.cat([control[:1] * 2 - 1, samples]).float().cpu()
+            images = torch.cat([control[:1] * 2 - 1, samples]).float().cpu()  # [1 + count, 3, H, W]
             images = torch.nn.functional.pad(images, (0, GAP, 0, GAP), value=1.0)
             rows.append(rearrange(images, "k c H W -> c H (k W)"))
-        return torch.cat(rows, dim=1).clamp(-1, 1)
+        return torch.cat(rows, dim=1).clamp(-1, 1)  # [3, rows * H, columns * W]
 
 
 class ThroughputLogger(pl.Callback):
@@ -200,7 +200,7 @@ class ThroughputLogger(pl.Callback):
     ) -> None:
         """One step more."""
         step = trainer.global_step
-        if step == self._last:
+        if step == self._last:  # between the parts of an accumulated step
             return
         now, (rate,) = time.perf_counter(), trainer.lr_scheduler_configs[0].scheduler.get_last_lr()
         peak = peak_memory()
@@ -221,4 +221,4 @@ class ThroughputLogger(pl.Callback):
 
     def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, error: BaseException) -> None:
         """Leave the bar as it is."""
-        self.on_train_end(trainer, pl_module)
+        self.on_train_end(trainer, pl_module)  # else the sentence would stand behind the bar

@@ -26,7 +26,7 @@ from trainer.settings import Loss
 class Noise:
     """What is random about a batch: timesteps [b], and noise [b, c, h, w] for latents and for encoding."""
 
-    t: Tensor
+    t: Tensor  # whole numbers below the number of timesteps
     eps: Tensor
     posterior: Tensor
 
@@ -57,11 +57,11 @@ def _noise_of(
 ) -> tuple[Tensor, Tensor, Tensor]:
     (state,) = np.random.SeedSequence([loss.seed, number]).generate_state(1, np.uint64)
     source = torch.Generator().manual_seed(int(state))
-    posterior = torch.randn(shape, generator=source)
+    posterior = torch.randn(shape, generator=source)  # drawn first, so that a cache changes no draw after it
     t = torch.randint(timesteps, (), generator=source)
     eps = torch.randn(shape, generator=source)
     if loss.noise_offset:
-        eps = eps + loss.noise_offset * torch.randn(shape[0], 1, 1, generator=source)
+        eps = eps + loss.noise_offset * torch.randn(shape[0], 1, 1, generator=source)  # [c, h, w]
     return t, eps, posterior
 
 
@@ -75,7 +75,7 @@ def control_loss(
     errors = F.mse_loss(answer, target.float(), reduction="none").flatten(1).mean(1)  # [b]
     if snr_gamma is None:
         return errors.mean()
-    alphas = model.alphas_cumprod.to(t.device)[t]
+    alphas = model.alphas_cumprod.to(t.device)[t]  # [b]
     return (snr_weights(alphas, snr_gamma, model.parameterization) * errors).mean()
 
 
@@ -85,5 +85,5 @@ def snr_weights(alphas_cumprod: Tensor, gamma: float, parameterization: str) -> 
     The published weight min(SNR, gamma) is for an error in x0. That of eps is SNR times as large, that of v
     SNR + 1 times: v = (sqrt(abar) x - x0) / sqrt(1 - abar) at a given noisy x.
     """
-    snr = alphas_cumprod / (1 - alphas_cumprod)
+    snr = alphas_cumprod / (1 - alphas_cumprod)  # [b], signal over noise in power
     return snr.clamp(max=gamma) / (snr if parameterization == "eps" else snr + 1)

@@ -32,7 +32,7 @@ def load_for_training(
     opened = [open_checkpoint(path) for path in weights]
     if any(CONTROL_PREFIX in one.parts for one in opened):
         assign_parts(model, *opened, use_ema=use_ema)
-        return model, False
+        return model, False  # a branch came with the weights
     base: dict[str, Tensor] = {}
     for one in opened:
         base |= read_state_dict(one, use_ema=use_ema)
@@ -75,7 +75,7 @@ class OffloadedModules:
         stored: dict[str, Tensor] = {}
         for path in self.weights:
             stored |= {name: one for name, one in read_state_dict(path).items() if name.startswith(OFFLOADED)}
-        assign_weights(self.parts, stored, dtype=self.dtype)
+        assign_weights(self.parts, stored, dtype=self.dtype)  # a file read twice is cheaper than memory held
         for name, part in self.parts.to(self.model.device).items():
             setattr(self.model, name, part)
         try:

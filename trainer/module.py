@@ -33,8 +33,8 @@ from trainer.settings import LearningRate, TrainingSettings
 INNER = "model."  # the module's own level above the published names
 BRANCH = "control_model."
 HALF_SCALED = "16-mixed"  # the precision whose gradients may overflow now and then: its scaler skips the step
-MANY_NUMBERS = 2**62
-SIGNALS = (signal.SIGINT, signal.SIGTERM)
+MANY_NUMBERS = 2**62  # below what a signed number of 64 bits holds
+SIGNALS = (signal.SIGINT, signal.SIGTERM)  # schedulers send the second before they kill
 
 
 class StopRequest:
@@ -77,12 +77,12 @@ class ControlTraining(pl.LightningModule):
         self.model, self.parts = model.eval().requires_grad_(False), parts
         for parameter in model.trainable_parameters():
             parameter.requires_grad_(True)
-        model.control_model.train()
+        model.control_model.train()  # dropout there; the frozen rest stays in eval mode
         self.loader, self.samples_done = loader, 0
         self.average: MovingAverage | None = None
         self.stop, self.stopping = StopRequest(), False
-        self._failed = False
-        self._random: dict[str, Any] = {}
+        self._failed = False  # of this process; all agree in `on_before_optimizer_step`
+        self._random: dict[str, Any] = {}  # of a checkpoint, until training starts
 
     def learning(self) -> dict[str, nn.Parameter]:
         """What learns, by its published name."""
@@ -90,16 +90,16 @@ class ControlTraining(pl.LightningModule):
 
     def training_step(self, batch: Mapping[str, Any], index: int) -> Tensor:
         """The loss of one batch."""
-        mean, std, text = latent_moments(self.model, batch)
+        mean, std, text = latent_moments(self.model, batch)  # [b, c, h, w] twice, [b, n, d]
         numbers = batch["number"] if "number" in batch else torch.randint(MANY_NUMBERS, (len(mean),))
         noise = draw_noise(numbers.tolist(), mean.shape[1:], self.settings.loss, self.model.num_timesteps)
         x0 = self.model.scale_factor * (mean + std * noise.posterior.to(mean))
         hint = rearrange(batch[self.model.control_key], "b H W c -> b c H W").to(mean).contiguous()
         cond = {"c_crossattn": [text], "c_concat": [hint]}
         loss = control_loss(self.model, x0, cond, noise, self.settings.loss.snr_gamma)
-        self._failed |= not bool(torch.isfinite(loss))
+        self._failed |= not bool(torch.isfinite(loss))  # raised later, by all processes at once
         self.log("loss", loss.detach(), batch_size=len(mean))
-        self.samples_done += len(mean) * self.trainer.world_size
+        self.samples_done += len(mean) * self.trainer.world_size  # the place in the stream, of all together
         return loss
 
     def log_images(self, batch: Mapping[str, Any], **options: Any) -> dict[str, Tensor]:
@@ -132,7 +132,7 @@ class ControlTraining(pl.LightningModule):
         """Take torch's random state back, after all else that may have drawn from it."""
         if self._random:
             torch.set_rng_state(self._random["cpu"])
-            if len(self._random["cards"]) == torch.cuda.device_count():
+            if len(self._random["cards"]) == torch.cuda.device_count():  # another machine draws anew
                 torch.cuda.set_rng_state_all(self._random["cards"])
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
@@ -150,7 +150,7 @@ class ControlTraining(pl.LightningModule):
             raise FloatingPointError(f"the loss or its gradient at step {self.global_step} is not finite")
 
     def _clip(self) -> Tensor | None:
-        limit = self.settings.optimization.max_grad_norm or float("inf")
+        limit = self.settings.optimization.max_grad_norm or float("inf")  # the norm is wanted in any case
         wrapped = self.trainer.strategy.model
         if hasattr(wrapped, "clip_grad_norm_"):  # FSDP: each process sees only a part of the gradients
             return wrapped.clip_grad_norm_(limit)
@@ -175,7 +175,7 @@ class ControlTraining(pl.LightningModule):
         checkpoint["state_dict"] = {
             name: value for name, value in named.items() if name in learns or name.startswith(BRANCH)
         }
-        checkpoint["draws_done"] = self.samples_done
+        checkpoint["draws_done"] = self.samples_done  # the name that checkpoints of earlier versions have
         checkpoint["random"] = {"cpu": torch.get_rng_state(), "cards": torch.cuda.get_rng_state_all()}
         if self.average is not None:
             checkpoint["average"] = {"updates": self.average.updates, "shadow": self.average.shadow}
@@ -205,6 +205,6 @@ def _take_rate(checkpoint: dict[str, Any], peak: float) -> None:
 
 def _forget_batches(checkpoint: dict[str, Any], fresh: dict[str, Any]) -> None:
     """Keep Lightning's counts of optimizer steps and let its counts of batches begin anew."""
-    kept = ("optim_progress", "scheduler_progress", "epoch_loop.state_dict")
+    kept = ("optim_progress", "scheduler_progress", "epoch_loop.state_dict")  # by the ends of their names
     old = checkpoint["loops"]["fit_loop"]
     checkpoint["loops"]["fit_loop"] = fresh | {name: old[name] for name in old if name.endswith(kept)}

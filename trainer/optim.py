@@ -71,6 +71,6 @@ class MovingAverage:
     @torch.no_grad()
     def _swap(self, values: Mapping[str, Tensor]) -> None:
         for name, value in values.items():
-            trained = value.detach().clone()
+            trained = value.detach().clone()  # swapped, not copied: the run may go on behind it
             value.copy_(self.shadow[name])
             self.shadow[name] = trained

@@ -14,7 +14,7 @@ from ldm.config import read_config
 from trainer.flags import ALL_DEVICES, RunSettings
 
 TINY_CONFIG = Path(__file__).parents[1] / "models/tiny.yaml"
-PIXELS_PER_LATENT = 8
+PIXELS_PER_LATENT = 8  # three halvings of the autoencoder
 SD_SIDE, SD_SCALE = 64, 9.0  # latent side and guidance where the yaml names none
 CONTROL_FILE = "control"  # in the name of the tiny model's branch, which a run begins anew
 
@@ -26,9 +26,9 @@ class RunPlan:
     scale: of guidance in images. pairs: of one step, on all devices together.
     """
 
-    settings: RunSettings
-    config: DictConfig
-    weights: tuple[Path, ...]
+    settings: RunSettings  # complete: resolution, devices and peak rate are filled in
+    config: DictConfig  # merged, with the branch that the flags ask for
+    weights: tuple[Path, ...]  # overlaid in order, the last wins
     scale: float
     pairs: int
 
@@ -51,7 +51,7 @@ def make_plan(settings: RunSettings) -> RunPlan:
         machines = replace(machines, devices=max(1, torch.cuda.device_count()))
     pairs = length.batch * length.accumulate * machines.devices * machines.num_nodes
     if rate.scale_lr:
-        rate = replace(rate, peak=rate.peak * pairs)
+        rate = replace(rate, peak=rate.peak * pairs)  # diffusers' rule: linear in the batch
     resolution = settings.transform.resolution or defaults.get("resolution", side)
     transform = replace(settings.transform, resolution=resolution)
     return RunPlan(

@@ -47,10 +47,10 @@ def run(plan: RunPlan) -> list[Path]:
     """
     length, out = plan.settings.length, plan.settings.output.folder
     device = pick_device(plan.settings.machines.device)
-    _check(plan)
+    _check(plan)  # first what costs nothing to find out
     _generate_data(plan)
     data = _dataset(plan)
-    plan = plan.for_rows(len(data))
+    plan = plan.for_rows(len(data))  # only now is the number of steps known
     folder = CheckpointFolder(out, length.checkpoints_total_limit)
     resume = folder.find(length.resume_from) if length.resume_from else None
     trainer = make_trainer(plan, device, Checkpoints(folder, length.checkpointing_steps, _copies(plan)))
@@ -91,7 +91,7 @@ def _check(plan: RunPlan) -> None:
         raise FileNotFoundError(f"no base model {missing[0]}: name one by --resume-path")
     try:
         out.mkdir(parents=True, exist_ok=True)
-        with TemporaryFile(dir=out):
+        with TemporaryFile(dir=out):  # to be allowed is not to be able: a disk may be read-only
             pass
     except OSError as error:
         raise OSError(f"{out} cannot be written to ({error.strerror}): choose --output-dir") from None
@@ -111,7 +111,7 @@ def _generate_data(plan: RunPlan) -> None:
     from scenes.fill50k import Recipe, make_dataset
 
     folder.mkdir(parents=True, exist_ok=True)
-    with FileLock(folder.with_suffix(".lock")):
+    with FileLock(folder.with_suffix(".lock")):  # of several processes one draws, the others wait
         recipe = Recipe(size=plan.settings.transform.resolution)
         make_dataset(folder, plan.settings.data.train_samples, recipe)
 
@@ -129,14 +129,14 @@ def _module(plan: RunPlan, data: ControlDataset, device: torch.device) -> Contro
     frozen = FROZEN[memory.mixed_precision]
     prepare(model, frozen=frozen, checkpointing=memory.gradient_checkpointing)
     loader = StreamLoader(SampleStream(data, seed), settings.length.batch, settings.data.workers)
-    if memory.cache_latents is None:
+    if memory.cache_latents is None:  # read, decode and encode in every step
         return ControlTraining(model, settings, loader)
     model.to(device)
     folder, given = memory.cache_latents, settings.data.path
     if folder == BESIDE_THE_DATA:
         folder = (given if given.is_dir() else given.parent) / "latents"
     build_cache(model, data, folder, frozen, plan.weights)
-    model.cpu()
+    model.cpu()  # the cache is made; Lightning moves it where it trains
     cached = replace(loader, stream=CachedStream(SampleStream(data, seed, with_image=False), folder))
     return ControlTraining(model, settings, cached, OffloadedModules(model, plan.weights).loaded)
 

@@ -50,11 +50,11 @@ class LearningRate:
 
     peak: float = flag(1e-5, "", "--learning-rate")
     schedule: Schedule = flag("constant", "its course", "--lr-scheduler")
-    warmup: int = flag(500, "of every course but constant", "--lr-warmup-steps")
+    warmup: int = flag(500, "of every course but constant", "--lr-warmup-steps")  # diffusers' default
     cycles: int = flag(1, "of cosine_with_restarts", "--lr-num-cycles")
-    power: float = flag(1.0, "of polynomial", "--lr-power")
+    power: float = flag(1.0, "of polynomial", "--lr-power")  # 1 is a straight line
     scale_lr: bool = flag(False, "multiply the rate by batch, accumulation and devices")
-    total: int = 1
+    total: int = 1  # no flag: it follows from data and epochs
 
     def __post_init__(self) -> None:
         if self.peak <= 0:
@@ -68,7 +68,7 @@ class Loss:
     """What the loss is made of; with the number of a sample, `seed` says all that is random about it."""
 
     snr_gamma: float | None = flag(None, "Min-SNR weights of noise or velocity, usually 5; off by default")
-    noise_offset: float = flag(0.0, "usually 0.1; 0 is off")
+    noise_offset: float = flag(0.0, "usually 0.1; 0 is off")  # constant over a channel
     seed: int = flag(0, "of everything random")
 
     def __post_init__(self) -> None:
@@ -85,7 +85,7 @@ class Optimization:
     """The optimizer, AdamW, and the average of what it makes."""
 
     use_8bit_adam: bool = flag(False, "needs bitsandbytes", action=BooleanOptionalAction)
-    beta1: float = flag(0.9, "", "--adam-beta1")
+    beta1: float = flag(0.9, "", "--adam-beta1")  # these four are diffusers' too
     beta2: float = flag(0.999, "", "--adam-beta2")
     weight_decay: float = flag(1e-2, "", "--adam-weight-decay")
     epsilon: float = flag(1e-8, "", "--adam-epsilon")
@@ -94,7 +94,7 @@ class Optimization:
     ema_decay: float = flag(0.0, "average what learns, such as 0.999; 0 is off")
 
     def __post_init__(self) -> None:
-        if not 0 <= self.ema_decay < 1:
+        if not 0 <= self.ema_decay < 1:  # at 1 the average would never learn
             raise ValueError(f"ema_decay={self.ema_decay}: 0 is none, else below 1, such as 0.999")
         if self.max_grad_norm < 0:
             raise ValueError(f"max_grad_norm={self.max_grad_norm}: 0 is no limit, 1 is usual")
@@ -104,6 +104,6 @@ class Optimization:
 class TrainingSettings:
     """All of a run that is about learning, not about files or machines."""
 
-    rate: LearningRate = LearningRate()
+    rate: LearningRate = LearningRate()  # frozen, so that one default serves all
     loss: Loss = Loss()
     optimization: Optimization = Optimization()

@@ -120,7 +120,7 @@ def load_case(name: str, files: Files) -> dict[str, float]:
     written = (t.to(stored).to(loaded) for name, t in files.tensors() if name in parameters)
     found = apart(load, files.config, path, loaded, fingerprint(written))
     size = path.stat().st_size
-    path.unlink()
+    path.unlink()  # one form at a time on the disk
     return {"in": size} | found
 
 

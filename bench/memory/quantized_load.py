@@ -45,8 +45,8 @@ OVER_LAYER = 1e9  # bytes that quantizing may take beside the largest layer
 LOAD_RATIO, SPEED_RATIO = 1.25, 10  # peak of loading over the file; times faster than torch.load
 CONTROL = "control_model."
 RANGES = ((0.0, 1.0),) * 5  # of a static layer; their number counts
-READ_PIECE = 1 << 24
-PAGES = ("cold", "warm")
+READ_PIECE = 1 << 24  # bytes
+PAGES = ("cold", "warm")  # of the file, in the kernel's memory
 SIZES = (Column("MiB", "file", "{:.1f}", MIB), Column("control alone, MB", "control", "{:.1f}", MB))
 COLUMNS = (
     *SIZES,
@@ -82,7 +82,7 @@ def make(files: Files, plan: str) -> dict[str, float]:
 
     scheme, path = plan.partition("+")[0], plan_path(files, plan)
     largest = max(tensor.nbytes for tensor in create_meta_model(files.config).state_dict().values())
-    path.unlink(missing_ok=True)
+    path.unlink(missing_ok=True)  # making is what is measured
     before, start = peak_bytes(), time.perf_counter()
     files.make_quantized(scheme, 0, path, **selection(plan))
     return {"seconds": time.perf_counter() - start, "peak": peak_bytes() - before, "largest": largest}
@@ -141,7 +141,7 @@ def set_pages(path: Path, pages: str) -> None:
     """cold: ask the kernel to drop the file's pages; warm: have them in memory."""
     with path.open("rb") as file:
         if pages == "cold":
-            os.fsync(file.fileno())
+            os.fsync(file.fileno())  # dirty pages cannot be dropped
             os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
         while pages == "warm" and file.read(READ_PIECE):
             pass

@@ -35,7 +35,7 @@ FILE_ROWS = QUANTIZED | PRUNED
 FULL = "full precision"
 # Rows with a bar: median PSNR to full precision, and how many points a share may lose.
 BARS = {"int8_static": (35.0, 1.0), "int8_dynamic": (35.0, 1.0), "int4_group, plan": (28.0, 3.0)}
-SHARES = ("followed", "colours", "median IoU")
+SHARES = ("followed", "colours", "median IoU")  # in which points are lost
 COLUMNS = (
     Column("MiB", "bytes", unit=MIB),
     Column("s a picture", "seconds"),
@@ -72,7 +72,7 @@ def measure(flags: CompressedFlags) -> Iterator[Measurement]:
     from cldm.pipeline import Pipeline
     from ldm.config import create_meta_model
 
-    asked = chosen(flags.rows, FILE_ROWS, "row") if flags.rows else []
+    asked = chosen(flags.rows, FILE_ROWS, "row") if flags.rows else []  # here none is none, not all
     named = [_named(text) for text in flags.files]
     full, seconds = flags.pictures(FULL, lambda: Pipeline.from_files(flags.config, dtype="fp32"))
     size = sum(tensor.nbytes for tensor in create_meta_model(flags.config).state_dict().values())

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
 ROWS = yaml.safe_load(Path(__file__).with_name("rows.yaml").read_text("utf-8"))
 LOW_PERCENTILE = 5  # what all but one in twenty reach
-KEY_DIGITS = 16
+KEY_DIGITS = 16  # of a hash: 64 bits
 TRUTH = {
     "followed": "followed_share", "colours": "coloured_share", "median IoU": "median_iou",
     "PSNR to truth": "median_psnr", "SSIM to truth": "median_ssim",
@@ -50,8 +50,8 @@ class HeldOutFlags(BenchFlags):
 
     config: Path = flag(TINY, "yaml of the model")
     run: Path = flag(Path("runs/bench"), "of what is made", metavar="DIR")
-    count: int = flag(200, "held-out scenes")
-    size: int = flag(128, "side in pixels")
+    count: int = flag(200, "held-out scenes")  # one is half a point
+    size: int = flag(128, "side in pixels")  # what the tiny model was trained at
     seed: int = flag(0, "of scenes and noise")
 
     def model_folder(self) -> Path:

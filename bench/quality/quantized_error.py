@@ -36,8 +36,8 @@ from quantize.selection import parse_rules
 if TYPE_CHECKING:
     from cldm.cldm import ControlLDM
 
-TIMESTEPS = (100, 350, 600, 850)
-FLOAT = "float32"
+TIMESTEPS = (100, 350, 600, 850)  # one in each of four groups of ranges
+FLOAT = "float32"  # what errors are relative to
 SCHEMES = ("int8_weight", "int8_dynamic", "int8_static", "int4_group", "fp8_weight", "fp8_dynamic")
 COLUMNS = (
     Column("file, MiB", "file", "{:.1f}", MIB),
@@ -57,7 +57,7 @@ class ErrorFlags(BenchFlags):
     folder: Path = flag(FOLDER, "of the files")
     weights: str = flag("gaussian", "how they are drawn", choices=tuple(WEIGHTS))
     rule: tuple[str, ...] = flag((), "before those of the schemes", action="append", metavar="PATTERN=SCHEME")
-    size: int = flag(128, "side of the picture, pixels")
+    size: int = flag(128, "side of the picture, pixels")  # all layers, few positions
     steps: int = flag(20, "of DDIM")
 
     def __post_init__(self) -> None:
@@ -118,7 +118,7 @@ def measure(flags: ErrorFlags) -> Iterator[Measurement]:
     schemes = chosen(flags.only, SCHEMES, "scheme")
     with tempfile.TemporaryDirectory() as folder:
         base, path = Path(folder, "base.pt"), Path(folder, "scheme.pt")
-        apart(save_outputs, flags, FLOAT, base)
+        apart(save_outputs, flags, FLOAT, base)  # gigabytes that the next one needs
         for scheme in schemes:
             apart(save_outputs, flags, scheme, path)
             label, size = flags.label(scheme), flags.files.quantized(scheme, flags.size).stat().st_size

@@ -32,9 +32,9 @@ from common.flags import flag
 if TYPE_CHECKING:
     from cldm.cldm import ControlLDM
 
-PROMPTS = ["a red circle on a blue ground", "blurry, low quality"]
+PROMPTS = ["a red circle on a blue ground", "blurry, low quality"]  # any two of one chunk
 PICTURE = "whole picture: "  # before the name of a row that is made whole
-STAGES = ("encode", "sample", "decode")
+STAGES = ("encode", "sample", "decode")  # as the pipeline calls them
 COLUMNS = (
     Column("s", "wall"),
     Column("lowest to highest", "wall", "{low:.2f} to {high:.2f}"),
@@ -79,7 +79,7 @@ def parts(model: ControlLDM, size: int) -> dict[str, Run]:
 
     def between(name: str) -> Run:
         cache = CACHE_POINTS[name].make_cache(len(unet.input_blocks))
-        unet(x, t, text, control=residuals, cache=cache)
+        unet(x, t, text, control=residuals, cache=cache)  # a whole pass fills it
         return lambda: unet(x, t, text, control=residuals, cache=cache)
 
     return {
@@ -100,7 +100,7 @@ def peer_step(model: ControlLDM, size: int) -> Run:
 
     unet = diffusers.UNet2DConditionModel(cross_attention_dim=768, sample_size=size // LATENT_FACTOR)
     networks = Networks(unet, diffusers.ControlNetModel.from_unet(unet))
-    inputs = Inputs.random(model, size, 2)
+    inputs = Inputs.random(model, size, 2)  # both prompts at once, as its pipeline has them
     return lambda: networks.step(inputs)
 
 

@@ -21,6 +21,7 @@ from typing import Any
 from unittest import mock
 
 import torch
+import torch.nn.functional as F
 
 from bench.harness import GB, MS, ROUNDS, Bench, BenchFlags, Column, table_of
 from bench.processes import Run, interleaved
@@ -33,13 +34,13 @@ from quantize.cpu import activations as kernels
 from quantize.cpu.attention import attend_bf16, attend_int8
 from quantize.cpu.dequantize import dequantize_int4, dequantize_int8
 
-GROUPS, EPS = 32, 1e-5
+GROUPS, EPS = 32, 1e-5  # of Stable Diffusion's norms
 FLOAT = 4  # bytes
 SEEN = QParams(0.04, 100)  # a range that is known beforehand
 IMAGES = [(2, 320, 64, 64), (2, 960, 64, 64), (2, 640, 32, 32), (2, 1280, 16, 16), (2, 2560, 8, 8)]
 TOKENS = [(2, 4096, 320), (2, 1024, 640), (2, 256, 1280), (2, 64, 1280)]
 WEIGHTS = [(320, 320, 3, 3), (1280, 1280, 3, 3), (10240, 1280)]
-GROUP = 64
+GROUP = 64  # weights that share a step in int4
 LAYERS = [(8192, 320, 320), (8192, 320, 2560), (8192, 1280, 320), (2048, 640, 5120), (512, 1280, 10240)]
 CONVOLUTIONS = [(640, 64, 320), (640, 32, 640), (1280, 16, 1280), (1280, 8, 1280), (2560, 8, 1280)]
 UPSAMPLINGS = [(640, 32), (1280, 16), (1280, 8)]
@@ -59,23 +60,27 @@ class KernelFlags(BenchFlags):
     """The command line."""
 
     only: str = flag("", "kernels whose name holds TEXT (default: all)", metavar="TEXT")
-    rounds: int = flag(11, ROUNDS)
+    rounds: int = flag(11, ROUNDS)  # odd: the median is one of them
 
 
 @dataclass(frozen=True)
 class KernelCase:
-    """One kernel on one input; moved: bytes that it must read and write at least."""
+    """One kernel on one input; moved: bytes that it must read and write at least.
+
+    peer: what plain torch does, None for the same without the kernels.
+    """
 
     name: str
     shape: tuple[int, ...]
     run: Run
     moved: int
+    peer: Run | None = None
 
 
 def images() -> Iterator[KernelCase]:
     """Kernels on activations of convolutions, channels last."""
     for shape in IMAGES:
-        x = torch.randn(shape).contiguous(memory_format=torch.channels_last)
+        x = torch.randn(shape).contiguous(memory_format=torch.channels_last)  # as the engine keeps images
         norm = (x, GROUPS, torch.randn(shape[1]), torch.randn(shape[1]), EPS)
         shift, numbers = torch.randn(shape[:2]), x.numel()
         once, twice = (passes * FLOAT * numbers + numbers for passes in (1, 2))
@@ -153,7 +158,8 @@ def attentions() -> Iterator[KernelCase]:
         q, k, v = (t.transpose(1, 2) for t in drawn)  # views, as a layer hands them on
         moved = 2 * q.nbytes + k.nbytes + v.nbytes
         for name, attend in (("attention, int8", attend_int8), ("attention, bf16", attend_bf16)):
-            yield KernelCase(name, shape, partial(attend, q, k, v), moved)
+            plain_torch = partial(F.scaled_dot_product_attention, q, k, v)
+            yield KernelCase(name, shape, partial(attend, q, k, v), moved, plain_torch)
 
 
 def some_bytes(*shape: int) -> Any:
@@ -195,7 +201,7 @@ def measure(flags: KernelFlags) -> Iterator[Measurement]:
     """For each kernel and input: seconds of plain torch and of ours, their ratio, bytes moved a second."""
     if native.library() is None:
         raise ValueError("there are no native kernels here to measure")
-    keep_freed_memory()
+    keep_freed_memory()  # as the engine does
     for cases in (images, tokens, weights, layers, convolutions, attentions):
         for case in cases():
             if flags.only in case.name:
@@ -205,7 +211,8 @@ def measure(flags: KernelFlags) -> Iterator[Measurement]:
 def rows_of(case: KernelCase, rounds: int) -> Iterator[Measurement]:
     """What a kernel takes, called `NAME | SHAPE`: a cell of the table each."""
     subject = f"{case.name} | {' x '.join(map(str, case.shape))}"
-    costs = interleaved({"plain torch": plain(case.run), "ours": case.run}, rounds)
+    ways = {"plain torch": case.peer or plain(case.run), "ours": case.run}
+    costs = interleaved(ways, rounds)
     theirs, ours = (
         Measurement.of(subject, way, "s", [cost.wall for cost in taken]) for way, taken in costs.items()
     )

@@ -55,7 +55,7 @@ class BranchExchange:
 
         device = pick_device(device)
         self.model = create_model(next(iter(configs.values())))
-        del self.model.first_stage_model, self.model.cond_stage_model
+        del self.model.first_stage_model, self.model.cond_stage_model  # no part of either step
         self.model.to(device).requires_grad_(False)
         for module in self.model.modules():
             if hasattr(module, "use_checkpoint"):
@@ -64,7 +64,7 @@ class BranchExchange:
         for name, config in configs.items():
             branch = build_part(model_settings(config)["params"]["control_stage_config"], config).to(device)
             self.branches[name] = branch
-            self.optimizers[name] = torch.optim.AdamW(branch.parameters(), lr=1e-5)
+            self.optimizers[name] = torch.optim.AdamW(branch.parameters(), lr=1e-5)  # a rate changes no time
         self.inputs = Inputs.random(self.model, size, batch).to(device, torch.float32)
 
     def training_step(self, name: str) -> None:

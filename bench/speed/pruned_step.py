@@ -67,7 +67,7 @@ def shrunk(config: Path, level: str) -> ControlLDM:
     from quantize.prune.units import shrink_
 
     model = create_meta_model(config)
-    del model.first_stage_model, model.cond_stage_model
+    del model.first_stage_model, model.cond_stage_model  # pruning leaves them alone
     groups = prunable(model)
     shrink_(model, groups, _units_that_stay(groups, LEVELS[level]))
     return model.eval().requires_grad_(False)
@@ -108,7 +108,7 @@ def measure(flags: PrunedStepFlags) -> Iterator[Measurement]:
         yield Measurement(name, "weights", sum(value.numel() for value in model.parameters()), "numbers")
     if not flags.rounds:
         return
-    state, steps = random_weights(models[WHOLE]), {}
+    state, steps = random_weights(models[WHOLE]), {}  # drawn once: levels cut from it
     for name in dict.fromkeys([WHOLE, *asked]):
         model = with_memory(models[name], state).to(device)
         inputs = Inputs.random(model, flags.size, flags.batch).to(device, torch.float32)

@@ -95,7 +95,7 @@ def _options(name: str, setting: Setting, *, quiet: bool = False) -> ProcessOpti
 def errors(outputs: Mapping[str, Path]) -> Iterator[Measurement]:
     """Each output's error relative to the first one's; what should be equal and is not is said on stderr."""
     loaded = {name: torch.load(path) for name, path in outputs.items()}
-    base, *_ = loaded
+    base, *_ = loaded  # the first float contender, if one takes part
     if base not in SAME and len(loaded) > 1:
         say("no float contender takes part: errors are not measured")
         return

@@ -42,7 +42,7 @@ def diffusers(dtype: torch.dtype = torch.float32, *, int8: bool = False, compile
             _quantize_by_torchao(networks)
         if compiled:
             for module in (networks.unet, networks.control):
-                module.to(memory_format=torch.channels_last)
+                module.to(memory_format=torch.channels_last)  # what compiled convolutions are fastest in
                 module.compile(mode=MODE, fullgraph=True)
         inputs = random_inputs(setting).to(setting.device, dtype)
         return lambda: networks.step(inputs)
@@ -130,7 +130,7 @@ def load(name: str, setting: Setting, output: Path) -> Run:
     def run() -> None:
         result = compute()
         if not output.is_file():
-            torch.save(result.float().cpu(), output)
+            torch.save(result.float().cpu(), output)  # outside of what is timed: the first run
 
     return run
 

@@ -27,7 +27,7 @@ class Networks:
     def residuals(self, inputs: Inputs) -> tuple[Tensor, ...]:
         """What the branch adds: to the skips, then to the middle."""
         x, t, text, hint = inputs.x, inputs.t, inputs.text, inputs.hint
-        down, middle = self.control(x, t, text, controlnet_cond=hint, return_dict=False)
+        down, middle = self.control(x, t, text, controlnet_cond=hint, return_dict=False)  # 12 and 1 at SD 1.5
         return (*down, middle)
 
     def unet_step(self, x: Tensor, t: Tensor, text: Tensor, *residuals: Tensor) -> Tensor:
@@ -53,7 +53,7 @@ def load_part(files: Files, part: str) -> nn.Module:
     kind = {"unet": diffusers.UNet2DConditionModel, "controlnet": diffusers.ControlNetModel}[part]
     names = COMPONENTS[part]
     state = {name[len(names.prefix) :]: t for name, t in files.tensors() if name.startswith(names.prefix)}
-    with torch.device("meta"):
+    with torch.device("meta"):  # the file's pages become its weights
         module = kind(**part_config(part, read_params(files.config)))
     module.load_state_dict(names.to_diffusers(state), strict=True, assign=True)
     return module.eval().requires_grad_(False)

@@ -20,9 +20,9 @@ from bench.step.diffusers import Networks, load_networks
 from bench.step.setting import Setting
 from ldm.config import create_meta_model
 
-NETWORKS = ("control", "unet")
+NETWORKS = ("control", "unet")  # in this order: the second is calibrated on what the first gives
 CALIBRATION_TIMESTEPS = (250, 750)  # one random input of the measured size and batch for each
-FLOAT, INT8 = "fp32", "int8"
+FLOAT, INT8 = "fp32", "int8"  # forms of a converted network, in file names
 
 
 class Converted:
@@ -123,6 +123,6 @@ def _quantize(source: Path, target: Path, examples: list[list[np.ndarray]]) -> N
         model_type=nncf.ModelType.TRANSFORMER, target_device=nncf.TargetDevice.CPU,
     )  # fmt: skip
     draft = target.with_name(f"draft-{target.name}")
-    ov.save_model(quantized, draft)
+    ov.save_model(quantized, draft)  # two files, so that atomic_write does not fit
     draft.with_suffix(".bin").replace(target.with_suffix(".bin"))
     draft.replace(target)

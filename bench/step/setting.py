@@ -32,9 +32,9 @@ class Setting(BenchFlags):
     weights: str = flag("gaussian", "how they are drawn", choices=tuple(WEIGHTS))
     size: int = flag(512, "side of the picture, pixels")
     batch: int = flag(2, "latents a step, 2 for guidance")
-    threads: int = flag(2, "of each contender")
+    threads: int = flag(2, "of each contender")  # as many cores as the machine of our tables has
     rounds: int = flag(3, ROUNDS)
-    settle: int = flag(1, "untimed runs before each timed one")
+    settle: int = flag(1, "untimed runs before each timed one")  # whoever stood still finds cold caches
     peer_python: Path | None = flag(None, "Python that has the peers' packages, if not this", metavar="PATH")
     device: str = flag("cpu", "cpu or cuda")
 

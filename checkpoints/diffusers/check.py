@@ -47,7 +47,7 @@ YAMLS = {
 }
 STAGES = {"unet": "unet_config", "vae": "first_stage_config", "controlnet": "control_stage_config"}
 WHOLE = {"unet", "vae", "text_encoder"}  # what a pipeline must have
-SD1_WIDTH = 768
+SD1_WIDTH = 768  # of the text
 FULL_BRANCH = "ControlNet"  # the only kind of branch that diffusers has
 POSITIONS = ("position_embedding.weight", "positional_embedding")  # [n, d], in either family's names
 LAYER = r"\.(?:layers|resblocks)\.(\d+)\."
@@ -62,7 +62,7 @@ def check_settings(
     """
     said = {part: config for part, config in checkpoint.settings.items() if not only or part in only}
     for part, config in said.items():
-        for name, theirs, ours in _differences(config, _expected(part, params)):
+        for name, theirs, ours in _differences(config, _expected(part, params)):  # the first one decides
             widths = [one["cross_attention_dim"] for one in said.values() if "cross_attention_dim" in one]
             predicts = said.get("scheduler", {}).get("prediction_type", "epsilon")
             fitting = published_yaml(widths[0] if widths else None, predicts)
@@ -134,7 +134,7 @@ def _differences(
 ) -> Iterator[tuple[str, object, object]]:
     levels = len(expected.get("block_out_channels", ()))
     for name, ours in expected.items():
-        theirs = config.get(name)
+        theirs = config.get(name)  # what a folder does not say is our default
         if name in IGNORED or theirs is None:
             continue
         one, other = _for_levels(ours, theirs, levels), _for_levels(theirs, ours, levels)

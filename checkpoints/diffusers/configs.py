@@ -45,7 +45,7 @@ def is_open_clip(params: Mapping[str, Any]) -> bool:
 
 
 def _unet_config(params: Mapping[str, Any]) -> dict[str, Any]:
-    inner = params["unet_config"]["params"]
+    inner = params["unet_config"]["params"]  # as published yaml files nest them
     config = _encoder_config(inner)
     config["up_block_types"] = [kind.replace("Down", "Up") for kind in reversed(config["down_block_types"])]
     return config | {"out_channels": inner.get("out_channels", 4)}
@@ -95,9 +95,9 @@ def _scheduler_config(params: Mapping[str, Any]) -> dict[str, Any]:
         "beta_end": params.get("linear_end", LAST_BETA),
         "num_train_timesteps": params.get("timesteps", TIMESTEPS),
         "prediction_type": PREDICTION[params.get("parameterization", "eps")],
-        "clip_sample": False,
+        "clip_sample": False,  # latents are no pixels: they leave [-1, 1]
         "set_alpha_to_one": False,
-        "steps_offset": 1,
+        "steps_offset": 1,  # timesteps 1, 51, ...: those of the published sampler
         "timestep_spacing": "leading",
     }
 

@@ -21,10 +21,10 @@ CLASSES = {
     "text_encoder": "CLIPTextModel",
     "controlnet": "ControlNetModel",
 }
-INDEX = "model_index.json"
-CONFIG = "config.json"
-STEMS = ("diffusion_pytorch_model", "model", "pytorch_model")
-SUFFIXES = (".safetensors", ".bin")
+INDEX = "model_index.json"  # of a whole pipeline
+CONFIG = "config.json"  # of each of its parts
+STEMS = ("diffusion_pytorch_model", "model", "pytorch_model")  # diffusers', transformers', its older one
+SUFFIXES = (".safetensors", ".bin")  # in this order: safe before pickled
 VARIANTS = ("", ".fp16", ".bf16")  # the first that is there: precision before size
 SCHEDULER = Path("scheduler", "scheduler_config.json")
 OTHER_MODELS = ("text_encoder_2", "text_encoder_3", "transformer", "prior")  # of pipelines not SD 1 or 2
@@ -132,7 +132,7 @@ def _shards(index: Path) -> tuple[Path, ...]:
         raise ValueError(f"{index} has no weight_map: fetch it again")
     shards = sorted({str(name) for name in listed.values()})
     for shard in shards:
-        if Path(shard).name != shard or shard in ("", ".."):
+        if Path(shard).name != shard or shard in ("", ".."):  # an index is a stranger's too
             raise ValueError(f"{index} names a file outside its folder, {shard!r}: refused")
         if not (index.parent / shard).is_file():
             raise FileNotFoundError(f"{index.parent} lacks {shard}, which its index lists: fetch it too")

@@ -21,8 +21,8 @@ State = Mapping[str, Values]
 Write = Callable[[Path, State], Any]
 
 VERSION = "0.35.0"  # of diffusers, the oldest that these folders were tried with
-SCHEDULER_CLASS = "DDIMScheduler"
-TOKENIZER_CLASS = "CLIPTokenizer"
+SCHEDULER_CLASS = "DDIMScheduler"  # whose settings are ours, one for one
+TOKENIZER_CLASS = "CLIPTokenizer"  # both families': only the padding differs
 TOKENIZER_FILES = (
     "vocab.json", "tokenizer_config.json", "special_tokens_map.json", "merges.txt", "tokenizer.json"
 )  # fmt: skip

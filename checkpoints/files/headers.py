@@ -47,9 +47,9 @@ MAX_NESTED = 10_000  # names in them: dictionaries that share their entries coul
 class TensorHeader(NamedTuple):
     """One tensor; dtype as safetensors writes it, such as F16."""
 
-    dtype: str
+    dtype: str  # not torch's, which is not needed here
     shape: tuple[int, ...]
-    nbytes: int
+    nbytes: int  # of the tensor, not of the storage that it may share
 
     @property
     def count(self) -> int:
@@ -145,7 +145,7 @@ def _kind_at(path: Path) -> str:
     with path.open("rb") as file:
         head = file.read(HEAD_BYTES)
     if head.startswith(ZIP_MAGIC):
-        return "zip"
+        return "zip"  # of torch since 1.6, or any other archive: its members tell
     if head[2:].startswith(LEGACY_MAGIC):
         return "legacy"
     is_text = b"\0" not in head[:SAFETENSORS_BRACE] and head.lstrip().startswith(b"<")
@@ -155,7 +155,7 @@ def _kind_at(path: Path) -> str:
 
 
 def _what_else(head: bytes) -> str:
-    if not head:
+    if not head:  # what downloads leave, said apart: each has another cure
         return "empty (0 bytes): the download did not start; fetch it again"
     if not head.strip(b"\0"):
         return "nothing but zeros at its start: the download only reserved its place; fetch it again"
@@ -171,7 +171,7 @@ def _safetensors_header(path: Path) -> Header:
             raise ValueError(
                 f"{path} is damaged or hostile: its header claims {length} bytes, weights need few"
             )
-        text = file.read(length)
+        text = file.read(length)  # a copy of what the library reads: it hides names that come twice
     try:
         with safe_open(path, framework="numpy"):  # which holds offsets, shapes and dtypes against the file
             entries = json.loads(text, object_pairs_hook=_without_doubles)
@@ -190,7 +190,7 @@ def _safetensors_header(path: Path) -> Header:
 
 def _pickle_header(path: Path, kind: str) -> Header:
     described = describe_pickle(path, legacy=kind == "legacy")
-    saved = weights_in(outer := described.saved)
+    saved = weights_in(outer := described.saved)  # trainers nest the weights beside their own state
     if not isinstance(saved, dict):
         raise ValueError(
             f"{path} holds a whole Python object, not weights: save its state_dict() and use that"

@@ -27,7 +27,7 @@ class MappedFile:
     """The tensors of one file, got from `read` again whenever they are needed after `release`."""
 
     def __init__(self, tensors: dict[str, Tensor], read: Callable[[], dict[str, Tensor]]) -> None:
-        self._tensors: dict[str, Tensor] | None = tensors
+        self._tensors: dict[str, Tensor] | None = tensors  # None while the file is not mapped
         self._read = read
 
     def lazy(self) -> dict[str, LazyTensor]:
@@ -100,7 +100,7 @@ def read_tensors(path: Path, header: Header) -> dict[str, Tensor]:
 def open_tensors(path: Path, header: Header) -> dict[str, Values]:
     """As `read_tensors`, but lazy where they can be mapped, for walks over all of the file."""
     tensors = read_tensors(path, header)
-    if header.pickle and not header.pickle.mapped:
+    if header.pickle and not header.pickle.mapped:  # of the old format, or packed: in memory already
         return tensors
     return MappedFile(tensors, lambda: read_tensors(path, header)).lazy()
 
@@ -109,7 +109,7 @@ def lazy(tensor: Values) -> LazyTensor:
     """A tensor that is in memory anyway as a lazy one, for what is done with it to be late."""
     if isinstance(tensor, LazyTensor):
         return tensor
-    return LazyTensor(tensor.to("meta"), lambda: tensor, frozenset(), 0)
+    return LazyTensor(tensor.to("meta"), lambda: tensor, frozenset(), 0)  # no file, no cost
 
 
 def read(tensor: Values) -> Tensor:
@@ -132,7 +132,7 @@ def by_rows(change: Callable[..., Tensor], dtype: torch.dtype, *tensors: Values)
         if cost <= ROWS_BYTES or not meta.ndim:
             return change(*map(read, tensors))
         result = torch.empty(meta.shape, dtype=dtype)
-        rows = max(1, len(result) * ROWS_BYTES // cost)
+        rows = max(1, len(result) * ROWS_BYTES // cost)  # as many as one piece has
         for start in range(0, len(result), rows):
             part = slice(start, start + rows)
             result[part] = change(*(read(tensor[part]) for tensor in tensors))

@@ -74,7 +74,7 @@ class PickleFile:
     """
 
     path: Path
-    saved: Any
+    saved: Any  # dictionaries of the pickle, a stand-in for all else
     names: frozenset[str]
     mapped: bool
 
@@ -115,7 +115,7 @@ def one_sentence(path: Path) -> Iterator[None]:
     """Whatever goes wrong inside with the bytes of `path` leaves as one ValueError that names the file."""
     try:
         yield
-    except MemoryError:
+    except MemoryError:  # for the caller: memory ran out, the file may be whole
         raise
     except pickle.UnpicklingError as error:
         reason = _reason(error)
@@ -132,12 +132,12 @@ def one_sentence(path: Path) -> Iterator[None]:
 def _describe_zip(path: Path) -> PickleFile:
     with zipfile.ZipFile(path) as archive:
         members = archive.infolist()
-        _check_members(path, members)
+        _check_members(path, members)  # before a byte is unpacked
         pickled = _the_pickle(path, members)
         with archive.open(pickled) as file:
             unpickler = DescribingUnpickler(BytesIO(file.read(MAX_PICKLE_BYTES)))
             saved = unpickler.load()
-    sizes = {one.filename: one.file_size for one in members}
+    sizes = {one.filename: one.file_size for one in members}  # unpacked, as the directory of the archive says
     folder = pickled.filename.removesuffix("data.pkl")
     for storage in unpickler.storages.values():
         found = sizes.get(f"{folder}data/{storage.key}")

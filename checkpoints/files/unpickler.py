@@ -54,7 +54,7 @@ class Storage(NamedTuple):
     key: str
     dtype: str
     itemsize: int
-    count: int
+    count: int  # elements, as the pickle claims; held against the file by who reads it
 
     @property
     def nbytes(self) -> int:
@@ -94,7 +94,7 @@ class Named:
         if self.name in TENSOR_MAKERS:
             return _tensor(*arguments)
         if self.name in PARAMETER_MAKERS:
-            return arguments[0]
+            return arguments[0]  # a parameter is its tensor
         if self.name in FILLED_BY_TORCH:
             _check_filling(arguments, pairs=self.name == "collections.OrderedDict")
         return Described() if self.name in DICTIONARIES else self
@@ -130,13 +130,13 @@ class DescribingUnpickler(pickle._Unpickler):
 
     def __init__(self, file: BinaryIO) -> None:
         super().__init__(file, encoding="latin1")
-        self.names: set[str] = set()
-        self.storages: dict[str, Storage] = {}
+        self.names: set[str] = set()  # held against known libraries before torch may load
+        self.storages: dict[str, Storage] = {}  # by key: two tensors may share one
 
     def find_class(self, module: str, name: str) -> Named:
         """The name alone. Old protocols write Python 2's, which torch looks up under today's."""
         module, name = NAME_MAPPING.get((module, name), (IMPORT_MAPPING.get(module, module), name))
-        self.names.add(f"{module}.{name}")
+        self.names.add(f"{module}.{name}")  # also of what is never called
         return Named(f"{module}.{name}")
 
     def persistent_load(self, reference: Any) -> Any:

@@ -38,8 +38,8 @@ TORCH_VERSION = b"3\n"  # of its format
 ALIGNMENT = 64  # bytes, torch's own: members begin at its multiples
 LOCAL_HEADER = 30  # bytes of a zip member's header before its name
 FILLER = b"FB"  # name of the header field that fills up to the alignment
-FILLER_HEADER = 4
-ZIP_ROOT = "archive"
+FILLER_HEADER = 4  # bytes: its name and its length, two each
+ZIP_ROOT = "archive"  # torch's own default; readers take any
 
 Progress = Callable[[int], None]  # hears how many bytes more are written
 
@@ -73,7 +73,7 @@ def _write_safetensors(
 ) -> None:
     layout = {name: (tensor.dtype, tensor.shape) for name, tensor in tensors.items()}
     header, spans, _ = safetensors_header(layout, dict(sorted(metadata.items())))
-    file.write(header)
+    file.write(header)  # known before the first tensor is read
     for _, tensor in walk((name, tensors[name]) for name in spans):
         file.write(raw_bytes(tensor))
         if on_bytes:
@@ -111,7 +111,7 @@ class _Entry:
     def __init__(self, number: int, tensor: Values) -> None:
         self.number = number
         shape = tuple(tensor.shape)
-        stride = torch.empty(shape, device="meta").stride()
+        stride = torch.empty(shape, device="meta").stride()  # of contiguous values, as they are written
         storage = _Storage(("storage", STORAGES[tensor.dtype], str(number), "cpu", tensor.shape.numel()))
         self.parts = (storage, 0, shape, stride, False, OrderedDict())
 
@@ -128,7 +128,7 @@ def _add(archive: zipfile.ZipFile, name: str, content: bytes | memoryview) -> No
     info = zipfile.ZipInfo(f"{ZIP_ROOT}/{name}")
     info.file_size = len(content)  # decides on the wide form of the header, which 2 GiB and more need
     start = archive.start_dir + LOCAL_HEADER + len(info.filename) + FILLER_HEADER
-    gap = -start % ALIGNMENT
+    gap = -start % ALIGNMENT  # so that torch can map what is behind it
     info.extra = struct.pack("<2sH", FILLER, gap) + bytes(gap)
     with archive.open(info, "w") as member:
         member.write(content)

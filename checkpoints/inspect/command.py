@@ -19,8 +19,8 @@ from checkpoints.names.recognize import control_kind, foreign_format, is_lora
 from common.atomic import MIB
 from common.shell import DONE, Parser, printable, run_command, say, sentence
 
-INDENT = "  "
-LONGEST_LINE = 1000
+INDENT = "  "  # below the name of the file
+LONGEST_LINE = 1000  # characters: metadata of strangers may be megabytes
 
 
 def inspect(path: str | Path) -> Inspection:
@@ -29,7 +29,7 @@ def inspect(path: str | Path) -> Inspection:
     Errors as `checkpoints.checkpoint.open_checkpoint`.
     """
     checkpoint = open_checkpoint(path)
-    names = [*checkpoint.header.tensors, *checkpoint.header.nested]
+    names = [*checkpoint.header.tensors, *checkpoint.header.nested]  # adapters nest theirs deeper
     if other := foreign_format(names):
         parts = {"all of it": checkpoint.header.tensors.values()}
         notes = (f"it does not load here: {other.instead}",)
@@ -72,7 +72,7 @@ def _inspect_all(files: list[str], *, as_json: bool) -> int:
         try:
             found.append(inspect(file))
         except (ValueError, OSError) as error:
-            code = say(sentence(error))
+            code = say(sentence(error))  # the other files are still told of
         else:
             if not as_json:
                 sys.stdout.write(to_text(found[-1]) + "\n")

@@ -33,14 +33,14 @@ PUBLISHED_CHANNELS = 320  # of the first block of all their U-Nets
 TINY = (64, 64)  # width of the text and channels in models/tiny.yaml
 EMA, SCHEDULE, UNKNOWN = "moving averages", "schedule", "other tensors"
 UNET, VAE, TEXT, CONTROL = PART_LABELS.values()
-BASE = [UNET, VAE, TEXT]
+BASE = [UNET, VAE, TEXT]  # what a picture needs beside a branch
 INPUTS = {  # channels that a U-Net takes -> what they are for
     5: "a depth map too (depth-to-image)",
     8: "a second picture too (InstructPix2Pix)",
     9: "a mask and a picture too (inpainting)",
 }
-FIRST_CONVOLUTION = ("input_blocks.0.0.weight", "conv_in.weight")
-TOKENS = "token_embedding.weight"
+FIRST_CONVOLUTION = ("input_blocks.0.0.weight", "conv_in.weight")  # [c, inputs, 3, 3], ours and diffusers'
+TOKENS = "token_embedding.weight"  # [tokens, d]: the width of a text encoder alone
 NOISE, VELOCITY = "noise (epsilon)", "velocity (v-prediction)"
 PREDICTIONS = {"v": VELOCITY, "v_prediction": VELOCITY, "epsilon": NOISE}
 LORA_TEXT = ("lora_te", "text_encoder", "text_model", f"{PEFT_PREFIX}text_model")  # beginnings of its names

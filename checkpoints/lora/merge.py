@@ -34,12 +34,12 @@ class LoraLayer:
     target: LoraTarget
     down: Tensor
     up: Tensor
-    mid: Tensor | None
-    scale: float
+    mid: Tensor | None  # of LoCon files alone
+    scale: float  # alpha over rank; the weight of the request comes on top
 
     def difference(self) -> Tensor:
         """scale * up @ down in float32, in the shape of its target."""
-        up, down = self.up.float().flatten(1), self.down.float().flatten(1)
+        up, down = self.up.float().flatten(1), self.down.float().flatten(1)  # [o, r] and [r, i * k * k]
         if self.mid is None:
             product = up @ down
         else:  # two 1x1 convolutions around a small one
@@ -79,7 +79,7 @@ def merge_loras(model: nn.Module, loras: Sequence[tuple[str | Path, float]]) -> 
     labels = " + ".join(path for path, *_ in files)
     merged = {key: _merged(parameters[key], layers, labels) for key, layers in changes.items()}
     for key, tensor in merged.items():
-        parameters[key].data = tensor
+        parameters[key].data = tensor  # only now: every file has been read and fits
     reports = []
     for path, weight, layers in files:
         counts = Counter(layer.target.part for layer in layers)
@@ -91,12 +91,12 @@ def merge_loras(model: nn.Module, loras: Sequence[tuple[str | Path, float]]) -> 
 
 @torch.no_grad()
 def _merged(parameter: Tensor, layers: Sequence[tuple[float, LoraLayer]], labels: str) -> Tensor:
-    total = parameter.float().clone()
+    total = parameter.float().clone()  # half precision would round each file's part away
     for weight, layer in layers:
         rows = total[layer.target.first : layer.target.first + layer.target.shape[0]]
         rows += (weight * layer.difference()).to(total.device)
     merged = total.to(parameter.dtype)
-    if not merged.isfinite().all():
+    if not merged.isfinite().all():  # as half precision may overflow at large weights
         key = layers[0][1].target.key
         raise ValueError(f"{labels}: {key} would not be finite: lower the weight, or get the file again")
     return merged

@@ -19,7 +19,7 @@ from checkpoints.files.headers import parse_settings
 from checkpoints.names.diffusers import COMPONENTS, OPEN_CLIP, TEXT_LEVEL
 from checkpoints.names.original import OPEN_CLIP_MARKER
 
-ROLES = {"A": "down", "B": "up", "down": "down", "up": "up", "mid": "mid"}
+ROLES = {"A": "down", "B": "up", "down": "down", "up": "up", "mid": "mid"}  # PEFT's letters
 ENDING = re.compile(
     r"^(?P<module>.+?)(?:"
     r"\.lora_(?P<kohya>down|up|mid)\.weight"
@@ -32,7 +32,7 @@ TEXT_READERS = ("attn2.to_k", "attn2.to_v", "attn2_to_k", "attn2_to_v")  # their
 PEFT_PREFIX = "base_model.model."  # of names in PEFT's own files
 # What trainers who flatten the tree of modules write before its names.
 FLAT = {"unet": ("lora_unet_",), "text_encoder": ("lora_te_", "lora_te1_")}
-ORIGINAL = ("diffusion_model.", "model.diffusion_model.")
+ORIGINAL = ("diffusion_model.", "model.diffusion_model.")  # before the original names, in files of ComfyUI
 # diffusers' first files named attention's matrices so, in the U-Net and in the text encoder.
 OLD_PROCESSOR = ".processor."
 OLD_NAMES = {
@@ -43,7 +43,7 @@ OLD_NAMES = {
     ".out_proj": ".to_out",
 }
 METADATA_ENTRY = "lora_adapter_metadata"  # of diffusers
-PEFT_SETTINGS = "adapter_config.json"
+PEFT_SETTINGS = "adapter_config.json"  # its own, beside the file
 UNUSUAL = {"use_rslora": "rank-stabilised scaling (rsLoRA)", "use_dora": "a DoRA"}
 
 Alphas = Callable[[str], float | None]  # name of what is changed -> alpha, None where it is the rank
@@ -59,7 +59,7 @@ class LoraTarget:
     part: str
     key: str
     shape: tuple[int, ...]
-    first: int = 0
+    first: int = 0  # of fused matrices: query, key and value lie behind each other
 
     def __getitem__(self, rows: slice) -> LoraTarget:
         """Some of its rows, as the split of open_clip's fused matrices asks for them."""

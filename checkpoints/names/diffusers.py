@@ -34,7 +34,7 @@ IN_PROJ = "attn.in_proj_"  # open_clip's query, key and value in one
 TEXT_MARKER = "embeddings.position_embedding.weight"
 OPEN_CLIP_BLOCKS = r"transformer\.resblocks\.(\d+)\."
 OPEN_CLIP_WIDTH = 1024  # of the text encoder of Stable Diffusion 2.x; that of 1.x has 768
-HEADS = ("q_proj", "k_proj", "v_proj")
+HEADS = ("q_proj", "k_proj", "v_proj")  # in the order in which the fused matrix has them
 
 
 @dataclass(frozen=True)
@@ -44,8 +44,8 @@ class ComponentNames:
     The ways are functions of state dicts without the prefix.
     """
 
-    prefix: str
-    marker_key: str
+    prefix: str  # in a whole model, with its dot
+    marker_key: str  # a name that no other part has
     to_diffusers: Callable[[State], Renamed]
     from_diffusers: Callable[[State], Renamed]
 
@@ -114,7 +114,7 @@ def _open_clip_to_diffusers(state: State) -> Renamed:
         if not found:
             split[name] = tensor
             continue
-        width = tensor.shape[0] // len(HEADS)
+        width = tensor.shape[0] // len(HEADS)  # [3 d, ...] -> three of [d, ...]
         for place, head in enumerate(HEADS):
             split[f"{start}attn.{head}.{kind}"] = tensor[place * width : (place + 1) * width]
     return _renamed(split, open_clip_pairs(bare))
@@ -158,7 +158,7 @@ def _rename(name: str, table: Pairs) -> str:
     while end > 0:
         if (found := table.get(name[:end])) is not None:
             return found + name[end:]
-        end = name.rfind(".", 0, end)
+        end = name.rfind(".", 0, end)  # the longest beginning first
     return name
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import yaml
 
-Names = Collection[str]
+Names = Collection[str]  # of tensors, in either naming
 
 TABLES = yaml.safe_load(Path(__file__).with_name("diffusers.yaml").read_text("utf-8"))
 HINT_BLOCKS = 6  # between the hint block's first and last convolution, an activation after each
@@ -96,7 +96,7 @@ def _layout(names: Names) -> tuple[int, list[bool]]:
 def _encoder_pairs(depth: int, attention: list[bool]) -> dict[str, str]:
     pairs = dict(TABLES["encoder"])
     for level in range(len(attention)):
-        first = 1 + level * (depth + 1)
+        first = 1 + level * (depth + 1)  # block 0 is the first convolution
         for layer in range(depth):
             block = f"input_blocks.{first + layer}"
             pairs |= _below(f"{block}.0", f"down_blocks.{level}.resnets.{layer}", "resnet")

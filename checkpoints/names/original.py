@@ -31,7 +31,7 @@ BARE_PARTS = {
     "output_blocks.0.0.in_layers.0.weight": "model.diffusion_model.",
     "post_quant_conv.weight": "first_stage_model.",
 }
-TEXT_PREFIX = "cond_stage_model."
+TEXT_PREFIX = "cond_stage_model."  # of both families
 OPEN_CLIP_MARKER = ".resblocks."  # only open_clip calls its layers so
 EMA_PREFIX = "model_ema."
 EMA_OWNER = "model."  # moving averages exist for everything under it: the U-Net
@@ -63,7 +63,7 @@ def normalize_names(
         )
     if component := detect_component(tensors):
         tensors = to_original(tensors, component)
-    averages = ema_names(tensors) if use_ema else {}
+    averages = ema_names(tensors) if use_ema else {}  # by the file's names, before any is completed
     averaged = {averages[name]: tensor for name, tensor in tensors.items() if name in averages}
     prefix = missing_prefix(tensors)
     kept: dict[str, Tensor] = {}

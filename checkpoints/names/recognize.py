@@ -33,8 +33,8 @@ CONTROL_NAME = re.compile(
 class ForeignFormat:
     """What such a file is, what to use instead, and the marker, searched in names one a line."""
 
-    what: str
-    instead: str
+    what: str  # reads on after "it is"
+    instead: str  # what to take, a clause of the same sentence
     marker: str
 
 

@@ -35,7 +35,7 @@ class DiagonalGaussianDistribution:
         """One draw [b, c, h, w]; the noise comes from the generator's device, or from the CPU (published)."""
         device = "cpu" if generator is None else generator.device
         noise = torch.randn(self.mean.shape, generator=generator, device=device)
-        return self.mean + self.std * noise.to(self.mean)
+        return self.mean + self.std * noise.to(self.mean)  # [b, c, h, w]
 
     def mode(self) -> Tensor:
         """The most likely latent, [b, c, h, w]."""
@@ -58,9 +58,9 @@ class AutoencoderKL(nn.Module):
         # `lossconfig` and `monitor` belong to training the autoencoder; published yaml files carry them.
         config = VAEConfig.from_params(dict(ddconfig))
         self.tile = tile
-        self.overflowed = False
+        self.overflowed = False  # once True, float32 for good: what overflows does so again
         self.encoder, self.decoder = Encoder(config), Decoder(config)
-        self.quant_conv = nn.Conv2d(2 * config.z_channels, 2 * embed_dim, 1)
+        self.quant_conv = nn.Conv2d(2 * config.z_channels, 2 * embed_dim, 1)  # of means and log-variances
         self.post_quant_conv = nn.Conv2d(embed_dim, config.z_channels, 1)
 
     def encode(self, x: Tensor) -> DiagonalGaussianDistribution:
@@ -97,7 +97,7 @@ class AutoencoderKL(nn.Module):
                 return out.to(x.dtype)
             log.warning("the autoencoder overflowed in %s; it works in float32 from now on", out.dtype)
             self.overflowed = True
-        self.float()
+        self.float()  # all of it: where it overflowed is not known
         with torch.autocast(x.device.type, enabled=False):
             return network(x.float()).to(x.dtype)
 
@@ -111,7 +111,7 @@ def decode_tiled(decode: Callable[[Tensor], Tensor], z: Tensor, *, tile: int) ->
     if tile < 8:  # fewer latent pixels than the decoder's own reach make every seam visible
         raise ValueError(f"tile={tile}: VAE tiles need at least 8 latent pixels a side")
     overlap = int(tile * OVERLAP)
-    total = weight = None
+    total = weight = None  # their sizes follow from the first tile
     for top in _starts(z.shape[-2], tile, overlap):
         for left in _starts(z.shape[-1], tile, overlap):
             piece = decode(z[..., top : top + tile, left : left + tile])
@@ -125,13 +125,13 @@ def decode_tiled(decode: Callable[[Tensor], Tensor], z: Tensor, *, tile: int) ->
                       slice(left * factor, left * factor + piece.shape[-1]))  # fmt: skip
             total[window] += piece * mask
             weight[window] += mask
-    return total / weight
+    return total / weight  # every pixel has at least one tile
 
 
 def _starts(length: int, tile: int, overlap: int) -> list[int]:
     if length <= tile:
         return [0]
-    return [*range(0, length - tile, tile - overlap), length - tile]
+    return [*range(0, length - tile, tile - overlap), length - tile]  # the last one ends at the border
 
 
 def _ramp(length: int, overlap: int, like: Tensor) -> Tensor:

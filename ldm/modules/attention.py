@@ -43,7 +43,7 @@ class CrossAttention(nn.Module):
         self.to_q = nn.Linear(query_dim, inner, bias=False)
         self.to_k = nn.Linear(context_dim or query_dim, inner, bias=False)
         self.to_v = nn.Linear(context_dim or query_dim, inner, bias=False)
-        self.to_out = nn.Sequential(nn.Linear(inner, query_dim), nn.Dropout(dropout))
+        self.to_out = nn.Sequential(nn.Linear(inner, query_dim), nn.Dropout(dropout))  # published: to_out.0
 
     def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
         """x: [b, n, c]; context: [b, m, d] -> [b, n, c]."""
@@ -51,7 +51,7 @@ class CrossAttention(nn.Module):
 
     def attend_heads(self, x: Tensor, context: Tensor | None = None) -> Tensor:
         """What the heads find, before it is projected: [b, n, heads * d]."""
-        q = self.split(self.to_q(x))
+        q = self.split(self.to_q(x))  # [b, heads, n, d]
         k, v = self.keys_and_values(x if context is None else context)
         if self.upcast and q.dtype != torch.float32:
             # SD 2.1's logits leave the range of fp16; autocast would bring them back to it.
@@ -95,7 +95,7 @@ class GEGLU(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """[b, n, dim_in] -> [b, n, dim_out]."""
-        value, gate = self.proj(x).chunk(2, dim=-1)
+        value, gate = self.proj(x).chunk(2, dim=-1)  # [b, n, dim_out] each
         return value * F.gelu(gate)
 
 
@@ -159,7 +159,7 @@ class SpatialTransformer(nn.Module):
         h = self.norm(x)
         if not self.use_linear:
             h = self.proj_in(h)
-        h = rearrange(h, "b c h w -> b (h w) c")
+        h = rearrange(h, "b c h w -> b (h w) c")  # positions are tokens
         if self.use_linear:
             h = self.proj_in(h)
         for block in self.transformer_blocks:

@@ -48,7 +48,7 @@ def shared_batch(context: Tensor | None, *inputs: Tensor) -> int:
     too where gradients are wanted, which belong to every row, and on a GPU, which would be waited for.
     """
     rows = len(inputs[0])
-    half, odd = divmod(rows, 2)
+    half, odd = divmod(rows, 2)  # guidance puts both passes behind each other
     if context is None or len(context) != rows or odd:
         return rows
     if torch.is_grad_enabled() or inputs[0].device.type != "cpu":
@@ -113,7 +113,7 @@ class ResBlock(TimestepBlock):
 
     def _forward(self, x: Tensor, emb: Tensor) -> Tensor:
         h = self.in_layers(x)
-        h = h + self.emb_layers(emb)[:, :, None, None]
+        h = h + self.emb_layers(emb)[:, :, None, None]  # [b, out_channels, 1, 1]: the same at every position
         return self.skip_connection(x) + self.out_layers(h)
 
 

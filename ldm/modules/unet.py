@@ -51,12 +51,12 @@ class UNetConfig:
     attention_resolutions: tuple[int, ...]
     out_channels: int = 4
     channel_mult: tuple[int, ...] = (1, 2, 4, 8)
-    num_heads: int = -1
+    num_heads: int = -1  # -1: given by num_head_channels
     num_head_channels: int = -1
-    context_dim: int | None = None
-    transformer_depth: int = 1
-    use_linear_in_transformer: bool = False
-    upcast_attention: bool = False
+    context_dim: int | None = None  # width of the text; None reads none
+    transformer_depth: int = 1  # blocks at every position of attention
+    use_linear_in_transformer: bool = False  # SD 2.x
+    upcast_attention: bool = False  # SD 2.1, whose logits leave fp16
     use_checkpoint: bool = False
     dropout: float = 0.0
     num_groups: int = 32
@@ -86,7 +86,7 @@ class TimestepEmbedSequential(nn.Sequential):
         """x: [b, c, h, w], or as many first rows as all are made of; emb: [b, e]; context: [b, n, d]."""
         for layer in self:
             if isinstance(layer, TimestepBlock):
-                x = layer(x, emb[: len(x)])
+                x = layer(x, emb[: len(x)])  # shared rows come with those of all
             elif isinstance(layer, SpatialTransformer):
                 x = layer(x, context)
             else:
@@ -110,7 +110,7 @@ class Encoder(nn.Module):
             nn.SiLU(),
             nn.Linear(self.emb_channels, self.emb_channels),
         )
-        self.skip_channels: list[int] = []
+        self.skip_channels: list[int] = []  # filled as the input blocks are made
         self.input_blocks = nn.ModuleList(self._input_blocks())
         self.add_before_middle()
         channels = self.skip_channels[-1]
@@ -195,13 +195,13 @@ class UNetModel(Encoder):
 
     def _output_blocks(self) -> Iterable[nn.Module]:
         cfg, skips = self.config, list(self.skip_channels)
-        channels = skips[-1]
+        channels = skips[-1]  # what the middle block puts out
         for level, mult in reversed(list(enumerate(cfg.channel_mult))):
             for index in range(cfg.num_res_blocks + 1):
                 out_channels = mult * self.model_channels
                 layers = self._res_and_attention(channels + skips.pop(), out_channels, 2**level)
                 channels = out_channels
-                if level and index == cfg.num_res_blocks:
+                if level and index == cfg.num_res_blocks:  # the last block of a level brings the next size
                     layers.append(Upsample(channels))
                 yield TimestepEmbedSequential(*layers)
 

@@ -23,13 +23,13 @@ from ldm.util import config_from
 class VAEConfig:
     """`ddconfig` of the published yaml files; num_groups is GroupNorm's, 0 for a small model without any."""
 
-    ch: int
+    ch: int  # of the finest resolution
     ch_mult: tuple[int, ...]
     num_res_blocks: int
-    z_channels: int
+    z_channels: int  # of the latent, before `quant_conv`
     in_channels: int = 3
     out_ch: int = 3
-    double_z: bool = True
+    double_z: bool = True  # means and log-variances
     num_groups: int = 32
 
     @classmethod
@@ -76,7 +76,7 @@ class AttnBlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """[b, c, h, w] -> [b, c, h, w]."""
-        normed = self.norm(x)
+        normed = self.norm(x)  # [b, c, h, w]
         q, k, v = (rearrange(p(normed), "b c h w -> b 1 (h w) c") for p in (self.q, self.k, self.v))
         out = rearrange(attend(q, k, v), "b 1 (h w) c -> b c h w", h=x.shape[-2])
         return x + self.proj_out(out)
@@ -147,7 +147,7 @@ class Encoder(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """[b, 3, H, W] in [-1, 1] -> [b, 2 z_channels, H/f, W/f], f = 2 ** (levels - 1)."""
-        h = self.conv_in(x)
+        h = self.conv_in(x)  # [b, ch, H, W]
         for stage in self.down:
             h = stage(h)
         return self.conv_out(F.silu(self.norm_out(self.mid(h))))
@@ -173,7 +173,7 @@ class Decoder(nn.Module):
 
     def forward(self, z: Tensor) -> Tensor:
         """[b, z_channels, h, w] -> [b, 3, H, W], about [-1, 1]."""
-        h = self.mid(self.conv_in(z))
+        h = self.mid(self.conv_in(z))  # [b, c, h, w], the widest
         for stage in reversed(self.up):
             h = stage(h)
         return self.conv_out(F.silu(self.norm_out(h)))

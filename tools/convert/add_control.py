@@ -40,7 +40,7 @@ class BranchInit:
     kind: str | None = None
     seed: int = 0
     use_ema: bool = False
-    replace: bool = False
+    replace: bool = False  # else a trained branch would be gone by a slip
 
 
 def add_control(base: Path | None, target: Target, config: Path, init: BranchInit) -> str:
@@ -52,7 +52,7 @@ def add_control(base: Path | None, target: Target, config: Path, init: BranchIni
     params = read_params(config)
     settings = with_branch(config, init.kind) if init.kind else read_config(config)
     base = base or _named_base(config, settings)
-    target.check_file(base)
+    target.check_file(base)  # before gigabytes are read
     checkpoint = open_checkpoint(base)
     source = _open_base(checkpoint, init)
     check_settings(checkpoint, params, config)
@@ -128,7 +128,7 @@ def _constants(model: nn.Module) -> dict[str, Tensor]:
 
 def _report(state: State, copied: Sequence[str]) -> list[str]:
     """What of the branch is copied and what is new, in lines."""
-    groups: dict[str, list[str]] = {}
+    groups: dict[str, list[str]] = {}  # by the first word of their names: a line each
     for name in state:
         if name.startswith(surgery.CONTROL) and name not in copied:
             groups.setdefault(name.removeprefix(surgery.CONTROL).split(".")[0], []).append(name)

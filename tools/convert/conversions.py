@@ -104,25 +104,25 @@ def to_diffusers(source: Path, target: Target, config: Path | None = None, *, us
     """
     target.check_folder(source)
     model = _open(source, target, config, use_ema=use_ema)
-    parts = _split(model)
+    parts = _split(model)  # under the original names
     config = config or choose_config(source, parts, model.prediction)
-    check_parts(source, parts, config)
+    check_parts(source, parts, config)  # before a folder is made
     params = read_params(config)
     predicts = model.check_prediction(params, config)
     renaming = COMPONENTS | ({"text_encoder": OPEN_CLIP} if is_open_clip(params) else {})
     theirs = flattened({part: renaming[part].to_diffusers(state) for part, state in parts.items()})
-    overflow: Counter[str] = Counter()
+    overflow: Counter[str] = Counter()  # filled while tensors are written
     states = {part: target.cast(state, overflow) for part, state in theirs.items()}
     check_space(target.path, total_bytes(states.values()))
 
     def write(path: Path, state: State) -> None:
         about = model.about(state, predicts) | metadata_of(state)
         write_weights(path, state, metadata=about, on_bytes=bar.update)
-        mark(path.parent, state)
+        mark(path.parent, state)  # behind its config.json, which is written first
 
     with target.progress(states.values()) as bar, atomic_write(target.path) as folder:
         folder.mkdir()
-        if len(states) > 1:
+        if len(states) > 1:  # a pipeline; else the part alone
             write_pipeline(folder, states, params, write)
         else:
             [(part, state)] = states.items()

@@ -40,7 +40,7 @@ ARCHITECTURES = {
 ORIGINAL = "https://github.com/lllyasviel/ControlNet"  # the program whose names the tensors have
 SHORT = {"epsilon": "epsilon", "v_prediction": "v"}  # diffusers' word -> the standard's
 LONG = {short: long for long, short in SHORT.items()}
-KEY = "modelspec."
+KEY = "modelspec."  # in front of each entry of the standard
 
 
 @dataclass(frozen=True)
@@ -95,7 +95,7 @@ class Target:
 
     path: Path
     force: bool = False
-    dtype: str | None = None
+    dtype: str | None = None  # of floating weights alone
 
     def check_file(self, *sources: Path, only: Sequence[str] = SUFFIXES) -> None:
         """Raise ValueError unless one file of a suffix in `only` can be written without harm to `sources`."""
@@ -111,7 +111,7 @@ class Target:
         if path.suffix in SUFFIXES or path.is_file():
             raise ValueError(f"{path}: the result is a folder, name it without a suffix")
         self._check([source])
-        is_ours = any((path / name).is_file() for name in (INDEX, CONFIG))
+        is_ours = any((path / name).is_file() for name in (INDEX, CONFIG))  # what --force may replace
         if path.is_dir() and any(path.iterdir()) and not is_ours:
             raise ValueError(f"{path} holds something other than a model of diffusers: name a new folder")
 

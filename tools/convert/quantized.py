@@ -14,7 +14,6 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -33,21 +32,7 @@ WEIGHT = ".weight"  # of a layer; what torchao has in its place:
 CODES, SCALE = "._weight_qdata", "._weight_scale"
 NAMES = "tensor_names"  # entry of the metadata that lists all tensors
 # What a model's config.json says for diffusers to look for such tensors.
-TORCHAO_CONFIG: Mapping[str, Any] = {
-    "quant_method": "torchao",
-    "modules_to_not_convert": None,
-    "quant_type": {
-        "default": {
-            "_type": "Int8WeightOnlyConfig",
-            "_version": 2,
-            "_data": {
-                "group_size": None,
-                "granularity": {"_type": "PerRow", "_version": 1, "_data": {"dim": -1}},
-                "set_inductor_config": True,
-            },
-        }
-    },
-}
+TORCHAO_CONFIG = json.loads(Path(__file__).with_name("torchao.json").read_text("utf-8"))
 PLAIN = json.dumps({"_type": "Tensor"})
 WITH_CODES = ("unet", "controlnet")  # parts whose loader takes torchao's tensors
 
@@ -68,7 +53,7 @@ def open_quantized(checkpoint: Checkpoint, config: Path | None = None) -> Source
     """
     path = checkpoint.path
     model = create_meta_model(config or _fitting(path))
-    shrink_to_quantized(model, checkpoint)
+    shrink_to_quantized(model, checkpoint)  # of a pruned model's file
     plan = load_quantized(model, path, backend="reference").plan
     state: dict[str, LazyTensor] = {}
     for name, tensor in model.state_dict().items():
@@ -137,7 +122,7 @@ def _fitting(path: Path) -> Path:
     plan = read_content(path).plan
     for config in sorted(MODELS.glob("cldm_*.yaml")):
         try:
-            plan.check(create_meta_model(config))
+            plan.check(create_meta_model(config))  # names and shapes alone tell the families apart
         except ValueError:
             continue
         return config

@@ -61,7 +61,7 @@ class ControlDataset(Dataset):
     def sample(self, index: int, rng: np.random.Generator | None, *, with_image: bool = True) -> Sample:
         """Row `index` as seen by `rng`; None for the middle, unturned, with its first text."""
         row = self.rows[index]
-        text = row.texts[0]
+        text = row.texts[0]  # of several captions the first, where nothing is drawn
         if rng is not None:
             chosen = row.texts[rng.integers(len(row.texts))]
             text = "" if rng.random() < self.transform.empty_prompts else chosen
@@ -69,7 +69,7 @@ class ControlDataset(Dataset):
             hint = to_square(flatten_map(read_image(row.hint)), self.side)
             return {"txt": text, "hint": hint.astype(np.float32) / 255.0}
         image, hint = (one.astype(np.float32) for one in self.images_of(row, rng))
-        return {"jpg": image / 127.5 - 1.0, "txt": text, "hint": hint / 255.0}
+        return {"jpg": image / 127.5 - 1.0, "txt": text, "hint": hint / 255.0}  # lllyasviel's names
 
     def images_of(self, row: TrainingPair, rng: np.random.Generator | None) -> tuple[np.ndarray, np.ndarray]:
         """Image and control image, uint8 [H W 3], cut and turned alike.
@@ -100,7 +100,7 @@ class SampleStream(Dataset):
     """
 
     data: ControlDataset
-    seed: int
+    seed: int  # of order, crops, turns and empty prompts
     with_image: bool = True
 
     def __getitem__(self, number: int) -> Sample:
@@ -109,7 +109,7 @@ class SampleStream(Dataset):
 
     def row(self, number: int) -> int:
         """Which row sample `number` shows."""
-        turn, place = divmod(number, len(self.data))
+        turn, place = divmod(number, len(self.data))  # which turn through the data, and where in it
         return int(_order(self.seed, turn, len(self.data))[place])
 
 
@@ -125,7 +125,7 @@ class ShardedSampler(Sampler):
     def __iter__(self) -> Iterator[int]:
         first = self.start + self.rank * self.batch
         while True:
-            yield from range(first, first + self.batch)
+            yield from range(first, first + self.batch)  # its own batch; then past those of the others
             first += self.batch * self.ranks
 
 
@@ -172,7 +172,7 @@ def to_square(image: np.ndarray, side: int, place: tuple[float, float] = (0.5, 0
     scale = side / min(height, width)
     if scale != 1:
         size = max(side, round(width * scale)), max(side, round(height * scale))
-        way = cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR
+        way = cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR  # areas do not alias when an image shrinks
         image = cv2.resize(image, size, interpolation=way)
         height, width = image.shape[:2]
     top, left = round((height - side) * place[1]), round((width - side) * place[0])

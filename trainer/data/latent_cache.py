@@ -30,16 +30,16 @@ from trainer.losses import latent_moments
 
 SHARD = 256  # rows: about 35 MB of Stable Diffusion in half precision
 EMPTY = "empty.safetensors"  # the text that --proportion-empty-prompts puts in
-BATCH = 4
-SETTINGS_FILE = "cache.json"
-OPEN_SHARDS = 8
+BATCH = 4  # images encoded at once: memory of the autoencoder grows with them
+SETTINGS_FILE = "cache.json"  # says what the shards were made of
+OPEN_SHARDS = 8  # mapped at once; a stream in random order asks for any of them
 
 
 @dataclass(frozen=True)
 class CachedStream(Dataset):
     """A `SampleStream` without images: mean and std [c, h, w] and text [n, d] lie in `folder`."""
 
-    stream: SampleStream
+    stream: SampleStream  # says which row comes, and its hint and text
     folder: Path
 
     def __getitem__(self, number: int) -> dict[str, Any]:
@@ -78,7 +78,7 @@ def build_cache(
 def _fingerprint(data: ControlDataset, dtype: torch.dtype, weights: Sequence[Path]) -> dict[str, Any]:
     """What a cache depends on."""
     rows = [f"{row.image.resolve()}\t{row.image.stat().st_size}\t{row.texts[0]}" for row in data.rows]
-    digest = hashlib.sha256("\n".join(rows).encode()).hexdigest()
+    digest = hashlib.sha256("\n".join(rows).encode()).hexdigest()  # sizes, not contents: these are read once
     files = [f"{path.resolve()} {path.stat().st_size} {path.stat().st_mtime_ns}" for path in weights]
     return {"rows": digest, "weights": files, "resolution": data.side, "dtype": str(dtype)}
 
@@ -105,7 +105,7 @@ def _fill(model: ControlLDM, data: ControlDataset, folder: Path, dtype: torch.dt
                 pieces[name].append(value.to(dtype).cpu())
             bar.update(len(samples))
         shard = {name: torch.cat(values) for name, values in pieces.items()}
-        if number == 0:
+        if number == 0:  # one shard tells how large all are
             size = sum(value.nbytes for value in shard.values()) * len(missing)
             check_space(_shard(folder, rows.start), size)
         write_weights(_shard(folder, rows.start), shard)

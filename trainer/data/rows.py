@@ -18,7 +18,7 @@ from trainer.settings import Columns
 LISTS = ("prompt.json", "metadata.jsonl", "train.jsonl")  # looked for in a folder, in this order
 # Where the user names no column: Fill50k's names, then diffusers'.
 IMAGE, HINT, TEXT = ("target", "image"), ("source", "conditioning_image"), ("prompt", "text")
-IMAGE_FOLDERS = ("target", "image", "images")
+IMAGE_FOLDERS = ("target", "image", "images")  # the first that is there
 HINT_FOLDERS = ("source", "conditioning_image", "conditioning_images", "control", "hint")
 NO_IMAGES = (".txt", ".json", ".jsonl", ".caption")  # what else may lie in a folder of images
 FORMS = (
@@ -31,8 +31,8 @@ FORMS = (
 class TrainingPair:
     """One row. texts: one or more captions; place: where the row is written, for messages."""
 
-    image: Path
-    hint: Path
+    image: Path  # what the model is to draw
+    hint: Path  # the control image it is to draw from
     texts: tuple[str, ...]
     place: str
 

@@ -43,10 +43,10 @@ from trainer.tiny.stages import STAGES, Stage
 from trainer.tiny.worlds import world_of
 
 CONFIG = Path(__file__).parents[2] / "models" / "tiny.yaml"
-WARMUP_STEPS = 100
+WARMUP_STEPS = 100  # AdamW knows its second moments by then
 EMA_DECAY = 0.998  # averages about the last 500 steps
-MAX_GRAD_NORM = 1.0
-SAVE_EVERY_S = 180
+MAX_GRAD_NORM = 1.0  # usual: one odd batch must not undo hundreds
+SAVE_EVERY_S = 180  # seconds: what a power cut costs
 NAMES = "names.txt"  # in the folder of checkpoints: what the model learns to draw
 
 
@@ -96,9 +96,9 @@ class Run:
         nn.utils.clip_grad_norm_(self.parts.parameters(), MAX_GRAD_NORM)
         set_rate(self.optimizer, learning_rate(self.step, steps, peak or self.stage.lr))
         self.optimizer.step()
-        self.optimizer.zero_grad()
+        self.optimizer.zero_grad()  # here, so that a stopped run leaves nothing behind
         self.step += 1
-        decay = min(EMA_DECAY, self.step / (self.step + 10))
+        decay = min(EMA_DECAY, self.step / (self.step + 10))  # quicker at first, else it would hold the start
         for name, value in self.parts.named_parameters():
             self.ema[name].lerp_(value.detach(), 1 - decay)
 
@@ -121,7 +121,7 @@ def train(stage: Stage, model: ControlLDM, settings: TinySettings, steps: int) -
 
 def fit(run: Run, model: nn.Module, data: Dataset, settings: TinySettings, steps: int) -> None:
     """Go on with `run` up to `steps` from its next samples; saved every few minutes and at the end."""
-    order = range(run.step * run.stage.batch, steps * run.stage.batch)
+    order = range(run.step * run.stage.batch, steps * run.stage.batch)  # a resumed run goes on at its sample
     loader = DataLoader(data, batch_size=run.stage.batch, sampler=order, num_workers=settings.workers)
     record = (settings.out / f"{run.stage.name}.jsonl").open("a")
     bar = tqdm(loader, desc=run.stage.name, total=steps, initial=run.step, mininterval=20, file=sys.stderr)
@@ -179,7 +179,7 @@ def _train_all(args: argparse.Namespace) -> str:
     for name in wanted:
         _check_foundations(STAGES[name], wanted, settings)
     claim(settings.out, NAMES, "\n".join(settings.world.names), "another list of words")
-    torch.manual_seed(settings.seed)
+    torch.manual_seed(settings.seed)  # of fresh weights; all else draws from generators of its own
     model = _start(args.config, settings, new_branch=args.new_branch)
     # Convolutions on a CPU are up to a quarter faster with the channels last.
     model.to(pick_device(args.device), memory_format=torch.channels_last)

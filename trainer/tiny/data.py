@@ -12,11 +12,11 @@ from torch.utils.data import Dataset
 
 from trainer.tiny.worlds import World
 
-SIDE = 128
+SIDE = 128  # pixels of every scene
 VAE_BATCH = 8  # scenes of one kind each: whole, or patches
-WHOLE_EVERY = 8
-PATCH, PATCHES = 32, 4
-STREAMS = {"vae": 1, "decoder": 5, "text": 6}
+WHOLE_EVERY = 8  # batches: the middle attention must see whole pictures too
+PATCH, PATCHES = 32, 4  # pixels a side, and how many of one picture
+STREAMS = {"vae": 1, "decoder": 5, "text": 6}  # so that no stage sees scenes of another
 SCENES, HINTS, PATCHES_AT = 2, 3, 4  # further streams: of base and control, of pens, of corners
 WITH_HINTS = ("control", "joint")
 

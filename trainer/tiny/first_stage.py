@@ -45,7 +45,7 @@ def start_autoencoder(model: ControlLDM, settings: TinySettings) -> None:
             nn.init.zeros_(layer.bias)
             if name.endswith(("conv2", "proj_out")):
                 layer.weight.data *= 0.1  # residual branches start small
-    half = len(vae.quant_conv.bias) // 2
+    half = len(vae.quant_conv.bias) // 2  # means first, then log-variances
     vae.quant_conv.bias.data[half:] = START_LOGVAR
 
 
@@ -81,7 +81,7 @@ def decoder_loss(model: ControlLDM, batch: dict, noise: torch.Generator) -> Tens
     """Mean absolute error of the reconstruction; the encoder, and so every cached latent, stays as it is."""
     target = batch["target"].to(model.device).flatten(0, 1)
     with torch.no_grad():
-        latent = model.first_stage_model.encode(target).mode()
+        latent = model.first_stage_model.encode(target).mode()  # [b, c, h, w], without a draw
         latent = latent + _latent_error(latent, noise)
     return F.l1_loss(model.first_stage_model.decode(latent), target)
 
@@ -114,7 +114,7 @@ def _begin(name: str, value: Tensor) -> None:
     value.zero_()
     means = len(value) // 2 if name.startswith(MOMENTS) else len(value)
     if value.ndim > 1:
-        value[:means, :means, 0, 0] = torch.eye(means)
+        value[:means, :means, 0, 0] = torch.eye(means)  # [out, in, 1, 1]
     elif name == "quant_conv.bias":
         value[means:] = START_LOGVAR
 

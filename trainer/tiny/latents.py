@@ -13,7 +13,7 @@ from trainer.tiny.data import SIDE, Posed, TinyScenes, never
 from trainer.tiny.settings import TinySettings
 from trainer.tiny.worlds import World
 
-ENCODE_BATCH = 50
+ENCODE_BATCH = 50  # pictures at once: 128 pixels are small
 WHITEN_SCENES = 500  # enough for means and deviations of a few numbers
 
 
@@ -28,7 +28,7 @@ def whiten(model: ControlLDM, settings: TinySettings) -> None:
     mean, std = latents.mean(dim=(0, 2, 3)).to(model.device), latents.std(dim=(0, 2, 3)).to(model.device)
     channels = len(mean)
     post, quant = vae.post_quant_conv, vae.quant_conv
-    post.bias += post.weight[:, :, 0, 0] @ mean
+    post.bias += post.weight[:, :, 0, 0] @ mean  # first: the weight is scaled below
     post.weight *= std[None, :, None, None]
     quant.bias[:channels] = (quant.bias[:channels] - mean) / std
     quant.weight[:channels] /= std[:, None, None, None]

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 ADAMW = {"betas": (0.9, 0.99), "weight_decay": 1e-4, "fused": True}  # fused: a third of the time
 MATRIX_SHARE = 8.0  # of the learning rate: tried 20, which unlearned much before it got better
-MATRIX_DECAY = 0.01
+MATRIX_DECAY = 0.01  # torch's own is 0.1
 ENDS = re.compile(r"(^|\.)(time_embed|input_blocks\.0|out)\.")  # of a U-Net, whatever holds it
 
 
@@ -35,7 +35,7 @@ class MatrixSteps:
 
     def __init__(self, parts: nn.Module, lr: float) -> None:
         self.weights = list(_inner_weights(parts))
-        inner = {id(weight) for weight in self.weights}
+        inner = {id(weight) for weight in self.weights}  # tensors compare by value: identity tells them apart
         rest = [one for one in parts.parameters() if id(one) not in inner]
         self.views = [nn.Parameter(_as_matrix(weight.detach())) for weight in self.weights]
         group = _group(self.views, MATRIX_SHARE)

@@ -128,8 +128,8 @@ class Examples(Dataset):
 
 def loss(model: nn.Module, batch: dict, noise: torch.Generator) -> Tensor:
     """Cross-entropy of the words."""
-    model.train()
-    with torch.autocast("cpu", torch.bfloat16):
+    model.train()  # `Run` leaves the mode alone, and batch norm has two
+    with torch.autocast("cpu", torch.bfloat16):  # faster where the CPU multiplies it
         logits = model(batch["image"])
     return F.cross_entropy(logits.float(), batch["word"], label_smoothing=SMOOTHING)
 

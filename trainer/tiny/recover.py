@@ -71,7 +71,7 @@ def recover(model: ControlLDM, masked: Iterable[str], source: str, settings: Rec
     )  # fmt: skip
     run = TinySettings(settings.folder, seed=settings.seed, cache=settings.cache, workers=settings.workers)
     model.to(pick_device(settings.device), memory_format=torch.channels_last)
-    model.model.diffusion_model.encoder_learns = True
+    model.model.diffusion_model.encoder_learns = True  # what pruning cut there has to be mended too
     try:
         train(stage, model, run, settings.steps)
     finally:

@@ -23,8 +23,8 @@ class TinySettings:
     keep: tuple[int, ...] = flag((), "of the control branch: also keep the average of these steps, in "
                                  "control-STEP.safetensors", nargs="*", metavar="STEP")  # fmt: skip
     cache: int = flag(8_000, "scenes whose latents are computed once")
-    seed: int = flag(0, "of everything random")
-    workers: int = flag(1, "processes that draw pictures")
+    seed: int = flag(0, "of everything random")  # generators add the step, the sample, the stream
+    workers: int = flag(1, "processes that draw pictures")  # drawing takes a core while the other trains
     world: World = ShapesWorld()
 
 

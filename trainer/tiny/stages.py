@@ -49,9 +49,9 @@ class Stage:
     """
 
     name: str
-    steps: int
-    batch: int
-    lr: float
+    steps: int  # optimizer steps, where the command says nothing
+    batch: int  # samples a step
+    lr: float  # the highest; see `trainer.tiny.command.learning_rate`
     trained: Callable[[ControlLDM], nn.Module]
     loss: Callable[[ControlLDM, dict, torch.Generator], Tensor]
     prepare: Callable[[ControlLDM, TinySettings], None]
@@ -80,7 +80,7 @@ def text_loss(model: ControlLDM, batch: dict, noise: torch.Generator) -> Tensor:
     prompts = _drop(batch["prompt"], dropped)
     target = batch["facts"].masked_fill(dropped[:, None], 0).to(model.device)[:, None]
     encoder = model.cond_stage_model
-    ids = encoder.tokenizer(prompts, encoder.max_length).to(model.device)
+    ids = encoder.tokenizer(prompts, encoder.max_length).to(model.device)  # [b, n]
     read = encoder.encode_ids(ids)[:, :, : target.shape[-1]]  # [b, n, 15]
     return ((read - target) ** 2)[ids == encoder.tokenizer.eos_id].mean()
 
@@ -120,7 +120,7 @@ def _noised(
     u = (torch.arange(b) + torch.rand(b, generator=noise)) / b
     t = ((1 - (1 - u) ** 2 if late else u) * model.num_timesteps).long()
     t = t.clamp(max=model.num_timesteps - 1).to(model.device)
-    eps = torch.randn(x0.shape, generator=noise).to(model.device)
+    eps = torch.randn(x0.shape, generator=noise).to(model.device)  # on the CPU: a seed is the same anywhere
     return model.q_sample(x0, t, eps), t, model.get_v(x0, eps, t)
 
 
@@ -193,7 +193,7 @@ def joint_loss(model: ControlLDM, batch: dict, noise: torch.Generator) -> Tensor
 
     So one run makes both files. A branch that only a finished base could teach would begin too late.
     """
-    order = batch["posed"].long().argsort(stable=True)
+    order = batch["posed"].long().argsort(stable=True)  # steered ones first: one slice is the branch's
     steered = int((~batch["posed"]).sum())
     prompts = [batch["prompt"][i] for i in order]
     x, t, v = _noised(model, {"latent": batch["latent"][order]}, noise)

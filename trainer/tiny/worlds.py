@@ -24,12 +24,12 @@ from scenes.things.words import words
 
 HAND_DRAWN = 0.5  # half of the scenes are wobbled: people's outlines are
 BINARY_HINTS = 0.5  # annotators give black and white, renderings have soft edges: the branch sees both
-BINARY_THRESHOLD = 64
+BINARY_THRESHOLD = 64  # of 255: a soft edge a quarter covered is still a line
 POSED_SHIFT, POSED_RADIUS = 0.06, (0.28, 0.38)  # of the side
-POSED_TILT = np.pi / 36
+POSED_TILT = np.pi / 36  # 5 degrees
 WIDTHS = (1.0, 24.0)  # of lines, pixels at 512
 WORD_CODE, SECOND_CODE = 48, 24  # numbers that tell 253 words apart, of the first and of the second thing
-CODES_SEED = 17
+CODES_SEED = 17  # any; codes of another seed are another encoder's
 
 
 class ShapesWorld:

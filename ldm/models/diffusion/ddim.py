@@ -49,8 +49,8 @@ class DDIMSampler:
         chosen = ddim_timesteps(ddim_num_steps, self.ddpm_num_timesteps)
         self.ddim_timesteps = np.asarray(chosen)
         self.ddim_eta = ddim_eta
-        self.ddim_alphas = abar[chosen]
-        self.ddim_alphas_prev = abar[[0, *chosen[:-1]]]
+        self.ddim_alphas = abar[chosen]  # [steps], ascending as all of them
+        self.ddim_alphas_prev = abar[[0, *chosen[:-1]]]  # the first step ends at timestep 0, not at no noise
         pairs = zip(self.ddim_alphas.tolist(), self.ddim_alphas_prev.tolist(), strict=True)
         self.ddim_sigmas = torch.tensor([ddim_sigma(*pair, ddim_eta) for pair in pairs], device=self.device)
         self.ddim_sqrt_one_minus_alphas = (1 - self.ddim_alphas).sqrt()
@@ -99,8 +99,8 @@ class DDIMSampler:
         _refuse(dynamic_threshold=dynamic_threshold)
         _, sigmas = self._levels(use_original_steps)
         eps = self._denoiser(c, unconditional_conditioning, repeat(unconditional_guidance_scale))(x, t)
-        abars = [1 / (1 + sigmas[k] ** 2) for k in (index + 1, index)]
-        like = x[:1] if repeat_noise else x
+        abars = [1 / (1 + sigmas[k] ** 2) for k in (index + 1, index)]  # this level, then the next
+        like = x[:1] if repeat_noise else x  # one draw for the whole batch
         return solvers.ddim_step(x, eps, abars, self.ddim_eta, _tempered(like, temperature, noise_dropout)())
 
     @torch.no_grad()
@@ -147,7 +147,7 @@ class DDIMSampler:
     ) -> Tensor:
         """x0 [b c h w] noised to the t-th timestep [b] of the schedule (img2img); pairs with `decode`."""
         abar = self.model.alphas_cumprod if use_original_steps else self.ddim_alphas
-        abar = abar.to(x0.device)[t][:, None, None, None]
+        abar = abar.to(x0.device)[t][:, None, None, None]  # [b, 1, 1, 1]
         noise = torch.randn_like(x0) if noise is None else noise
         return abar.sqrt() * x0 + (1 - abar).sqrt() * noise
 
@@ -215,7 +215,7 @@ def _recorder(
             callback(step.index)
         if img_callback is not None:
             img_callback(step.x0, step.index)
-        left = step.total - step.index - 1
+        left = step.total - step.index - 1  # steps behind this one: as published counts go down
         if left % every == 0 or step.index == 0:
             kept["x_inter"].append(step.x)
             kept["pred_x0"].append(step.x0)

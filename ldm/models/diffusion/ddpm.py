@@ -37,13 +37,13 @@ class DiffusionConfig:
     velocity (`v`, Salimans & Ho 2022); scale_factor: brings latents to about unit variance.
     """
 
-    timesteps: int = 1000
-    linear_start: float = 0.00085
+    timesteps: int = 1000  # all published Stable Diffusion has these
+    linear_start: float = 0.00085  # of betas evenly spaced in their square root
     linear_end: float = 0.0120
     parameterization: str = "eps"
     scale_factor: float = 0.18215
-    first_stage_key: str = "jpg"
-    cond_stage_key: str = "txt"
+    first_stage_key: str = "jpg"  # of a batch: its images
+    cond_stage_key: str = "txt"  # its texts
 
 
 class DiffusionWrapper(nn.Module):
@@ -106,7 +106,7 @@ class LatentDiffusion(nn.Module):
                                  generator: torch.Generator | None = None) -> Tensor:  # fmt: skip
         """Scaled latents [b, c, h, w]: a draw from `posterior`, or `posterior` itself when it is a tensor."""
         latent = posterior if isinstance(posterior, Tensor) else posterior.sample(generator)
-        return self.scale_factor * latent
+        return self.scale_factor * latent  # about unit variance
 
     def decode_first_stage(self, latent: Tensor) -> Tensor:
         """Pixels [b, 3, H, W], about [-1, 1], of scaled latents; never NaN where float32 would not be."""
@@ -138,7 +138,7 @@ class LatentDiffusion(nn.Module):
 
     def apply_model(self, x_noisy: Tensor, t: Tensor, cond: Mapping[str, Any]) -> Tensor:
         """The U-Net's answer for [b, c, h, w] latents at [b] timesteps; `cond["c_crossattn"]` = [text]."""
-        text = torch.cat(list(cond["c_crossattn"]), dim=1)
+        text = torch.cat(list(cond["c_crossattn"]), dim=1)  # [b, n, d]
         return self.model.diffusion_model(x_noisy, t, context=text)
 
     def predict_eps(self, x: Tensor, t: Tensor, cond: Mapping[str, Any], **options: Any) -> Tensor:
@@ -155,7 +155,7 @@ class LatentDiffusion(nn.Module):
         noise = torch.randn_like(x_start) if noise is None else noise
         prediction = self.apply_model(self.q_sample(x_start, t, noise), t, cond)
         target = noise if self.parameterization == "eps" else self.get_v(x_start, noise, t)
-        loss = F.mse_loss(prediction.float(), target.float())
+        loss = F.mse_loss(prediction.float(), target.float())  # of halves the squares would vanish
         prefix = "train" if self.training else "val"
         return loss, {f"{prefix}/loss_simple": loss.detach(), f"{prefix}/loss": loss.detach()}
 

@@ -37,7 +37,7 @@ class Sampler:
     ends_clean: the last step leads to no noise at all; else to that of timestep 0, as published for DDIM.
     """
 
-    solve: Callable[[SamplerRun], Tensor]
+    solve: Callable[[SamplerRun], Tensor]  # of `ldm.models.diffusion.solvers`
     spacing: Callable[[int, Tensor], list[float]]
     fractions: bool = False
     ends_clean: bool = True
@@ -68,7 +68,7 @@ class Sampler:
         """
         if not 0 < start <= 1:
             raise ValueError(f"start={start}: allowed is more than 0 (keep the picture) up to 1 (pure noise)")
-        levels = self.spacing(steps, alphas_cumprod)
+        levels = self.spacing(steps, alphas_cumprod)  # cut, not respaced: strength 0.5 makes half the steps
         return levels[: max(1, int(len(levels) * start + ROUNDING))]
 
 
@@ -117,7 +117,7 @@ def classifier_free_guidance(
             cond, uncond = cond_denoise(x, t), uncond_denoise(x, t)
         else:
             cond, uncond = both(torch.cat([x, x]), torch.cat([t, t])).chunk(2)
-        return uncond + scale * (cond - uncond)
+        return uncond + scale * (cond - uncond)  # [b, c, h, w]; beyond 1 it extrapolates
 
     return denoise
 

@@ -18,9 +18,9 @@ Blend = Callable[[Tensor, Tensor], Tensor]  # (x [b c h w], t [b]) -> x [b c h w
 class Step:
     """One finished step: `x` [b c h w] after it and the clean latent `x0` [b c h w] that it predicted."""
 
-    index: int
+    index: int  # from 0, the noisiest
     total: int
-    t: float
+    t: float  # as the model was told it
     x: Tensor
     x0: Tensor
 
@@ -37,9 +37,9 @@ class SamplerRun:
     denoise: Denoise
     x_T: Tensor
     timesteps: Tensor
-    sigmas: list[float]
+    sigmas: list[float]  # floats, so that no step waits for a GPU
     noise: Callable[[], Tensor]
-    eta: float = 0.0
+    eta: float = 0.0  # of ddim alone
     on_step: Callable[[Step], None] | None = None
     blend: Blend | None = None
 

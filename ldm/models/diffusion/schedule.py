@@ -29,7 +29,7 @@ def schedule_buffers(timesteps: int, linear_start: float, linear_end: float) -> 
     span = linear_start**0.5, linear_end**0.5
     betas = torch.linspace(*span, timesteps, dtype=torch.float64, device="cpu") ** 2
     alphas = 1 - betas
-    abar = alphas.cumprod(0)
+    abar = alphas.cumprod(0)  # [timesteps], of signal that is left
     abar_prev = torch.cat([torch.ones(1, dtype=abar.dtype, device="cpu"), abar[:-1]])
     variance = betas * (1 - abar_prev) / (1 - abar)
     buffers = {
@@ -88,7 +88,7 @@ def whole_timesteps(steps: int, alphas_cumprod: Tensor) -> list[float]:
 def karras_timesteps(steps: int, alphas_cumprod: Tensor) -> list[float]:
     """Ascending timesteps, with fractions, whose sigmas are those of Karras et al. 2022, eq. 5."""
     check_steps(steps, len(alphas_cumprod) // 2)
-    abar = alphas_cumprod.cpu().double().numpy()
+    abar = alphas_cumprod.cpu().double().numpy()  # ratios of late levels need the digits
     log_sigmas = np.log((1 - abar) / abar) / 2
     low, high = np.exp(log_sigmas[[0, -1]] / KARRAS_RHO)
     sigmas = (high + np.linspace(0, 1, steps) * (low - high)) ** KARRAS_RHO
@@ -104,10 +104,10 @@ def vp_scales(t: Tensor, alphas_cumprod: Tensor) -> tuple[Tensor, Tensor]:
     if not t.is_floating_point():
         abar = alphas_cumprod[t]
         return abar.sqrt(), (1 - abar).sqrt()
-    low = t.floor().long().clamp(0, len(alphas_cumprod) - 2)
+    low = t.floor().long().clamp(0, len(alphas_cumprod) - 2)  # the last one has no neighbour above
     log_sigmas = torch.log((1 - alphas_cumprod) / alphas_cumprod) / 2
     sigma = torch.lerp(log_sigmas[low], log_sigmas[low + 1], (t - low).to(log_sigmas.dtype)).exp()
-    signal = (1 + sigma**2).rsqrt()
+    signal = (1 + sigma**2).rsqrt()  # signal^2 + noise^2 = 1
     return signal, sigma * signal
 
 

@@ -74,7 +74,7 @@ def heun(run: SamplerRun) -> Tensor:
         x0 = _clean(x, eps, here)
         if i + 1 < run.total:
             _, eps_there = run.predict(ode_step(x, eps, here, there), i + 1)
-            eps = (eps + eps_there) / 2
+            eps = (eps + eps_there) / 2  # the slope at both ends
         x = ode_step(x, eps, here, there)
         run.report(i, x, x0)
     return x
@@ -91,7 +91,7 @@ def unipc(run: SamplerRun) -> Tensor:
 
 
 def _multistep(run: SamplerRun, *, correct: bool) -> Tensor:
-    x, last_x, x0s = run.x_T, None, []
+    x, last_x, x0s = run.x_T, None, []  # the two newest x0, the older first
     for i in range(run.total):
         x, eps = run.predict(x, i)
         x0 = _clean(x, eps, run.sigmas[i])
@@ -135,9 +135,9 @@ def _corrector(last_x: Tensor, x0: Tensor, x0s: list[Tensor], i: int, sigmas: li
     if len(x0s) == 1:
         return step + scale * change / 2
     h = math.log(before / here)
-    r = -math.log(sigmas[i - 2] / before) / h
+    r = -math.log(sigmas[i - 2] / before) / h  # negative: that level lies before this step
     # Weights that make the rule exact for x0 linear and quadratic in log SNR: eq. 11 with B(h) = e^-h - 1.
-    b = math.expm1(-h)
+    b = math.expm1(-h)  # exact where h is small
     linear = (-b / h - 1) / b
     quadratic = ((b / h + 1) / h - 1 / 2) * 2 / b
     old = (linear - quadratic) / (1 - r)

@@ -101,7 +101,7 @@ class FrozenCLIPEmbedder(AbstractEncoder):
         depth = self.transformer.depth
         if clip_skip is None and self.layer == "pooled":
             return self.transformer(ids).pooler_output[:, None, :]  # [b, 1, d]
-        index = self.layer_idx if self.layer == "hidden" else -1
+        index = self.layer_idx if self.layer == "hidden" else -1  # of `hidden_states`, embeddings first
         if clip_skip is not None:
             index = -_checked_skip(clip_skip, depth)
         if index in (-1, depth):

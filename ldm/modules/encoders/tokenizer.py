@@ -76,7 +76,7 @@ class ClipTokenizer:
         self.bos_id, self.eos_id = vocabulary[dialect.bos], vocabulary[dialect.eos]
         self._specials = {dialect.bos: self.bos_id, dialect.eos: self.eos_id}
         self._bpe = BPE(vocabulary, merges, end_of_word_suffix=WORD_END, unk_token=dialect.eos)
-        self._symbols = {i: symbol for symbol, i in vocabulary.items()}
+        self._symbols = {i: symbol for symbol, i in vocabulary.items()}  # for messages: what was cut
         specials = "|".join(regex.escape(special) for special in self._specials)
         # python's `regex`, as published: its idea of a letter and its case folding decide where words end
         words = r"|'s|'t|'re|'ve|'m|'ll|'d|\p{L}+|\p{N}|[^\s\p{L}\p{N}]+"
@@ -115,7 +115,7 @@ class ClipTokenizer:
             kept, cut = ids[: max_length - 2], ids[max_length - 2 :]
             if cut:
                 log.warning("the prompt is longer than %d tokens, cut: %r", max_length - 2, self.decode(cut))
-            rows.append(self.frame(kept, max_length))
+            rows.append(self.frame(kept, max_length))  # [max_length]
         return torch.tensor(rows, dtype=torch.int64, device="cpu").reshape(len(rows), max_length)
 
 
