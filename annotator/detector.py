@@ -96,8 +96,8 @@ class Detector:
     from `folder` on `device`; detectors with one `load` share the network and differ by `preset`, what the
     function is told besides. weights: the files or folders in there, all needed; instead: what stands for all
     of them. get: what `tool_download_models.py get` calls them, unless by their names on disk. modules:
-    packages that must be installed.
-    licence: of the weights, and of what they were trained with where that counts.
+    packages that must be installed. licence: of the weights, and of what they were trained with where that
+    counts.
     """
 
     shows: str

@@ -21,7 +21,7 @@ from annotator.util import check_image
 if TYPE_CHECKING:
     import torch
 
-LOADED = 4  # networks kept: those of one request; together they stay below 2 GB
+LOADED = 4  # networks kept, the last used ones: as many as a request has controls, and not all that there are
 
 
 def detect(
