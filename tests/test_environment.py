@@ -34,7 +34,7 @@ EXTRAS_OF = {
     "app": {"app"},
     "eval": {"eval"},
     "annotator": {"annotators"},
-    "tests": {"annotators", "bench", "dev", "eval", "train"},
+    "tests": {"annotators", "app", "bench", "dev", "eval", "train"},
     "bench": {"bench", "dev"},
 }
 ROOMS = sorted(path.parent.name for path in ROOT.glob("*/__init__.py"))
@@ -128,10 +128,12 @@ def test_conda_installs_the_same_pins_on_a_python_that_fits():
     assert python.removeprefix("python=") in SpecifierSet(PROJECT["requires-python"])
 
 
-def test_ci_runs_make_test_and_nothing_else():
+def test_ci_runs_make_test_after_bringing_a_browser():
     script = ROOT / ".ci/run"
-    commands = [line for line in script.read_text().splitlines() if not line.startswith("#")]
-    assert commands == ["set -e", 'cd "$(dirname "$0")/.."', "exec make test"]
+    lines = [line.strip() for line in script.read_text().splitlines() if not line.startswith("#")]
+    assert lines[:2] == ["set -e", 'cd "$(dirname "$0")/.."']
+    assert lines[-1] == "exec make test"
+    assert next(line for line in lines if "install" in line).endswith("||")  # no browser is no failure
     assert os.access(script, os.X_OK)
 
 
