@@ -16,6 +16,7 @@ from app.batch import TINY_CONFIG, load_pipeline
 from app.provenance import Provenance
 from checkpoints.lora.names import parse_lora
 from checkpoints.names.recognize import file_stem
+from cldm.request import DEFAULTS
 from ldm.config import read_config
 
 if TYPE_CHECKING:
@@ -96,6 +97,11 @@ class Models:
             return INT8
         known = {name: one for name, one in self._known.items() if name != INT8 or one.quantized}
         return next((name for name, one in known.items() if _files(one) == _files(source)), None)
+
+    def defaults(self, name: str) -> dict[str, Any]:
+        """What the model called `name` decides where a request leaves it open, by its yaml."""
+        own = read_config(self._known[self.check(name)].config or TINY_CONFIG).get("defaults", {})
+        return {key: own.get(key, value) for key, value in DEFAULTS.items()}
 
     def is_loaded(self, name: str) -> bool:
         """Whether `get` answers at once."""

@@ -103,5 +103,5 @@ def shrink(image: np.ndarray, most: int) -> np.ndarray:
     """The image with at most `most` pixels, averaged: uint8 [H' W' c]."""
     height, width = image.shape[:2]
     ratio = min(1.0, (most / (height * width)) ** 0.5)
-    size = (max(1, int(width * ratio)), max(1, int(height * ratio)))
+    size = (int(width * ratio), int(height * ratio))
     return cv2.resize(image, size, interpolation=cv2.INTER_AREA)

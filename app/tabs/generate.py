@@ -12,7 +12,7 @@ import gradio as gr
 from app.canvas import drawing_canvas
 from app.form import BALANCED, CONTROL, PROMPT
 from app.page import Served
-from app.request_data import MAX_CONTROLS
+from app.request_data import MAX_CONTROLS, typed
 from app.tabs.unit import Unit
 from app.words import t
 from cldm.request import MAX_STEPS, Request
@@ -31,6 +31,9 @@ IMPORTANCE_WORDS = {
     PROMPT: "The prompt matters more",
     CONTROL: "The control matters more",
 }
+SHOW_RESULTS = """() => {
+  if (innerWidth < 900) document.getElementById("results").scrollIntoView({ behavior: "smooth" });
+}"""  # on a phone they are far below
 LEFT, RIGHT = 380, 340  # pixels below which a column goes under the other
 
 
@@ -44,6 +47,7 @@ class GenerateTab:
                 self._words()
                 self._units()
                 self._settings()
+                self._more_settings()
                 self._savers()
                 self._start_picture()
             with gr.Column(scale=4, min_width=RIGHT, elem_id="results"):
@@ -65,6 +69,7 @@ class GenerateTab:
         self._add("negative_prompt", gr.Textbox(label=t("Negative prompt"), elem_id="negative"))
         with gr.Row():
             self.generate = gr.Button(t("Generate"), variant="primary", elem_id="generate")
+            self.generate.click(None, js=SHOW_RESULTS)
             self.cancel = gr.Button(t("Cancel"), variant="stop", elem_id="cancel")
 
     def _units(self) -> None:
@@ -81,34 +86,44 @@ class GenerateTab:
     def _settings(self) -> None:
         facts = self.served.facts
         with gr.Accordion(t("Settings"), open=True):
-            choices = [(t(word), one) for one, word in IMPORTANCE_WORDS.items()]
-            self._add(
-                "importance", gr.Radio(choices, value=BALANCED, label=t("What matters"), elem_id="importance")
-            )
             with gr.Row():
                 self._slider("num_samples", "Pictures", (1, MOST_IMAGES, 1), 1, "images")
                 self._slider("resolution", "Resolution", (LEAST_SIDE, MOST_SIDE, SIDE_STEP), facts.resolution)
             with gr.Row():
                 self._slider("steps", "Steps", (1, MAX_STEPS, 1), USUAL.steps)
-                self._add(
-                    "sampler",
-                    gr.Dropdown(list(SAMPLERS), value=USUAL.sampler, label=t("Sampler"), elem_id="sampler"),
-                )
+                seed = gr.Number(value=0, precision=0, minimum=0, label=t("Seed"), elem_id="seed")
+                self._add("seed", seed)
+                self._add("randomise", gr.Checkbox(label=t("New seed each time"), elem_id="seed-random"))
+            choices = [(t(word), one) for one, word in IMPORTANCE_WORDS.items()]
+            importance = gr.Radio(choices, value=BALANCED, label=t("What matters"), elem_id="importance")
+            self._add("importance", importance)
+
+    def _more_settings(self) -> None:
+        facts, names = self.served.facts, self.served.worker.models.names
+        with gr.Accordion(t("More settings"), open=False, elem_id="more-open"):
             with gr.Row():
                 self._slider("scale", "Guidance scale", (1.0, MOST_SCALE, 0.25), facts.scale)
+                sampler = gr.Dropdown(
+                    list(SAMPLERS), value=USUAL.sampler, label=t("Sampler"), elem_id="sampler"
+                )
+                self._add("sampler", sampler)
                 self._slider("eta", "Eta", (0.0, 1.0, 0.05), USUAL.eta)
             with gr.Row():
-                self._add("seed", gr.Number(value=0, precision=0, minimum=0, label=t("Seed"), elem_id="seed"))
-                self._add("randomise", gr.Checkbox(label=t("New seed each time"), elem_id="seed-random"))
-            with gr.Row():
-                self._add(
-                    "guess_mode", gr.Checkbox(label=t("Guess mode (no prompt needed)"), elem_id="guess")
-                )
+                guess = gr.Checkbox(label=t("Guess mode (no prompt needed)"), elem_id="guess")
+                self._add("guess_mode", guess)
                 self._slider(
                     "clip_skip", "Clip skip (0: the model's)", (0, MOST_CLIP_SKIP, 1), 0, "clip-skip"
                 )
-            names = self.served.worker.models.names
             self._add("model", gr.Dropdown(names, value=names[0], label=t("Model"), elem_id="model"))
+        shown = [self.fields["resolution"], self.fields["scale"]]
+        self.fields["model"].input(
+            self._usual, self.fields["model"], shown, preprocess=False, api_visibility="private"
+        )
+
+    def _usual(self, model: Any) -> tuple[Any, Any]:
+        """What the chosen model takes where nothing is asked for."""
+        usual = self.served.worker.models.defaults(typed("model", model, str))
+        return usual["resolution"], usual["scale"]
 
     def _savers(self) -> None:
         with gr.Accordion(t("Save time (changes the picture a little)"), open=False):

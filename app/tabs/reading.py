@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
-from app.form import Form
+from app.form import Form, ModelFacts
 from app.inputs import Given, Inputs, drawn, mask_of, unit_picture, uploaded
 from app.page import Served
 from app.request_data import MAX_CONTROLS, check_size, typed
@@ -36,18 +36,24 @@ def unit_values(number: int, values: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
+def facts_of(model: str, served: Served) -> ModelFacts:
+    """What the page must know of the model of that name, which need not be loaded."""
+    return replace(served.facts, name=model, **served.worker.models.defaults(model))
+
+
 def read_values(values: Mapping[str, Any], served: Served) -> Asked:
     """What the page's values ask for; ValueError in one sentence for whatever is wrong with them."""
     form, models = form_of(values), served.worker.models
     model = models.check(typed("model", values["model"], str))
-    request = form.request(served.facts)
+    facts = facts_of(model, served)
+    request = form.request(facts)
     images = tuple(_picture(unit, served) for unit in form.units)
     init = uploaded(values["init"], served.folder)
     inputs = Inputs(images, init, None if init is None else mask_of(drawn(values["mask"], "mask")))
     if init is None and request.denoise < 1:
         raise ValueError("denoise below 1 changes a start picture: give one, or set it to 1")
     for one in images:
-        check_size(request, one.image.shape, served.facts.resolution)
+        check_size(request, one.image.shape, facts.resolution)
     return Asked(request, inputs, model)
 
 

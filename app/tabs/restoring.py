@@ -14,6 +14,7 @@ from app.form import UPLOAD, values_of
 from app.page import Served
 from app.stored import Stored, find_picture, read_stored
 from app.tabs.generate import GenerateTab
+from app.tabs.reading import facts_of
 from app.tabs.status import status_line
 from app.uploads import uploaded_file
 from app.words import Language, language_of, say
@@ -65,10 +66,11 @@ def _restored(
 ) -> Updates:
     """What the whole page shows for a stored request, and what it could not set."""
     models, source = served.worker.models, stored.source
-    values, units = values_of(stored.request.completed(asdict(served.facts)), served.facts)
     model = models.named(source)
     notes = [] if model else ["this server does not have the model that drew it"]
-    fields = {**values, "model": model or models.first}
+    facts = facts_of(model or models.first, served)
+    values, units = values_of(stored.request.completed(asdict(facts)), facts)
+    fields = {**values, "model": facts.name}
     updates: Updates = {tab.fields[name]: _set(tab.fields[name], value) for name, value in fields.items()}
     for unit, uploaded in zip(tab.units, current, strict=False):
         index = unit.number - 1
