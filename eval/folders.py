@@ -98,7 +98,9 @@ def _header(path: Path) -> ImageFile:
     try:
         with Image.open(path) as image:
             size, kind, text = image.size, image.format or "", image.info.get("request")
-            if image.getexif().get(ORIENTATION) in SIDEWAYS:
+            # A PNG without it would be decoded to its end, as it might come there.
+            told = image.format != "PNG" or "exif" in image.info
+            if told and image.getexif().get(ORIENTATION) in SIDEWAYS:
                 size = size[::-1]
     except DAMAGE:
         read_image(path)  # says in one sentence what is wrong

@@ -14,7 +14,7 @@ def bicubic(image: np.ndarray, side: int, box: tuple[float, float, float, float]
     """Pillow's antialiased bicubic to a square: uint8 [side side 3]; box: of the image, else all of it."""
     if image.shape[:2] == (side, side) and box is None:
         return image
-    return np.asarray(Image.fromarray(image).resize((side, side), Image.Resampling.BICUBIC, box))
+    return np.array(Image.fromarray(image).resize((side, side), Image.Resampling.BICUBIC, box))
 
 
 def middle_square(image: np.ndarray) -> tuple[float, float, float, float]:
