@@ -26,6 +26,7 @@ FOLDER = ROOT / "outputs/bench"  # of random weights and what is made of them
 GB, MB = 1e9, 1e6
 GIB, MIB = 2**30, 2**20
 MS, PERCENT = 1e-3, 1e-2
+UNITS = {"share": "{:.1%}", "dB": "{:.1f} dB", "s": "{:.2f} s", "/255": "{:.1f}"}  # how `shown` writes them
 SPREAD = "{:.2f} ({low:.2f}..{high:.2f})"
 PIXELS = 64  # sides are multiples: latents are an eighth, and the U-Net halves them three times
 
@@ -139,13 +140,13 @@ def markdown(head: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
 class Column:
     """A quantity as a table shows it.
 
-    text: for `str.format`, of the value, `low` and `high` in units of `unit`, and `n`. ratio: that of the
-    value to the first row which has the quantity, or its inverse ("faster").
+    text: for `str.format`, of the value, `low` and `high` in units of `unit`, and `n`; or a function of the
+    measurement. ratio: that of the value to the first row which has the quantity, or its inverse ("faster").
     """
 
     head: str
     quantity: str
-    text: str = "{:.2f}"
+    text: str | Callable[[Measurement], str] = "{:.2f}"
     unit: float | None = None
     ratio: Literal["of first", "faster"] | None = None
 
@@ -154,6 +155,8 @@ class Column:
         if self.quantity not in row:
             return "-"
         one = row[self.quantity]
+        if callable(self.text):
+            return self.text(one)
         if self.ratio:
             first = next(other[self.quantity] for other in rows.values() if self.quantity in other)
             share = one.value / first.value
@@ -166,19 +169,28 @@ class Column:
 
 
 def table_of(columns: Sequence[Column], first: str = "") -> Callable[..., str]:
-    """What makes a table of rows, a line a subject.
-
-    first: the head above their names; names of two parts, as in `kernel | input`, take two cells.
-    """
-
-    heads = [column.head for column in columns]
+    """What makes a table of rows; first: the head above their names."""
 
     def table(rows: Rows, _: object = None) -> str:
-        lines = [[name, *(one.cell(row, rows) for one in columns)] for name, row in rows.items()]
-        head, *cells = ([*name.split(" | "), *line] for name, *line in ([first, *heads], *lines))
-        return markdown(head, cells)
+        head, *lines = cells_of(rows, columns, first)
+        return markdown(head, lines)
 
     return table
+
+
+def cells_of(rows: Rows, columns: Sequence[Column], first: str = "") -> list[list[str]]:
+    """The head and a line a subject; names of two parts, as in `kernel | input`, take two cells."""
+    lines = [[name, *(one.cell(row, rows) for one in columns)] for name, row in rows.items()]
+    head = [first, *(column.head for column in columns)]
+    return [[*name.split(" | "), *line] for name, *line in (head, *lines)]
+
+
+def shown(one: Measurement) -> str:
+    """A value as its unit is read, with its interval where there is one."""
+    text = UNITS.get(one.unit, "{:.3f}").format
+    if one.low is None or one.high is None:
+        return text(one.value)
+    return f"{text(one.value)} [{text(one.low)}, {text(one.high)}]"
 
 
 def above(name: str, what: str, found: float, bar: float) -> list[str]:

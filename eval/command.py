@@ -10,7 +10,12 @@ from importlib import import_module
 
 from common.shell import DONE, USER_ERROR, say
 
-COMMANDS = {"score": "eval.score"}  # subcommand -> the module whose `main` it is
+COMMANDS = {
+    "generate": "eval.generate",
+    "score": "eval.score",
+    "compare": "eval.compare",
+    "people": "eval.people",
+}  # subcommand -> the module whose `main` it is
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -89,7 +89,7 @@ ROOMS = {
 }
 # Metrics know images only, however they were made; what makes some first are commands.
 APART = {"eval": {"cldm", "trainer", "app"}}
-COMMANDS = {"eval.fill50k", "eval.things"}
+COMMANDS = {"eval.fill50k", "eval.things", "eval.generate", "eval.materials", "eval.compare", "eval.people"}
 HEAVY = {"diffusers", "open_clip", "skimage", "timm", "torchmetrics", "torchvision", "transformers"}
 ORACLES = {"diffusers"}  # for tests and bench only
 # Only there; importing Lightning costs seconds.
