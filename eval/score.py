@@ -12,8 +12,11 @@ Metrics: {names}.
 
 from __future__ import annotations
 
+import shlex
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from common.flags import add_flags, flag, read_flags
 from common.shell import Parser, run_command, say
@@ -32,6 +35,7 @@ LABEL_WIDTH, DASH = 52, "–"
 class Wanted:
     """What is computed."""
 
+    results: Path | None = flag(None, "add the numbers to this file, as rows with their origin")
     metrics: tuple[str, ...] = flag(
         (), "names, separated by spaces (default: all that can be)", metavar="NAME"
     )
@@ -65,7 +69,24 @@ def _run(folders: Folders, wanted: Wanted, settings: ScoreSettings) -> str:
             raise ValueError(f"{name}: {why}")
     for warning in (*_notes(folders, pictures), *_missing(names, settings)):
         say(warning)
-    return table(scorer.scores(pictures, names))
+    scores = scorer.scores(pictures, names)
+    if wanted.results:
+        _keep(wanted.results, scores, folders, settings)
+    return table(scores)
+
+
+def _keep(path: Path, scores: Sequence[Score], folders: Folders, settings: ScoreSettings) -> None:
+    from bench.origin import origin_of
+    from bench.results import Measurement, ResultsFile
+    from ldm.util import pick_device
+
+    setting = {"truth": folders.truth and folders.truth.name, "control": folders.control}
+    setting |= {"resize": folders.resize, "seed": settings.seed}
+    command = shlex.join(["python", "-m", "eval", *sys.argv[1:]])
+    origin = origin_of("eval score", setting, command, pick_device(settings.device).type)
+    there = [one for one in scores if one.value is not None]
+    rows = [(one.label, one.value, one.unit, one.n, one.low, one.high) for one in there]
+    ResultsFile(path, origin).keep([Measurement(folders.pictures.name, *row) for row in rows], add=False)
 
 
 def _missing(names: Sequence[str], settings: ScoreSettings) -> list[str]:

@@ -63,6 +63,19 @@ def test_a_table_shows_value_interval_and_n(sides, score):
     assert "/255" in colour_line
 
 
+def test_numbers_become_rows_with_their_origin(sides, score, tmp_path):
+    from bench.results import read_rows
+
+    for _ in range(2):  # the same again takes the place of what was there
+        assert score(*sides, "--metrics", "psnr", "lpips", "--results", tmp_path / "rows.json")[0] == 0
+    rows = read_rows(tmp_path / "rows.json")
+    assert list(rows) == ["made"]
+    assert list(rows["made"]) == ["median PSNR"]
+    found = rows["made"]["median PSNR"]
+    assert (found.unit, found.n) == ("dB", COUNT)
+    assert found.low <= found.value <= found.high
+
+
 def test_what_was_computed_is_found_again_by_content(sides, tmp_path, monkeypatch):
     first = scorer(tmp_path).scores(read_pictures(Folders(*sides)), ["ssim"])
     for path in sides[0].iterdir():  # other names, the same pictures
