@@ -12,7 +12,8 @@ from torch import Tensor, nn
 ADAMW = {"betas": (0.9, 0.99), "weight_decay": 1e-4, "fused": True}  # fused: a third of the time
 MATRIX_SHARE = 8.0  # of the learning rate: tried 20, which unlearned much before it got better
 MATRIX_DECAY = 0.01  # torch's own is 0.1
-ENDS = re.compile(r"(^|\.)(time_embed|input_blocks\.0|out)\.")  # of a U-Net, whatever holds it
+# Of a U-Net, whatever holds it, and a text encoder's tables: a step of Muon would move every row of them.
+ENDS = re.compile(r"(^|\.)(time_embed|input_blocks\.0|out|token_embedding|position_embedding)\.")
 
 
 def adamw(parts: nn.Module, lr: float) -> torch.optim.Optimizer:

@@ -214,7 +214,10 @@ STAGES = {
     "decoder": Stage(
         "decoder", 2500, 8, 1e-3, DecoderParts, decoder_loss, _nothing, _nothing, ("vae",), on_latents=False
     ),
-    "text": Stage("text", 2000, 64, 2e-3, _text_encoder, text_loss, _nothing, _nothing, on_latents=False),
+    "text": Stage(
+        "text", 2000, 64, 1e-3, _text_encoder, text_loss, _nothing, _nothing, on_latents=False,
+        optimizer=MatrixSteps,
+    ),
     "base": Stage("base", 10_200, 16, 1e-3, BaseParts, base_loss, _nothing, _nothing, ("vae", "text")),
     "unet": Stage(
         "unet", 3800, 32, 1e-3, _unet, unet_loss, _start_unet, _nothing, ("vae", "base"), mostly,

@@ -30,6 +30,7 @@ POSED_TILT = np.pi / 36  # 5 degrees
 WIDTHS = (1.0, 24.0)  # of lines, pixels at 512
 WORD_CODE, SECOND_CODE = 48, 24  # numbers that tell 253 words apart, of the first and of the second thing
 CODES_SEED = 17  # any; codes of another seed are another encoder's
+LOUD = 3.0  # what is said of colours, beside the many signs of a word: at 1 it went unheard
 
 
 class ShapesWorld:
@@ -115,7 +116,8 @@ def _said(colour: str | None) -> np.ndarray:
     """Whether a colour is said, and which: [4]."""
     if colour is None:
         return np.zeros(4, np.float32)
-    return np.concatenate([[1.0], np.array(PALETTE[colour], np.float32) / 127.5 - 1]).astype(np.float32)
+    said = np.concatenate([[1.0], np.array(PALETTE[colour], np.float32) / 127.5 - 1])
+    return (LOUD * said).astype(np.float32)
 
 
 World = ShapesWorld | ThingsWorld
