@@ -9,11 +9,13 @@ RUN := $(VENV)/bin/python
 STAMP := $(VENV)/installed-$(shell cksum < requirements.txt | cut -d ' ' -f 1)
 FITS := import sys; sys.exit(not (3, 10) <= sys.version_info < (3, 13))
 
-.PHONY: help demo test clean
+.PHONY: help demo test tables results clean
 
 help:
 	@echo "make demo    draw the pictures of test_imgs/ with the tiny model into outputs/demo.png"
 	@echo "make test    check the whole project"
+	@echo "make tables  render the tables of README, models/ and docs/ from results/"
+	@echo "make results measure again what is stale or absent there; takes hours, can be stopped"
 	@echo "make clean   remove $(VENV) and the caches; pictures stay"
 
 demo: $(STAMP)
@@ -25,6 +27,12 @@ test: export HF_HUB_OFFLINE := 1
 test: $(STAMP)
 	$(RUN) -m ruff check .
 	$(RUN) -m pytest -q -n $(WORKERS) --dist loadfile
+
+tables: $(STAMP)
+	$(RUN) -m bench.tables
+
+results: $(STAMP)
+	$(RUN) -m bench.tables --again
 
 $(STAMP):
 	@if ! $(RUN) -c 'import pip; $(FITS)' 2> /dev/null; then \

@@ -53,7 +53,7 @@ class PeopleFlags:
     """Which drawings, and what becomes of the numbers."""
 
     drawings: Path = flag(DRAWINGS, "JSON lines of drawings", metavar="FILE")
-    count: int | None = flag(None, "the first so many (default: all)")
+    count: int | None = flag(None, "so many of them, evenly spread (default: all)")
     results: Path | None = flag(None, "for the rows, JSON lines", metavar="FILE")
     grid: Path | None = flag(None, "write drawings with their pictures to this PNG", metavar="PNG")
 
@@ -149,7 +149,7 @@ def _run(files: ModelFiles, settings: Settings, flags: PeopleFlags, command: str
 
     if (flags.count is not None and flags.count < 1) or settings.batch < 1:
         raise ValueError(f"count={flags.count}, batch={settings.batch}: both must be 1 or more")
-    drawings = load_drawings(flags.drawings)[: flags.count]
+    drawings = spread_out(load_drawings(flags.drawings), flags.count)
     setting = {"config": files.config.name, "drawings": flags.drawings.name, "count": len(drawings)}
     setting |= {"size": settings.size, "steps": settings.steps, "seed": settings.seed}
     sources = [*model_files(files.config, files.weights), flags.drawings]
@@ -161,6 +161,12 @@ def _run(files: ModelFiles, settings: Settings, flags: PeopleFlags, command: str
     if flags.grid:
         _write_grid(pipe, drawings, settings, flags.grid)
     return table_of(COLUMNS, "drawings by people")(by_subject(found))
+
+
+def spread_out(drawings: Sequence[HandDrawing], count: int | None) -> list[HandDrawing]:
+    """`count` of them at even distances, as a file may have one shape after the other; all for None."""
+    n = min(count or len(drawings), len(drawings))
+    return [drawings[int(i)] for i in np.linspace(0, len(drawings) - 1, n)]
 
 
 def _write_grid(pipe: Pipeline, drawings: Sequence[HandDrawing], settings: Settings, path: Path) -> None:
