@@ -40,12 +40,12 @@ def page_words() -> I18n:
 
 
 def page_head(lang: Language | None = None) -> str:
-    """What stands in the page's head: names for its pictures, and `lang` in place of the browser's language.
+    """What stands in the page's head: its own script, and `lang` in place of the browser's language.
 
     Gradio asks `navigator.language` once, before it draws anything.
     """
     getter = f'Object.defineProperty(navigator, "language", {{ get: () => "{lang}" }});\n' if lang else ""
-    return f"<script>\n{getter}{(STATIC / 'names.js').read_text('utf-8')}</script>"
+    return f"<script>\n{getter}{(STATIC / 'page.js').read_text('utf-8')}</script>"
 
 
 def language_of(request: gr.Request | None, forced: Language | None = None) -> Language:

@@ -131,7 +131,7 @@ def test_both_readmes_have_the_same_commands_code_links_and_tables():
         ast.dump(ast.parse(code)) for code in blocks(KOREAN, "python")
     ]
     english, korean = (path.read_text(encoding="utf-8") for path in (ENGLISH, KOREAN))
-    other = {"README.ko.md": "README.md"}
+    other = {"README.ko.md": "README.md", "docs/img/demo-en.png": "docs/img/demo-ko.png"}
     assert sorted(other.get(t, t) for t in LINK.findall(english)) == sorted(LINK.findall(korean))
     assert numbers_in_tables(english) == numbers_in_tables(korean)
 

@@ -31,7 +31,7 @@ EXTRAS_OF = {
     "cldm": {"train"},
     "trainer": {"train"},
     "scenes": {"train"},  # drawing things
-    "app": {"app"},
+    "app": {"app", "dev"},  # dev: playwright takes screenshots
     "eval": {"eval"},
     "annotator": {"annotators"},
     "tests": {"annotators", "app", "bench", "dev", "eval", "train"},

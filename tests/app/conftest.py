@@ -1,6 +1,7 @@
 """A browser for the tests of the page: the system's Chromium, as people's is; skipped where there is none."""
 
 import os
+import re
 import shutil
 
 import pytest
@@ -31,3 +32,28 @@ def served():
 
     with running(ServeFlags(page=PageFlags(port=0))) as server:
         yield server
+
+
+@pytest.fixture
+def visit(served, browser):
+    """Opens the page as one visitor or several; at the end, no script failed and no other host was asked."""
+    from tests.app.visiting import DESKTOP, PATIENCE
+
+    contexts, errors, hosts = [], [], set()
+
+    def opened(**options):
+        contexts.append(browser.new_context(**(DESKTOP | options)))
+        page = contexts[-1].new_page()
+        page.set_default_timeout(PATIENCE)
+        page.on("pageerror", lambda error: errors.append(str(error)))
+        page.on("request", lambda asked: hosts.update(re.findall(r"^https?://([^/:]+)", asked.url)))
+        page.on("websocket", lambda opened: hosts.update(re.findall(r"^wss?://([^/:]+)", opened.url)))
+        page.goto(served.url)
+        page.wait_for_selector("#unit1-canvas canvas")
+        return page
+
+    yield opened
+    for context in contexts:
+        context.close()
+    assert not errors
+    assert hosts <= {"127.0.0.1"}

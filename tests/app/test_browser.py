@@ -1,98 +1,24 @@
-"""The demo as people use it, in Chromium: one server with the tiny model for all tests."""
-
-import json
-import re
-import time
-from io import BytesIO
+"""The demo as people use it, in Chromium: they draw, say what it shall be, stop it, come back."""
 
 import cv2
 import numpy as np
 import pytest
-from PIL import Image
 
-from app.canvas import decode_drawing
-from app.serve_flags import PageFlags, ServeFlags
-from app.server import running
 from app.words import KOREAN
 from eval.control import colour_error, filled_mask, mask_iou
 from scenes.colours import COLOURS
 from tests.app.drawing_hand import draw_circle, draw_with_finger, points_of_circle
 from tests.app.page_checks import FAINT_TEXTS, NAMELESS, STICKS_OUT
+from tests.app.visiting import PHONE, PROMPT, canvas_of, drawing_sent, fetched, generate, idle, tabs_of
 
-PROMPT = "cyan circle with brown background"
 LEAST_CONTRAST = 4.5  # WCAG 2, level AA
 MAX_TINT = 25  # of 255, the bar of `eval.fill50k`
-PATIENCE = 60_000  # milliseconds: a picture takes two seconds, on a busy machine more
-PHONE = {"viewport": {"width": 390, "height": 844}, "has_touch": True, "is_mobile": True}
-DESKTOP = {"viewport": {"width": 1280, "height": 900}}
-
-
-@pytest.fixture(scope="module")
-def server():
-    with running(ServeFlags(page=PageFlags(port=0))) as started:
-        yield started
 
 
 @pytest.fixture
-def visit(server, browser):
-    """Opens the page as one visitor or several; at the end, no script failed and no other host was asked."""
-    contexts, errors, hosts = [], [], set()
-
-    def opened(**options):
-        contexts.append(browser.new_context(**(DESKTOP | options)))
-        page = contexts[-1].new_page()
-        page.set_default_timeout(PATIENCE)
-        page.on("pageerror", lambda error: errors.append(str(error)))
-        page.on("request", lambda asked: hosts.update(re.findall(r"^(?:https?|wss?)://([^/:]+)", asked.url)))
-        page.goto(server.url)
-        page.wait_for_selector("#unit1-canvas canvas")
-        return page
-
-    yield opened
-    for context in contexts:
-        context.close()
-    assert not errors
-    assert hosts <= {"127.0.0.1"}
-
-
-def generate(page, prompt=PROMPT):
-    """Press the button and wait: the pictures' addresses, the control map first."""
-    page.fill("#prompt textarea", prompt)
-    page.click("#generate")
-    return finished(page)
-
-
-def finished(page, count=2):
-    pictures = page.locator("#gallery .grid-wrap img")
-    pictures.nth(count - 1).wait_for()
-    page.wait_for_function("() => /\\d s /.test(document.querySelector('#status').innerText)")
-    return pictures.evaluate_all("all => all.map((one) => one.src)")
-
-
-def fetched(page, address):
-    """A picture's bytes and its pixels, uint8 [H W 3]."""
-    data = page.request.get(address).body()
-    return data, np.array(Image.open(BytesIO(data)).convert("RGB"))
-
-
-def drawing_sent(page):
-    """What the click on Generate takes along of the first canvas; what it asks for is stopped."""
-    with page.expect_request("**/queue/join*") as asked:
-        page.click("#generate")
-    page.click("#cancel")
-    page.wait_for_function("() => /stopped/.test(document.querySelector('#status').innerText)")
-    values = json.loads(asked.value.post_data)["data"]
-    return decode_drawing(next(one for one in values if isinstance(one, str) and one.startswith("data:")))
-
-
-def canvas_of(page, name="unit1-canvas"):
-    return page.locator(f"#{name} canvas")
-
-
-@pytest.fixture
-def jobs(server, monkeypatch):
+def jobs(served, monkeypatch):
     """Every job that the worker gets, each with the step at which it was told to stop."""
-    seen, add = [], server.worker.add
+    seen, add = [], served.worker.add
 
     def recorded(job):
         cancel = job.cancel
@@ -105,15 +31,8 @@ def jobs(server, monkeypatch):
         monkeypatch.setattr(job, "cancel", stopped)
         return add(job)
 
-    monkeypatch.setattr(server.worker, "add", recorded)
+    monkeypatch.setattr(served.worker, "add", recorded)
     return seen
-
-
-def idle(server, seconds=20):
-    end = time.monotonic() + seconds
-    while not server.worker.idle and time.monotonic() < end:
-        time.sleep(0.02)
-    return server.worker.idle
 
 
 def test_a_circle_drawn_with_the_mouse_is_filled_with_the_prompts_colours(visit):
@@ -146,7 +65,7 @@ def test_the_click_takes_the_last_stroke_along_and_undo_takes_it_back(visit):
     assert np.array_equal(drawing_sent(page), outline)
 
 
-def test_cancel_stops_within_two_steps(visit, server, jobs):
+def test_cancel_stops_within_two_steps(visit, served, jobs):
     page = visit()
     draw_circle(page, canvas_of(page))
     page.fill("#prompt textarea", PROMPT)
@@ -155,15 +74,17 @@ def test_cancel_stops_within_two_steps(visit, server, jobs):
     page.click("#generate")
     page.wait_for_function("() => /step [3-9]/.test(document.querySelector('#status').innerText)")
     page.click("#cancel")
-    assert idle(server)
+    assert idle(served)
     (job, step), *_ = jobs
     assert job.progress.steps == 500
     assert 3 <= step <= job.progress.step <= step + 2
+    page.wait_for_function("() => /stopped/.test(document.querySelector('#status').innerText)")
     page.fill("#steps input[type=number]", "2")
+    page.press("#steps input[type=number]", "Tab")
     assert len(generate(page)) == 2  # and the next one is served
 
 
-def test_leaving_the_page_stops_what_runs_for_it(visit, server, jobs):
+def test_leaving_the_page_stops_what_runs_for_it(visit, served, jobs):
     page = visit()
     draw_circle(page, canvas_of(page))
     page.fill("#prompt textarea", PROMPT)
@@ -172,7 +93,7 @@ def test_leaving_the_page_stops_what_runs_for_it(visit, server, jobs):
     page.click("#generate")
     page.wait_for_function("() => /step /.test(document.querySelector('#status').innerText)")
     page.reload()
-    assert idle(server)
+    assert idle(served)
     assert jobs
     page.wait_for_selector("#unit1-canvas canvas")
     draw_circle(page, canvas_of(page))
@@ -212,10 +133,6 @@ def test_every_text_stands_out_and_everything_has_a_name(visit, scheme):
         assert page.evaluate(NAMELESS) == []
 
 
-def tabs_of(page):
-    return page.locator("#tabs [role=tab]:visible").all()
-
-
 def test_a_phone_is_wide_enough_and_a_finger_can_draw(visit):
     page = visit(**PHONE)
     for tab in reversed(tabs_of(page)):
@@ -227,12 +144,13 @@ def test_a_phone_is_wide_enough_and_a_finger_can_draw(visit):
     assert box["x"] + box["width"] <= 390
     canvas_of(page).scroll_into_view_if_needed()
     draw_with_finger(page, points_of_circle(canvas_of(page).bounding_box(), (0.5, 0.5), 0.3))
-    page.fill("#prompt textarea", PROMPT)
-    page.tap("#generate")
-    _, image = fetched(page, finished(page)[-1])
+    _, image = fetched(page, generate(page)[-1])
     middle = len(image) // 2
     assert np.abs(image[middle, middle].astype(int) - COLOURS["cyan"]).max() < 2 * MAX_TINT
     assert page.evaluate(STICKS_OUT) == []
+    page.wait_for_function(
+        "() => document.querySelector('#results').getBoundingClientRect().top < innerHeight / 2"
+    )
 
 
 def test_the_tab_key_goes_from_the_prompt_to_the_button(visit):
