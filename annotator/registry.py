@@ -16,7 +16,9 @@ import numpy as np
 
 from annotator import canny, hed, lsd, picture, pose_json, scribble, shuffle, strokes
 from annotator.detector import Annotate, Detector, Load
+from annotator.networks.table import NETWORKS
 from annotator.util import check_image
+from annotator.weights import WrongWeights
 
 if TYPE_CHECKING:
     import torch
@@ -42,7 +44,10 @@ def detect(
     import torch
 
     with torch.inference_mode():
-        annotate = _loaded(detector.load, folder.absolute(), str(device or "cpu"))
+        try:
+            annotate = _loaded(detector.load, folder.absolute(), str(device or "cpu"))
+        except WrongWeights as error:
+            raise ValueError(f"{error} with {detector.command}") from error
         return annotate(image, resolution=resolution, **detector.preset, **params)
 
 
@@ -56,6 +61,14 @@ def get_detector(name: str) -> Detector:
     if name not in DETECTORS:
         raise ValueError(f"detector {name!r} is not known: choose from {', '.join(DETECTORS)}")
     return DETECTORS[name]
+
+
+def files_of(name: str, folder: str | Path | None = None) -> list[Path]:
+    """The files or folders of detector `name` that are there; ValueError says how to get them."""
+    detector = get_detector(name)
+    found = detector.find(name, folder)
+    whole = all((found / one).exists() for one in detector.weights)
+    return [found / one for one in (detector.weights if whole else detector.instead)]
 
 
 def forget() -> None:
@@ -87,4 +100,5 @@ DETECTORS: dict[str, Detector] = {
     "hed": hed.SOFT,
     "hed_safe": replace(hed.SOFT, preset={"style": "safe"}),
     "scribble_hed": replace(hed.SOFT, shows=STROKES, preset={"style": "scribble"}),
+    **NETWORKS,
 }

@@ -159,22 +159,26 @@ LINES = "white lines on black"
 STRAIGHT = "thin straight white lines on black"
 MOVED = "a colour picture, its parts moved about"
 ITSELF, INKED = ("picture",), ("lineart_standard", "invert")
-SKETCH = Control(
-    f"{V11}scribble", SCRIBBLE, ("drawing", "xdog", "scribble_hed"), f"{V10}scribble", _fit_lines
-)
+DRAWN, ANIME = (*INKED, "lineart", "lineart_coarse"), (*INKED, "lineart_anime")
+STROKES = "drawing", "xdog", "scribble_hed", "scribble_pidinet"
+EDGES = "hed", "hed_safe", "pidinet", "pidinet_safe"
+DEPTHS = "depth_anything_v2", "dpt", "zoe"
+SEGMENTERS = "oneformer_ade20k", "oneformer_coco", "upernet_ade20k", "segformer"
+SKELETONS = "pose_json", "vitpose", "openpose", "openpose_hand", "openpose_face", "openpose_full"
+SKETCH = Control(f"{V11}scribble", SCRIBBLE, STROKES, f"{V10}scribble", _fit_lines)
 
 CONTROLS: dict[str, Control] = {
     "canny": Control(f"{V11}canny", "thin white edges on black", ("canny",), f"{V10}canny", _fit_lines),
-    "mlsd": Control(f"{V11}mlsd", STRAIGHT, ("lsd",), f"{V10}mlsd", _fit_lines),
-    "depth": Control("control_v11f1p_sd15_depth", "grey, near is white", (), f"{V10}depth"),
-    "normalbae": Control(f"{V11}normalbae", NORMALS, (), f"{V10}normal"),
-    "seg": Control(f"{V11}seg", CLASSES, (), f"{V10}seg", _fit_classes),
+    "mlsd": Control(f"{V11}mlsd", STRAIGHT, ("lsd", "mlsd"), f"{V10}mlsd", _fit_lines),
+    "depth": Control("control_v11f1p_sd15_depth", "grey, near is white", DEPTHS, f"{V10}depth"),
+    "normalbae": Control(f"{V11}normalbae", NORMALS, ("bae", "from_depth"), f"{V10}normal"),
+    "seg": Control(f"{V11}seg", CLASSES, SEGMENTERS, f"{V10}seg", _fit_classes),
     "inpaint": Control(f"{V11}inpaint", "the picture", ITSELF, masked_hint=-1.0),
-    "lineart": Control(f"{V11}lineart", LINES, INKED, fit=_fit_lines),
-    "lineart_anime": Control("control_v11p_sd15s2_lineart_anime", LINES, INKED, fit=_fit_lines, clip_skip=2),
-    "openpose": Control(f"{V11}openpose", "coloured skeletons on black", ("pose_json",), f"{V10}openpose"),
+    "lineart": Control(f"{V11}lineart", LINES, DRAWN, fit=_fit_lines),
+    "lineart_anime": Control("control_v11p_sd15s2_lineart_anime", LINES, ANIME, fit=_fit_lines, clip_skip=2),
+    "openpose": Control(f"{V11}openpose", "coloured skeletons on black", SKELETONS, f"{V10}openpose"),
     "scribble": SKETCH,
-    "softedge": Control(f"{V11}softedge", "soft grey edges on black", ("hed", "hed_safe"), f"{V10}hed"),
+    "softedge": Control(f"{V11}softedge", "soft grey edges on black", EDGES, f"{V10}hed"),
     "shuffle": Control("control_v11e_sd15_shuffle", MOVED, ("shuffle",), pool=True, conditional_only=True),
     "ip2p": Control("control_v11e_sd15_ip2p", "the picture", ITSELF),
     "tile": Control("control_v11f1e_sd15_tile", "the picture", ("tile",)),

@@ -42,7 +42,10 @@ ROOMS = {
     "annotator": (
         "util detector weights",
         "pose",
-        "canny scribble picture hed lsd strokes shuffle pose_json",
+        "canny scribble picture hed lsd strokes shuffle pose_json class_colors",
+        "networks.libraries networks.tensors networks.part_affinity",
+        "networks.openpose_parts",
+        "networks",
         "registry",
         "maps",
     ),
@@ -90,7 +93,10 @@ ROOMS = {
 # Metrics know images only, however they were made; what makes some first are commands.
 APART = {"eval": {"cldm", "trainer", "app"}}
 COMMANDS = {"eval.fill50k", "eval.things", "eval.generate", "eval.materials", "eval.compare", "eval.people"}
-HEAVY = {"diffusers", "open_clip", "skimage", "timm", "torchmetrics", "torchvision", "transformers"}
+HEAVY = {
+    "controlnet_aux", "diffusers", "h5py", "matplotlib", "open_clip", "skimage", "timm", "torchmetrics",
+    "torchvision", "transformers",
+}  # fmt: skip
 ORACLES = {"diffusers"}  # for tests and bench only
 # Only there; importing Lightning costs seconds.
 LIVES = {
