@@ -12,6 +12,7 @@ import shutil
 from collections.abc import Callable
 from contextlib import contextmanager
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -57,7 +58,8 @@ def take_all(out: Path) -> str:
     """Take every picture into the folder `out`; what was done, in one sentence."""
     from app.server import running
 
-    with running(ServeFlags(page=PageFlags(port=0))) as server, chromium() as browser:
+    program = find_chromium()
+    with running(ServeFlags(page=PageFlags(port=0))) as server, chromium(program) as browser:
         out.mkdir(parents=True, exist_ok=True)
         taken = [
             path
@@ -68,16 +70,21 @@ def take_all(out: Path) -> str:
     return f"{out}: {len(taken)} pictures of {len(TABS)} tabs in {len(LOCALES)} languages"
 
 
-@contextmanager
-def chromium() -> Iterator[Any]:
-    """The system's Chromium, run by playwright; ValueError in one sentence where either is missing."""
+def find_chromium() -> str:
+    """The system's Chromium; ValueError in one sentence where it or playwright is missing."""
     program = next(filter(None, map(shutil.which, CHROMIUMS)), None)
     if program is None:
-        raise ValueError(f"no browser: install one of {', '.join(CHROMIUMS)}")
-    try:
-        from playwright.sync_api import sync_playwright
-    except ImportError:
-        raise ValueError("playwright is missing: pip install playwright") from None
+        raise ValueError(f"no browser is installed: install {', '.join(CHROMIUMS[:-1])} or {CHROMIUMS[-1]}")
+    if find_spec("playwright") is None:
+        raise ValueError("playwright is not installed: pip install playwright")
+    return program
+
+
+@contextmanager
+def chromium(program: str) -> Iterator[Any]:
+    """A browser that nobody sees, run by playwright."""
+    from playwright.sync_api import sync_playwright
+
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=program, args=["--no-sandbox"])
         yield browser
