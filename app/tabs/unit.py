@@ -153,7 +153,8 @@ class Unit:
 
 def _looks(name: str, param: Param) -> dict[str, Any]:
     """What a slot shows for `param`."""
-    looks = {"label": name, "info": param.help, "value": shown_value(param, param.default), "visible": True}
+    words = {"label": str(t(name)), "info": str(t(param.help))}  # as texts they are translated in updates too
+    looks = words | {"value": shown_value(param, param.default), "visible": True}
     if param.kind in (WHOLE, REAL):
         looks |= {"minimum": param.low, "maximum": param.high, "step": param.step}
     if param.kind == CHOICE:

@@ -82,3 +82,15 @@ def test_the_settings_switch_the_language(visit):
         "(word) => document.querySelector('#generate').innerText === word", arg=KOREAN["Generate"]
     )
     assert canvas_of(page).get_attribute("aria-label").startswith(KOREAN["Drawing"])
+
+
+def test_a_detectors_sliders_speak_the_browsers_language(visit):
+    page = visit(locale="ko-KR")
+    assert KOREAN["whether lines are dark on light paper"] in page.inner_text("#tab-generate")
+    page.get_by_role("combobox", name=KOREAN["Detector"]).first.click()
+    page.get_by_role("option", name="xdog").click()
+    page.wait_for_function(
+        "(word) => document.querySelector('#tab-generate').innerText.includes(word)",
+        arg=KOREAN["lower draws more"],
+    )
+    assert "__i18n__" not in page.inner_text("body")

@@ -6,6 +6,7 @@ import types
 import pytest
 from gradio.i18n import I18nData
 
+from annotator.registry import DETECTORS
 from app.words import (
     KOREAN,
     LABELS,
@@ -94,3 +95,9 @@ def test_without_a_browser_it_is_english():
 def test_a_forced_language_is_told_to_the_page():
     assert 'get: () => "ko"' in page_head("ko")
     assert "navigator" not in page_head()
+
+
+@pytest.mark.parametrize("name", DETECTORS)
+def test_a_detectors_sliders_are_named_in_both_languages(name):
+    for param, facts in DETECTORS[name].params.items():
+        assert {param, facts.help} <= KOREAN.keys()
