@@ -28,7 +28,8 @@ VIT_SIDE, VIT_PATCH = 518, 14  # of the short side that Depth Anything sees, and
 DPT_SIDE = 384  # transformers' DPT takes squares alone
 ZOE_FAR, ZOE_NEAR = 85, 2  # percentiles of metres that become black and white, as published
 ZOE_INDEX = "relative_position_index"  # in published files, computed by timm of today
-# Of the gradient's picture. The 1.0 detector took MiDaS' own numbers, about a thousand from far to near.
+# What the range from far to near counts as. The 1.0 detector took MiDaS' own numbers, whose range is of this
+# order; other networks' numbers have another range each.
 RELIEF = 1000.0
 FRONT = 2 * np.pi  # published: how much of a normal points to the front
 BACKGROUND = 0.4  # published: what is less near than this faces the front
