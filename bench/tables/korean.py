@@ -24,4 +24,11 @@ KOREAN = {
     "line of 8 px": "8픽셀 선",
     "line of 16 px": "16픽셀 선",
     "all": "모두",
+    "circle": "원",
+    "square": "정사각형",
+    "triangle": "삼각형",
+    "star": "별",
+    "hexagon": "육각형",
+    "crescent": "초승달",
+    "ring": "고리",
 }  # fmt: skip

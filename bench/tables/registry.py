@@ -19,10 +19,10 @@ PEN_LINES = {name: name for name in (*(f"line of {width} px" for width in WIDTHS
 # File under results/ -> the commands that measure it.
 SOURCES = {
     "full-lite.jsonl": (
-        "python -m eval compare full=models/tiny.yaml lite=models/tiny_lite.yaml --data held-out --count 100 "
-        "--out outputs/full-lite --results results/full-lite.jsonl",
+        "python -m eval compare full=models/tiny.yaml lite=models/tiny_lite.yaml --data held-out --count 40 "
+        "--threads 1 --out outputs/full-lite --results results/full-lite.jsonl",
     ),
-    "people.jsonl": ("python -m eval people --results results/people.jsonl",),
+    "people.jsonl": ("python -m eval people --count 35 --results results/people.jsonl",),
     "step.jsonl": ("python -m bench.step --rounds 3 --results results/step.jsonl",),
     "compressed.jsonl": ("python -m bench.quality.compressed --results results/compressed.jsonl",),
 }
