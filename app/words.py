@@ -34,6 +34,14 @@ def t(english: str) -> I18nData:
     return I18nData(english)
 
 
+def shown(english: str) -> str:
+    """As `t`, for text that comes from elsewhere: it stays as it is where `KOREAN` does not know it.
+
+    A text, since Gradio translates labels in updates only where they are texts.
+    """
+    return str(t(english)) if english in KOREAN else english
+
+
 def page_words() -> I18n:
     """All labels in both languages, for `launch(i18n=...)`."""
     return I18n(en={english: english for english in KOREAN}, ko=dict(KOREAN))

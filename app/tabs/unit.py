@@ -17,7 +17,7 @@ from app.canvas import drawing_canvas
 from app.form import ALL_SLOTS, DRAWING, EXAMPLE, OWN_BRANCH, UPLOAD, shown_value, slots_of
 from app.inputs import EXAMPLES
 from app.stored import Found
-from app.words import t
+from app.words import shown, t
 from cldm.controls import CONTROLS, ready_detectors
 
 USUAL_STRENGTH = 2.0  # the slider's end; a request may have more
@@ -92,8 +92,8 @@ class Unit:
     def _behave(self) -> None:
         quiet = {"show_progress": "hidden", "queue": False, "api_visibility": "private"}
         self.source.change(self._show_source, self.source, [self.upload, self.canvas, self.example], **quiet)
-        shown = [self.detector, *self.slots.values()]
-        self.control.input(self._show_control, [self.control, self.source], shown, **quiet)
+        changed = [self.detector, *self.slots.values()]
+        self.control.input(self._show_control, [self.control, self.source], changed, **quiet)
         self.detector.input(self._show_detector, self.detector, list(self.slots.values()), **quiet)
 
     @staticmethod
@@ -153,7 +153,7 @@ class Unit:
 
 def _looks(name: str, param: Param) -> dict[str, Any]:
     """What a slot shows for `param`."""
-    words = {"label": str(t(name)), "info": str(t(param.help))}  # as texts they are translated in updates too
+    words = {"label": shown(name), "info": shown(param.help)}
     looks = words | {"value": shown_value(param, param.default), "visible": True}
     if param.kind in (WHOLE, REAL):
         looks |= {"minimum": param.low, "maximum": param.high, "step": param.step}

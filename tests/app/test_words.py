@@ -17,6 +17,7 @@ from app.words import (
     page_words,
     placeholders,
     say,
+    shown,
     t,
 )
 
@@ -95,6 +96,11 @@ def test_without_a_browser_it_is_english():
 def test_a_forced_language_is_told_to_the_page():
     assert 'get: () => "ko"' in page_head("ko")
     assert "navigator" not in page_head()
+
+
+def test_words_from_elsewhere_stay_as_they_are_where_nobody_translated_them():
+    assert shown("Undo") == str(t("Undo"))
+    assert shown("a detector of somebody's own") == "a detector of somebody's own"
 
 
 @pytest.mark.parametrize("name", DETECTORS)
