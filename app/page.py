@@ -28,6 +28,7 @@ from common.shell import sentence
 
 log = logging.getLogger(__name__)
 FOREIGN = "a value is not of the form that the page sends: docs/demo.md has what each call takes"
+FAILED = "This did not work"  # above every sentence about a mistake
 FULL_DISK = "the server's disk is full: whoever runs it has to free some space"
 
 
@@ -66,9 +67,7 @@ class Page(gr.Blocks):
     def shown(self, error: BaseException, request: gr.Request | None) -> gr.Error:
         """What whoever called is told, in their language."""
         lang = language_of(request, self.served.lang)
-        return gr.Error(
-            say(explain(error), lang), title=say("This did not work", lang), print_exception=False
-        )
+        return gr.Error(say(explain(error), lang), title=say(FAILED, lang), print_exception=False)
 
 
 def explain(error: BaseException) -> str:

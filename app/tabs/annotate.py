@@ -13,7 +13,7 @@ from app.detecting import Annotated, annotate_all, check_detectors
 from app.inputs import uploaded
 from app.jobs import Cancelled, Job
 from app.outputs import files_of_maps
-from app.page import Served, explain
+from app.page import FAILED, Served, explain
 from app.request_data import check_size, number
 from app.tabs.status import status_line
 from app.waiting import LOOK_SECONDS
@@ -85,7 +85,7 @@ class AnnotateTab:
             sentence = say(explain(error), lang)
             yield {self.status: status_line(sentence)}
             if not isinstance(error, Cancelled):
-                raise gr.Error(sentence, print_exception=False) from None
+                gr.Warning(sentence, title=say(FAILED, lang))
 
     async def _shown(self, found: Annotated, lang: Language) -> dict[Any, Any]:
         paths = await asyncio.to_thread(files_of_maps, self._served.folder, found)

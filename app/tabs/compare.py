@@ -13,7 +13,7 @@ import gradio as gr
 from app.comparing import MOST_MODELS, Compared, check_models, compare
 from app.jobs import Cancelled, Job
 from app.outputs import write_compared, write_difference
-from app.page import Served, explain
+from app.page import FAILED, Served, explain
 from app.tabs.generate import GenerateTab
 from app.tabs.reading import read_values
 from app.tabs.status import progress_sentence, status_line
@@ -103,7 +103,7 @@ class CompareTab:
             sentence = say(explain(error), lang)
             yield {self.status: status_line(sentence)}
             if not isinstance(error, Cancelled):
-                raise gr.Error(sentence, print_exception=False) from None
+                gr.Warning(sentence, title=say(FAILED, lang))
 
     def _shown(self, made: Sequence[Compared], inputs: Any, lang: Language) -> dict[Any, Any]:
         paths = write_compared(self._served.folder, inputs, made)

@@ -16,7 +16,7 @@ import gradio as gr
 from app.drawing import Drawn, draw
 from app.jobs import Cancelled, Job
 from app.outputs import Album
-from app.page import Served, explain
+from app.page import FAILED, Served, explain
 from app.tabs.generate import GenerateTab
 from app.tabs.reading import Asked, form_of, read_values
 from app.tabs.status import progress_sentence, result_sentence, status_line
@@ -41,7 +41,7 @@ def wire_drawing(tab: GenerateTab, served: Served) -> None:
             sentence = say(explain(error), lang)
             yield {tab.status: status_line(sentence), tab.preview: gr.update(visible=False)}
             if not isinstance(error, Cancelled):
-                raise gr.Error(sentence, print_exception=False) from None
+                gr.Warning(sentence, title=say(FAILED, lang))
 
     def check(request: gr.Request, **values: Any) -> list[dict[str, Any]]:
         lang = language_of(request, served.lang)
