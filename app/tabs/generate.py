@@ -173,7 +173,7 @@ class GenerateTab:
             self.as_start = gr.Button(t("Use as start picture"), size="sm", elem_id="use-as-start")
             self.to_compare = gr.Button(t("Compare models"), size="sm", elem_id="send-to-compare")
         self.restore = gr.File(
-            label=t("Drop a picture made here: everything is set as it was"), file_types=[".png"], height=120,
+            label=t("Drop a picture made here: everything is set as it was"), file_types=[".png"], height=160,
             elem_id="restore",
         )  # fmt: skip
 

@@ -238,7 +238,8 @@ def test_an_upload_of_more_than_20_megabytes_is_refused(served):
 
 def test_every_function_of_the_page_checks_what_it_is_sent(served, caplog):
     """Private endpoints answer direct HTTP: none runs with values that the page cannot send."""
-    for number, fn in served.page.fns.items():
+    ours = {number: fn for number, fn in served.page.fns.items() if fn.fn is not None and fn.name != "pick"}
+    for number, fn in ours.items():  # what JavaScript does alone, or Gradio refuses itself, is not ours
         for value in (None, float("nan"), {"path": "/etc/passwd", "meta": {}}, "x", -1, [], 10**300):
             body = {"data": [value] * len(fn.inputs), "fn_index": number, "session_hash": "hostile"}
             answer = httpx.post(
