@@ -1,4 +1,4 @@
-"""Images to numbers: metrics of any folders of pictures.
+"""Images to numbers: pictures by any models, metrics of any folders, models and hands compared.
 
 python -m eval score pictures truth --metrics psnr ssim fid
 """

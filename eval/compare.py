@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import shlex
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -179,7 +179,7 @@ def main(argv: list[str] | None = None) -> int:
     return run_command(lambda: _run(lambda: read_plan(args), flags, command), stopped=STOPPED)
 
 
-def _run(plan_of, flags: CompareFlags, command: str) -> str:  # noqa: ANN001
+def _run(plan_of: Callable[[], Plan], flags: CompareFlags, command: str) -> str:
     if flags.rounds < 0:
         raise ValueError(f"rounds={flags.rounds}: give 0 or more")
     check_names(flags.metrics)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -79,7 +79,7 @@ def read_any(path: Path) -> np.ndarray:
     return HWC3(read_image(path))
 
 
-def _reader(plan: Plan):  # noqa: ANN202
+def _reader(plan: Plan) -> Callable[[str, str], np.ndarray]:
     def read(folder: str, name: str) -> np.ndarray:
         (path,) = (plan.data.out / folder).glob(f"{name}.*")
         return read_any(path)
