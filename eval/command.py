@@ -8,7 +8,7 @@ from __future__ import annotations
 import sys
 from importlib import import_module
 
-from common.shell import DONE, USER_ERROR, say
+from common.shell import Parser
 
 COMMANDS = {
     "generate": "eval.generate",
@@ -21,10 +21,7 @@ COMMANDS = {
 def main(argv: list[str] | None = None) -> int:
     """Run a subcommand and return its exit code."""
     words = sys.argv[1:] if argv is None else argv
-    if words[:1] in (["-h"], ["--help"]):
-        print(f"{__doc__.strip()}\n\nsubcommands, each with a --help: {', '.join(COMMANDS)}")
-        return DONE
-    if not words or words[0] not in COMMANDS:
-        got = f"no subcommand {words[0]!r}" if words else "a subcommand is missing"
-        return say(f"{got}: choose from {', '.join(COMMANDS)}", USER_ERROR)
-    return import_module(COMMANDS[words[0]]).main(words[1:])
+    parser = Parser("python -m eval", __doc__)
+    parser.add_argument("subcommand", choices=list(COMMANDS), help="each has a --help")
+    subcommand = parser.parse_args(words[:1]).subcommand  # what follows is the subcommand's own
+    return import_module(COMMANDS[subcommand]).main(words[1:])
