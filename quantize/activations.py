@@ -18,19 +18,16 @@ UINT8_PEAK = 255
 
 
 class QParams(NamedTuple):
-    """How a tensor's numbers become bytes: x is about scale * (q - zero), with q and zero in [0, 255]."""
+    """How a tensor's numbers become bytes: x is about scale * (q - zero)."""
 
-    scale: float
-    zero: int
+    scale: float  # above 0
+    zero: int  # in [0, 255], as q is
 
 
 class Quantized(NamedTuple):
-    """An activation as bytes, and how to read them.
+    """An activation as bytes, and how to read them."""
 
-    codes: uint8 in the shape and memory format that the float activation would have.
-    """
-
-    values: Tensor
+    values: Tensor  # uint8, in the shape and memory format that the float activation would have
     qparams: QParams
 
     def float(self) -> Tensor:

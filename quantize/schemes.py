@@ -36,30 +36,21 @@ Ranges = Sequence[tuple[float, float]]  # of inputs: over all timesteps, then fo
 
 @dataclass(frozen=True)
 class Scheme:
-    """Codes of a layer's weights and inputs.
+    """Codes of a layer's weights and inputs."""
 
-    weights: one of `WEIGHT_FORMATS`. inputs: "float" as they come, "dynamic" quantized by the range of each
-    call, "static" by ranges from calibration. expected_sqnr_db: what a layer's output keeps at least, for
-    Gaussian weights and inputs. group: inputs that share a scale, for int4.
-    """
-
-    weights: str
-    inputs: str
-    expected_sqnr_db: float
-    group: int | None = None
+    weights: str  # one of `WEIGHT_FORMATS`
+    inputs: str  # "float" as they come, "dynamic" by the range of each call, "static" by calibration
+    expected_sqnr_db: float  # that a layer's output keeps at least, of Gaussian weights and inputs
+    group: int | None = None  # inputs that share a scale, of int4
 
 
 @dataclass(frozen=True)
 class WeightFormat:
-    """Weights to codes and back.
+    """Weights [out, ...] to codes and back."""
 
-    quantize: (weight [out, ...], group, clip) -> codes and scales. dequantize: (values, scales, shape of the
-    weight) -> float32. shapes: (shape of the weight, group) -> what quantize gives.
-    """
-
-    quantize: Callable[[Tensor, int | None, str], tuple[Tensor, Tensor]]
-    dequantize: Callable[[Tensor, Tensor, Sequence[int]], Tensor]
-    shapes: Callable[[Sequence[int], int | None], Shapes]
+    quantize: Callable[[Tensor, int | None, str], tuple[Tensor, Tensor]]  # of weight, group, clip
+    dequantize: Callable[[Tensor, Tensor, Sequence[int]], Tensor]  # of codes, scales, the weight's shape
+    shapes: Callable[[Sequence[int], int | None], Shapes]  # of its shape and group: what quantize gives
 
 
 @dataclass(frozen=True)
@@ -74,18 +65,14 @@ class Geometry:
 
 @dataclass(frozen=True)
 class LayerSpec:
-    """scheme: its name; shape: of the float weight; geometry: of a convolution, else None; bias: has it one?
+    """What a quantized layer is, its numbers aside."""
 
-    table: whether the weight is an embedding's, of which rows are looked up.
-    ranges: how many input ranges a static layer holds: one, and one more for each group of timesteps.
-    """
-
-    scheme: str
-    shape: tuple[int, ...]
-    geometry: Geometry | None
-    bias: bool
-    ranges: int = 1
-    table: bool = False
+    scheme: str  # its name
+    shape: tuple[int, ...]  # of the float weight, [out, in / groups, ...]
+    geometry: Geometry | None  # of a convolution alone
+    bias: bool  # whether it has one
+    ranges: int = 1  # of a static layer's inputs: one over all, and one for each group of timesteps
+    table: bool = False  # whether it is an embedding, of which rows are looked up
 
     @classmethod
     def of(cls, layer: nn.Module, scheme: str, ranges: int = 1) -> LayerSpec:

@@ -51,10 +51,10 @@ COMPACT = "int8_weight"  # 40 dB or so: what stays float otherwise can bear it w
 
 @dataclass(frozen=True)
 class Rule:
-    """Layers whose name fits `pattern` (as in a shell: * for any text) get `scheme`, None to stay float."""
+    """Layers whose name fits `pattern` get `scheme`."""
 
-    pattern: str
-    scheme: str | None
+    pattern: str  # as in a shell: * for any text
+    scheme: str | None  # None to stay float
 
     def __post_init__(self) -> None:
         if self.scheme is not None:
@@ -75,14 +75,11 @@ def parse_rules(texts: Iterable[str]) -> tuple[Rule, ...]:
 
 @dataclass(frozen=True)
 class Selection:
-    """Rules for a model, the first that fits wins; layers with fewer than `min_weights` stay float.
-
-    narrow: as of the plan.
-    """
+    """Rules for a model, the first that fits wins."""
 
     rules: tuple[Rule, ...]
-    min_weights: int = MIN_WEIGHTS
-    narrow: bool = False
+    min_weights: int = MIN_WEIGHTS  # layers with fewer stay float
+    narrow: bool = False  # as of the plan
 
     def scheme_of(self, name: str, layer: nn.Module) -> str | None:
         """The scheme of one layer, None where it stays as it is."""
@@ -112,21 +109,18 @@ def default_selection(
 
 @dataclass(frozen=True)
 class Plan:
-    """layers: name -> scheme; fingerprint: of the model that it is for.
+    """Which layers of one model become what."""
 
-    narrow: whether scales and what stays float take two bytes in the file (`quantize.files.write`).
-    """
-
-    layers: Mapping[str, str]
-    fingerprint: str
-    about: Mapping[str, str] = field(default_factory=dict)
-    narrow: bool = False
+    layers: Mapping[str, str]  # name -> scheme
+    fingerprint: str  # of the model that it is for
+    about: Mapping[str, str] = field(default_factory=dict)  # for people: how the plan was chosen
+    narrow: bool = False  # whether scales and what stays float take two bytes in the file
 
     def to_json(self) -> str:
         """The plan as a text that people can read and change."""
-        content = {"version": PLAN_VERSION, "fingerprint": self.fingerprint, "about": dict(self.about)}
-        content["narrow"] = self.narrow
-        return json.dumps({**content, "layers": dict(self.layers)}, indent=1, ensure_ascii=False)
+        fields = ("fingerprint", "about", "narrow", "layers")  # the longest last
+        content = {"version": PLAN_VERSION, **{name: getattr(self, name) for name in fields}}
+        return json.dumps(content, indent=1, ensure_ascii=False, default=dict)
 
     @classmethod
     def from_json(cls, text: str, label: str = "the plan") -> Plan:

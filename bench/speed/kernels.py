@@ -84,7 +84,6 @@ def images() -> Iterator[KernelCase]:
         norm = (x, GROUPS, torch.randn(shape[1]), torch.randn(shape[1]), EPS)
         shift, numbers = torch.randn(shape[:2]), x.numel()
         once, twice = (passes * FLOAT * numbers + numbers for passes in (1, 2))
-        yield KernelCase("extremes", shape, partial(kernels.min_max, x), FLOAT * numbers)
         yield KernelCase("bytes", shape, partial(kernels.quantize, x, SEEN), once)
         yield KernelCase("bytes, own range", shape, partial(kernels.quantize, x, None), twice)
         for name, options in {

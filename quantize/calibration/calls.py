@@ -21,11 +21,11 @@ from quantize.timesteps import current_group
 
 @dataclass(frozen=True)
 class RecordedCall:
-    """One call of a network: its arguments and what it answered."""
+    """One call of a network."""
 
     args: tuple
     kwargs: Mapping[str, Any]
-    answer: Any
+    answer: Any  # a tensor, or lists of them as a branch's residuals
 
 
 @contextmanager

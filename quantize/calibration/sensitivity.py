@@ -33,23 +33,19 @@ HEADER_MARGIN = 24  # bytes by which a layer's entry in a file's header may grow
 
 @dataclass(frozen=True)
 class EvalProbe:
-    """A network and what it is asked.
+    """A network and what it is asked."""
 
-    name: for people. covers: how the names of the layers begin that play a part in its answers. answer: asks
-    everything again, all answers in one flat tensor.
-    """
-
-    name: str
-    covers: tuple[str, ...]
-    answer: Callable[[], Tensor]
+    name: str  # for people
+    covers: tuple[str, ...]  # how the names of the layers begin that play a part in its answers
+    answer: Callable[[], Tensor]  # asks everything again, all answers in one flat tensor
 
 
 @dataclass(frozen=True)
 class Sensitivity:
-    """Of one layer: its probe, and by scheme the noise in the answers; none where no probe reaches it."""
+    """How much one layer matters."""
 
-    probe: str
-    noise: Mapping[str, float]
+    probe: str  # the name of that which reaches it
+    noise: Mapping[str, float]  # in the answers, by scheme; empty where no probe reaches it
 
 
 UNREACHED = Sensitivity("", {})
@@ -57,16 +53,16 @@ UNREACHED = Sensitivity("", {})
 
 @dataclass
 class Measurements:
-    """The layers measured so far, by name; about: what that depends on, such as the sources' hashes."""
+    """What was measured so far."""
 
-    fingerprint: str
-    about: Mapping[str, object]
-    layers: dict[str, Sensitivity] = field(default_factory=dict)
+    fingerprint: str  # of the model
+    about: Mapping[str, object]  # what the numbers depend on, such as the sources' hashes
+    layers: dict[str, Sensitivity] = field(default_factory=dict)  # by name
 
     def save(self, path: Path) -> None:
         """Write everything, or leave the file as it was."""
-        content = {"version": VERSION, "fingerprint": self.fingerprint, "about": self.about}
-        content["effects"] = {name: asdict(one) for name, one in self.layers.items()}
+        content = {"version": VERSION, **asdict(self)}
+        content["effects"] = content.pop("layers")  # under the name that the first such files gave it
         with atomic_write(path) as partial:
             partial.write_text(json.dumps(content, indent=1), encoding="utf-8")
 
@@ -94,26 +90,20 @@ class Measurements:
 
 @dataclass(frozen=True)
 class Candidates:
-    """One layer's schemes, cheap and better, and its bytes under each."""
+    """One layer's two schemes."""
 
     cheap: str
     better: str
-    cheap_bytes: int
-    better_bytes: int
-
-    @property
-    def cost(self) -> int:
-        """Bytes that going up takes."""
-        return self.better_bytes - self.cheap_bytes + HEADER_MARGIN
+    cost: int  # bytes that going up takes, at most
 
 
 @dataclass(frozen=True)
 class Choice:
-    """layers: scheme by name, `FLOAT` for none; noise: expected, by probe; cost: bytes added."""
+    """Which of its two schemes each layer gets, and what is known about that."""
 
-    layers: Mapping[str, str]
-    noise: Mapping[str, float]
-    cost: int
+    layers: Mapping[str, str]  # scheme by name, `FLOAT` for none
+    noise: Mapping[str, float]  # expected, by probe
+    cost: int  # bytes added
 
 
 def measure(
@@ -166,7 +156,7 @@ def candidates_of(model: nn.Module, layers: Mapping[str, str]) -> dict[str, Cand
     found = {}
     for name, cheap in layers.items():
         layer, better = model.get_submodule(name), BETTER.get(cheap, FLOAT)
-        found[name] = Candidates(cheap, better, _bytes(layer, cheap), _bytes(layer, better))
+        found[name] = Candidates(cheap, better, _bytes(layer, better) - _bytes(layer, cheap) + HEADER_MARGIN)
     return found
 
 

@@ -33,32 +33,32 @@ OnBytes = Callable[[int], None]  # hears how many bytes more are written
 
 @dataclass(frozen=True)
 class Schedule:
-    """groups: of the timesteps; modules: name of each network that takes one -> its argument's name."""
+    """What static ranges follow while a file's model is used."""
 
     groups: TimestepGroups
-    modules: Mapping[str, str]
+    modules: Mapping[str, str]  # name of each network that takes a timestep -> that argument's name
 
 
 @dataclass(frozen=True)
 class Content:
-    """What a file is: its plan, the schedule of its static ranges, sha256 of the files it was made of.
-
-    clip: how the steps of its weights were chosen (`quantize.arithmetic`).
-    """
+    """What a file says of itself."""
 
     plan: Plan
-    schedule: Schedule | None = None
-    sources: Mapping[str, str] = field(default_factory=dict)
-    clip: str = "mse"
+    schedule: Schedule | None = None  # of static ranges
+    sources: Mapping[str, str] = field(default_factory=dict)  # sha256 of the files it was made of
+    clip: str = "mse"  # how the steps of its weights were chosen (`quantize.arithmetic`)
 
     def to_json(self) -> str:
         """For the file's metadata; the same content gives the same text."""
-        schedule = self.schedule and {
-            "edges": list(self.schedule.groups.edges), "modules": dict(self.schedule.modules)
-        }  # fmt: skip
-        content = {"version": FORMAT_VERSION, "plan": json.loads(self.plan.to_json()), "schedule": schedule}
-        content |= {"sources": dict(self.sources), "clip": self.clip}
-        return json.dumps(content, sort_keys=True, ensure_ascii=False)
+        timed = self.schedule
+        content = {
+            "version": FORMAT_VERSION,
+            "plan": json.loads(self.plan.to_json()),
+            "schedule": timed and {"edges": timed.groups.edges, "modules": timed.modules},
+            "sources": self.sources,
+            "clip": self.clip,
+        }
+        return json.dumps(content, sort_keys=True, ensure_ascii=False, default=dict)
 
     @classmethod
     def from_json(cls, text: str, path: str | Path) -> Content:

@@ -4,7 +4,7 @@
 
 #ifdef FW_ATTENTION
 
-#include "attention_rows.h"
+#include "attention_steps.h"
 
 namespace attention {
 namespace {

@@ -16,10 +16,22 @@ constexpr float kSiluTurn = -1.27846454f, kSiluLeast = -0.27846454f;
 constexpr int64_t kChunkValues = 1 << 16;
 constexpr int64_t kMostChunks = 64;
 
-struct Image {
+// Laid out by quantize/cpu/activations.py.
+struct GroupNorm {
   const float* x;  // [batch, rows, channels]
-  int64_t batch, rows, channels;
+  const float *weight, *bias;
+  const float* shift;   // [batch, channels], added before the norm; may be null
+  float* coefficients;  // [batch, 3, channels]: a value's norm is (x - middle) * slope + offset
+  float* range;         // ends of what comes out at last, or null
+  float* out;           // [batch, rows, channels], or null
+  uint8_t* bytes;       // in its place
+  int64_t batch, rows, channels, groups, silu, zero, threads;
+  float eps, scale;
 
+  int useful() const { return useful_threads(batch * rows * channels, threads); }
+  float shift_of(int64_t image, int64_t channel) const {
+    return shift ? shift[image * channels + channel] : 0.0f;
+  }
   int64_t chunk_rows() const {
     const int64_t few = std::max<int64_t>(1, kChunkValues / channels);
     return std::max(few, (rows + kMostChunks - 1) / kMostChunks);
@@ -100,27 +112,15 @@ struct Joined {
   }
 };
 
-Joined join_chunks(const Image& in, int64_t image, int64_t first, int64_t size, float* scratch,
-                   bool extremes) {
+Joined join_chunks(const GroupNorm& in, int64_t image, int64_t first, int64_t size, float* scratch) {
   Joined all(size);
   for (int64_t chunk = 0; chunk < in.chunks(); ++chunk) {
     const Found part(scratch + (image * in.chunks() + chunk) * Found::kFields * in.channels, in.channels);
     if (!chunk) std::copy(part.pivot + first, part.pivot + first + size, all.pivot.begin());
     const int64_t count = std::min(in.rows - chunk * in.chunk_rows(), in.chunk_rows());
-    all.add(part, first, static_cast<double>(count), extremes);
+    all.add(part, first, static_cast<double>(count), in.range);
   }
   return all;
-}
-
-struct GroupNorm {
-  int64_t groups;
-  const float *weight, *bias;
-  const float* shift;  // [batch, channels], added before the norm; may be null
-  float eps;
-};
-
-inline float shift_of(const GroupNorm& norm, const Image& in, int64_t image, int64_t channel) {
-  return norm.shift ? norm.shift[image * in.channels + channel] : 0.0f;
 }
 
 // What SiLU, or nothing, makes of the numbers from low to high.
@@ -134,37 +134,34 @@ Range after(float low, float high, bool silu) {
   return out;
 }
 
-// Fills middle, slope, offset [3, channels] of an image: a value's norm is (x - middle) * slope + offset.
-// Answers with the ends of the norm.
-Range settle_group(const Image& in, const GroupNorm& norm, int64_t part, float* scratch, float* coefficients,
-                   bool extremes) {
-  const int64_t image = part / norm.groups, size = in.channels / norm.groups,
-                first = part % norm.groups * size;
-  const Joined found = join_chunks(in, image, first, size, scratch, extremes);
+// Fills the coefficients of a group of an image. Answers with the ends of its norm.
+Range settle_group(const GroupNorm& in, int64_t part, float* scratch) {
+  const int64_t image = part / in.groups, size = in.channels / in.groups, first = part % in.groups * size;
+  const Joined found = join_chunks(in, image, first, size, scratch);
   const double rows = static_cast<double>(in.rows), values = rows * static_cast<double>(size);
   double mean = 0, spread = 0;
   const auto mean_of = [&](int64_t c) {
-    return found.pivot[c] + found.sum[c] / rows + shift_of(norm, in, image, first + c);
+    return found.pivot[c] + found.sum[c] / rows + in.shift_of(image, first + c);
   };
   for (int64_t c = 0; c < size; ++c) mean += mean_of(c) * rows / values;
   for (int64_t c = 0; c < size; ++c) {
     const double apart = mean_of(c) - mean;
     spread += std::max(0.0, found.square[c] - found.sum[c] * found.sum[c] / rows) + rows * apart * apart;
   }
-  const double slope = 1 / std::sqrt(spread / values + norm.eps);
-  float* const to = coefficients + image * 3 * in.channels + first;
+  const double slope = 1 / std::sqrt(spread / values + in.eps);
+  float* const to = in.coefficients + image * 3 * in.channels + first;
   Range range;
   for (int64_t c = 0; c < size; ++c) {
-    const double exact = mean - shift_of(norm, in, image, first + c), steep = slope * norm.weight[first + c];
+    const double exact = mean - in.shift_of(image, first + c), steep = slope * in.weight[first + c];
     const float middle = static_cast<float>(exact), factor = static_cast<float>(steep);
-    const float offset = static_cast<float>(norm.bias[first + c] + (middle - exact) * steep);
+    const float offset = static_cast<float>(in.bias[first + c] + (middle - exact) * steep);
     to[c] = middle, to[in.channels + c] = factor, to[2 * in.channels + c] = offset;
-    if (!extremes) continue;
+    if (!in.range) continue;
     const float one = std::fma(found.low[c] - middle, factor, offset);
     const float two = std::fma(found.high[c] - middle, factor, offset);
     range.join(std::min(one, two), std::max(one, two));
   }
-  if (extremes && !std::isfinite(mean)) range.join(NAN, NAN);  // extremes do not see NaN, sums do
+  if (in.range && !std::isfinite(mean)) range.join(NAN, NAN);  // extremes do not see NaN, sums do
   return range;
 }
 
@@ -181,10 +178,10 @@ inline void norm_line(const float* x, const float* middle, int64_t channels, Out
 }
 
 template <bool kSilu, typename Out, typename Finish>
-void apply_group_norm(const Image& in, const float* coefficients, int threads, Out* out, Finish finish) {
-#pragma omp parallel for num_threads(threads) schedule(static)
+void apply_group_norm(const GroupNorm& in, Out* out, Finish finish) {
+#pragma omp parallel for num_threads(in.useful()) schedule(static)
   for (int64_t line = 0; line < in.batch * in.rows; ++line) {
-    const float* middle = coefficients + line / in.rows * 3 * in.channels;
+    const float* middle = in.coefficients + line / in.rows * 3 * in.channels;
     const int64_t start = line * in.channels;
     norm_line<kSilu>(in.x + start, middle, in.channels, out + start, finish);
   }
@@ -194,55 +191,38 @@ void apply_group_norm(const Image& in, const float* coefficients, int threads, O
 
 extern "C" {
 
-// x [batch, rows, channels]; coefficients [batch, 3, channels] are written, and where range is not null the
-// ends of what comes out at last (of SiLU too, by the ends of what enters it).
-void fw_group_norm_stats(const float* x, int64_t batch, int64_t rows, int64_t channels, int64_t groups,
-                        const float* weight, const float* bias, const float* shift, float eps,
-                        int64_t with_silu, int64_t threads, float* coefficients, float* range) {
-  const Image in{x, batch, rows, channels};
-  const GroupNorm norm{groups, weight, bias, shift, eps};
-  const int64_t chunks = in.chunks(), step = in.chunk_rows();
-  const std::unique_ptr<float[]> memory(new float[batch * chunks * Found::kFields * channels]);
+// Coefficients are written, and where it is not null the range: of SiLU too, by the ends of what enters it.
+void fw_group_norm_stats(const GroupNorm* call) {
+  const GroupNorm& in = *call;
+  const int64_t chunks = in.chunks(), step = in.chunk_rows(), channels = in.channels;
+  const std::unique_ptr<float[]> memory(new float[in.batch * chunks * Found::kFields * channels]);
   float* const scratch = memory.get();
   Range all;
-#pragma omp parallel num_threads(useful_threads(batch * rows * channels, threads))
+#pragma omp parallel num_threads(in.useful())
   {
 #pragma omp for schedule(static)
-    for (int64_t part = 0; part < batch * chunks; ++part) {
-      const int64_t first = part % chunks * step, count = std::min(step, rows - first);
-      const float* from = x + (part / chunks * rows + first) * channels;
+    for (int64_t part = 0; part < in.batch * chunks; ++part) {
+      const int64_t first = part % chunks * step, count = std::min(step, in.rows - first);
+      const float* from = in.x + (part / chunks * in.rows + first) * channels;
       const Found to(scratch + part * Found::kFields * channels, channels);
-      range ? look<true>(from, count, channels, to) : look<false>(from, count, channels, to);
+      in.range ? look<true>(from, count, channels, to) : look<false>(from, count, channels, to);
     }
 #pragma omp for schedule(static) reduction(join : all)
-    for (int64_t part = 0; part < batch * groups; ++part) {
-      const Range one = settle_group(in, norm, part, scratch, coefficients, range);
+    for (int64_t part = 0; part < in.batch * in.groups; ++part) {
+      const Range one = settle_group(in, part, scratch);
       all.join(one.low, one.high);
     }
   }
-  if (!range) return;
-  all = after(all.low, all.high, with_silu);
-  range[0] = all.low, range[1] = all.high;
+  if (in.range) after(all.low, all.high, in.silu).put(in.range);
 }
 
-void fw_group_norm_bytes(const float* x, int64_t batch, int64_t rows, int64_t channels,
-                         const float* coefficients, int64_t with_silu, float scale, int64_t zero,
-                         int64_t threads, uint8_t* out) {
-  const Image in{x, batch, rows, channels};
-  const ToBytes to(scale, zero);
+// `bytes`, through SiLU if asked, or SiLU in floats, by the coefficients.
+void fw_group_norm(const GroupNorm* call) {
+  const ToBytes to(call->scale, call->zero);
   const auto finish = [to](Vec y) { return to.fast(y); };
-  const int useful = useful_threads(batch * rows * channels, threads);
-  if (with_silu)
-    apply_group_norm<true>(in, coefficients, useful, out, finish);
-  else
-    apply_group_norm<false>(in, coefficients, useful, out, finish);
-}
-
-void fw_group_norm_silu(const float* x, int64_t batch, int64_t rows, int64_t channels,
-                        const float* coefficients, int64_t threads, float* out) {
-  const Image in{x, batch, rows, channels};
-  const auto finish = [](Vec y) { return y; };
-  apply_group_norm<true>(in, coefficients, useful_threads(batch * rows * channels, threads), out, finish);
+  if (call->out) return apply_group_norm<true>(*call, call->out, [](Vec y) { return y; });
+  call->silu ? apply_group_norm<true>(*call, call->bytes, finish)
+             : apply_group_norm<false>(*call, call->bytes, finish);
 }
 
 }  // extern "C"

@@ -1,6 +1,6 @@
-// What comes out of rows as bytes: layer norm, and the gate of a transformer's feed-forward part.
+// Numbers to bytes: as they are, behind a layer norm, behind the gate of a transformer's feed-forward part.
 //
-// A row stays in the nearest cache while it is looked at more than once. Everything goes by value: bytes may
+// Each kernel writes bytes or, where `range` is not null, the ends of what it would write. A row stays in the nearest cache while it is looked at more than once. Everything goes by value: bytes may
 // alias anything, so what lies in memory would be read again after each store.
 
 #include "vector.h"
@@ -77,7 +77,6 @@ inline void along(GatedRows rows, int64_t row, Use use) {
   }
 }
 
-// range: ends of what comes out of all rows.
 template <typename Rows>
 void find_range(Rows rows, int64_t count, int64_t threads, float* range) {
   Range all;
@@ -88,11 +87,12 @@ void find_range(Rows rows, int64_t count, int64_t threads, float* range) {
     along(rows, row, [&](int64_t, __mmask16 mask, Vec y) { seen.see(y, mask); });
     all.join(seen.lowest(), seen.highest());
   }
-  range[0] = all.low, range[1] = all.high;
+  all.put(range);
 }
 
 template <typename Rows>
-void write_bytes(Rows rows, int64_t count, ToBytes to, int64_t threads, uint8_t* out) {
+void to_bytes(Rows rows, int64_t count, ToBytes to, int64_t threads, uint8_t* out, float* range) {
+  if (range) return find_range(rows, count, threads, range);
 #pragma omp parallel for num_threads(useful_threads(count * rows.width, threads)) schedule(static)
   for (int64_t row = 0; row < count; ++row) {
     uint8_t* const line = out + row * rows.width;
@@ -100,29 +100,52 @@ void write_bytes(Rows rows, int64_t count, ToBytes to, int64_t threads, uint8_t*
   }
 }
 
+constexpr int64_t kBlock = 1 << 12;  // values a thread takes at a time, where there are no rows
+
+void find_extremes(const float* x, int64_t n, int64_t threads, float* range) {
+  Range all;
+#pragma omp parallel for num_threads(useful_threads(n, threads)) reduction(join : all) schedule(static)
+  for (int64_t start = 0; start < n; start += kBlock) {
+    const int64_t end = std::min(n, start + kBlock);
+    Extremes seen[4];  // one alone would wait for itself
+    int64_t i = start;
+    for (; i + 4 * kLanes <= end; i += 4 * kLanes)
+      for (int64_t part = 0; part < 4; ++part) seen[part].see(load(x + i + part * kLanes, kAll));
+    for (; i < end; i += kLanes) seen[0].see(load(x + i, lanes(end - i)), lanes(end - i));
+    for (const Extremes& one : seen) all.join(one.lowest(), one.highest());
+  }
+  all.put(range);
+}
+
 }  // namespace
 
 extern "C" {
 
-// x [rows, width].
-void fw_layer_norm_range(const float* x, int64_t rows, int64_t width, const float* weight, const float* bias,
-                         float eps, int64_t threads, float* range) {
-  find_range(NormedRows{x, weight, bias, width, eps}, rows, threads, range);
+// x: n > 0 values in any order.
+void fw_bytes(const float* x, int64_t n, float scale, int64_t zero, int64_t threads, uint8_t* out,
+              float* range) {
+  if (range) return find_extremes(x, n, threads, range);
+#pragma omp parallel for num_threads(useful_threads(n, threads)) schedule(static)
+  for (int64_t start = 0; start < n; start += kBlock) {
+    const ToBytes to(scale, zero);
+    const int64_t end = std::min(n, start + kBlock);
+    for (int64_t i = start; i < end; i += kLanes) {
+      const __mmask16 mask = lanes(end - i);
+      store(out + i, mask, to.exact(load(x + i, mask)));
+    }
+  }
 }
 
-void fw_layer_norm_bytes(const float* x, int64_t rows, int64_t width, const float* weight, const float* bias,
-                         float eps, float scale, int64_t zero, int64_t threads, uint8_t* out) {
-  write_bytes(NormedRows{x, weight, bias, width, eps}, rows, ToBytes(scale, zero), threads, out);
+// x [rows, width].
+void fw_layer_norm(const float* x, int64_t rows, int64_t width, const float* weight, const float* bias,
+                   float eps, float scale, int64_t zero, int64_t threads, uint8_t* out, float* range) {
+  to_bytes(NormedRows{x, weight, bias, width, eps}, rows, ToBytes(scale, zero), threads, out, range);
 }
 
 // x [rows, 2 * width].
-void fw_geglu_range(const float* x, int64_t rows, int64_t width, int64_t threads, float* range) {
-  find_range(GatedRows{x, width}, rows, threads, range);
-}
-
-void fw_geglu_bytes(const float* x, int64_t rows, int64_t width, float scale, int64_t zero, int64_t threads,
-                    uint8_t* out) {
-  write_bytes(GatedRows{x, width}, rows, ToBytes(scale, zero), threads, out);
+void fw_geglu(const float* x, int64_t rows, int64_t width, float scale, int64_t zero, int64_t threads,
+              uint8_t* out, float* range) {
+  to_bytes(GatedRows{x, width}, rows, ToBytes(scale, zero), threads, out, range);
 }
 
 }  // extern "C"

@@ -32,12 +32,6 @@ inline Vec splat(float value) { return _mm512_set1_ps(value); }
 
 inline Vec load(const float* x, __mmask16 mask) { return _mm512_maskz_loadu_ps(mask, x); }
 
-// bfloat16 is the upper half of a float32.
-inline Vec load(const uint16_t* x, __mmask16 mask) {
-  const __m512i wide = _mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(mask, x));
-  return _mm512_castsi512_ps(_mm512_slli_epi32(wide, 16));
-}
-
 // 1 / x to float32's last bit or two, for x whose inverse is a normal number.
 inline Vec inverse(Vec x) {
   const Vec guess = _mm512_rcp14_ps(x);
@@ -148,6 +142,7 @@ struct Range {
     low = std::isnan(low) || other_low > low ? low : other_low;
     high = std::isnan(high) || other_high < high ? high : other_high;
   }
+  void put(float* out) const { out[0] = low, out[1] = high; }
 };
 
 #pragma omp declare reduction(join:Range : omp_out.join(omp_in.low, omp_in.high))

@@ -19,16 +19,15 @@ SUFFIX = ".safetensors"
 
 @dataclass(frozen=True)
 class Record:
-    """config: name of the yaml; steps: what was done, in order; counts: units left, of groups that lost some.
+    """How a pruned file came about, and what it must keep."""
 
-    masked: pattern of zeros ("magnitude" or "2:4") by layer; sources: sha256 of the files it was made of.
-    """
-
-    config: str
-    steps: tuple[Mapping[str, Any], ...] = ()
-    counts: Mapping[str, int] = field(default_factory=dict)
-    masked: Mapping[str, str] = field(default_factory=dict)
-    sources: Mapping[str, str] = field(default_factory=dict)
+    config: str  # name of the yaml
+    steps: tuple[Mapping[str, Any], ...] = ()  # what was done, in order
+    counts: Mapping[str, int] = field(default_factory=dict)  # units left, of groups that lost some
+    masked: Mapping[str, str] = field(
+        default_factory=dict
+    )  # pattern of zeros by layer: "2:4", or "magnitude"
+    sources: Mapping[str, str] = field(default_factory=dict)  # sha256 of the files it was made of
 
     def then(self, step: Mapping[str, Any], **changes: Any) -> Record:
         """The record after one more step."""

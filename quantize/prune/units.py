@@ -21,32 +21,25 @@ Kept = Mapping[str, Sequence[int]]  # name of a group -> its units that stay, as
 
 @dataclass(frozen=True)
 class Cut:
-    """An axis of a tensor that units lie along: `parts` runs behind each other, each of all units in order.
+    """An axis of a tensor that units lie along, all of them in order."""
 
-    reads: whether the tensor sums over the units, as the weight of a layer does along its inputs.
-    """
-
-    tensor: str
+    tensor: str  # its name in the model
     axis: int
-    parts: int = 1
-    reads: bool = False
+    parts: int = 1  # so many runs of all units behind each other
+    reads: bool = False  # whether the tensor sums over the units, as a weight does along its inputs
 
 
 @dataclass(frozen=True)
 class Group:
-    """The units of one layer: how many, and how many neighbours on an axis make one unit.
-
-    kind: for whoever prunes one kind alone. counters: attributes of modules, by dotted names, that hold the
-    number of units. multiple: kernels like a number of units that it divides.
-    """
+    """The units of one layer."""
 
     name: str
-    kind: str
-    count: int
-    width: int
+    kind: str  # for whoever prunes one kind alone
+    count: int  # of units
+    width: int  # neighbours on an axis that make one unit
     cuts: tuple[Cut, ...]
-    counters: tuple[str, ...] = ()
-    multiple: int = 1
+    counters: tuple[str, ...] = ()  # attributes of modules, by dotted names, that hold the number of units
+    multiple: int = 1  # kernels like a number of units that it divides
 
     def shape(self, cut: Cut, full: Sequence[int], count: int) -> tuple[int, ...]:
         """Of the tensor of `cut`, whose whole shape is `full`, with `count` units."""

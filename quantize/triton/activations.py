@@ -25,21 +25,17 @@ NORM_WARPS = 4
 
 
 class Ranges(NamedTuple):
-    """Ranges from calibration, on the GPU.
+    """Ranges from calibration, on the GPU."""
 
-    scale: float32 [n]; zero: int32 [n], in [0, 255]; at: int32 [1], which of them holds now, None for the
-    first.
-    """
-
-    scale: Tensor
-    zero: Tensor
-    at: Tensor | None = None
+    scale: Tensor  # float32 [n]
+    zero: Tensor  # int32 [n], in [0, 255]
+    at: Tensor | None = None  # int32 [1], which of them holds now; None for the first
 
 
 class CudaQuantized(Quantized):
-    """Signed bytes: codes int8, the qparams in tensors of one number. dtype: that of the floats before."""
+    """Signed bytes: codes int8, the qparams in tensors of one number."""
 
-    dtype: torch.dtype
+    dtype: torch.dtype  # of the floats before
 
     @classmethod
     def of(cls, values: Tensor, qparams: QParams, dtype: torch.dtype) -> CudaQuantized:
@@ -50,10 +46,10 @@ class CudaQuantized(Quantized):
 
 
 class _Modulation(NamedTuple):
-    """What becomes of x [b, ..., c] on its way: x * gain + shift, float32 [b, c] each, then perhaps SiLU."""
+    """What becomes of x [b, ..., c] on its way: x * gain + shift, float32 each, then perhaps SiLU."""
 
-    gain: Tensor
-    shift: Tensor
+    gain: Tensor  # [b, c]
+    shift: Tensor  # [b, c]
     silu: bool
 
 

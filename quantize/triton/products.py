@@ -37,27 +37,22 @@ ONE_TAP = Geometry((1, 1), (0, 0), (1, 1), 1)
 
 
 class Weights(NamedTuple):
-    """Of one layer, on the GPU.
+    """Of one layer, on the GPU."""
 
-    codes: int8 or fp8 [out, taps, in], or of int4 two a byte [out, taps, in / 2]. scale: [out] float32, of
-    int4 [out, scales] bfloat16. inputs: of one output, a tap. taps: height, width. sharing: how many weights
-    have one scale, of int4. sums: int32 [out], of int8.
-    """
-
-    values: Tensor
-    scale: Tensor
-    inputs: int
-    taps: tuple[int, int] = (1, 1)
-    sharing: int | None = None
-    sums: Tensor | None = None
+    values: Tensor  # int8 or fp8 [out, taps, in]; of int4 two a byte, uint8 [out, taps, in / 2]
+    scale: Tensor  # float32 [out]; of int4 bfloat16 [out, scales]
+    inputs: int  # of one output, a tap
+    taps: tuple[int, int] = (1, 1)  # height, width
+    sharing: int | None = None  # how many weights have one scale, of int4
+    sums: Tensor | None = None  # int32 [out], of int8
 
 
 class Activations(NamedTuple):
-    """What is multiplied: int8 or fp8 codes with their scale (and zero), or floats [..., c] as they are."""
+    """What is multiplied."""
 
-    values: Tensor
-    scale: Tensor | None = None
-    zero: Tensor | None = None
+    values: Tensor  # int8 or fp8 codes, or floats as they are, [..., c]
+    scale: Tensor | None = None  # [1], of codes
+    zero: Tensor | None = None  # [1], of int8
 
 
 def linear(x: Activations, weights: Weights, bias: Tensor | None, dtype: torch.dtype) -> Tensor:

@@ -44,11 +44,11 @@ class Example:
 
 @dataclass(frozen=True)
 class Runs:
-    """What to run the float model on. control: the name of the kind; steps: of each run."""
+    """What to run the float model on."""
 
     examples: Sequence[Example]
-    control: str = DEFAULT_CONTROL
-    steps: int = 20
+    control: str = DEFAULT_CONTROL  # the name of its kind
+    steps: int = 20  # of each run
 
     @property
     def prompts(self) -> list[str]:
@@ -70,13 +70,13 @@ class Runs:
 
 @dataclass(frozen=True)
 class FloatModel:
-    """What is quantized. weights: its files; groups: of timesteps; runs: of calibration, None for none."""
+    """What is quantized."""
 
     pipeline: Pipeline
-    weights: list[Path]
+    weights: list[Path]  # the files that it came from
     plan: Plan
     groups: TimestepGroups
-    runs: Runs | None
+    runs: Runs | None  # of calibration
 
 
 def examples_in(folder: Path, config: Path) -> list[Example]:

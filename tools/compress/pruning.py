@@ -44,12 +44,12 @@ ZEROED = default_selection("int8_weight")  # what bears rounding bears zeros: th
 
 @dataclass(frozen=True)
 class DenseModel:
-    """What is pruned. state: the tensors of its files; record: what was done to them before."""
+    """What is pruned."""
 
-    model: ControlLDM
+    model: ControlLDM  # in float32
     weights: Sequence[Path]
-    state: State
-    record: Record
+    state: State  # the tensors of these files, in their types
+    record: Record  # what was done to them before
 
 
 def strip(job: Strip) -> str:
@@ -125,9 +125,7 @@ def _open(job: TwoOfFour) -> DenseModel:
     counts = {name: count for record in known for name, count in record.counts.items()}
     masked = {name: pattern for record in known for name, pattern in record.masked.items()}
     record = Record(job.config.name, steps, counts, masked, hash_files(weights))
-    return DenseModel(
-        model, weights, {name: state[name] for name in model.state_dict() if name in state}, record
-    )
+    return DenseModel(model, weights, state, record)
 
 
 def _write(path: Path, source: DenseModel, state: State, record: Record, notes: Iterable[str] = ()) -> str:

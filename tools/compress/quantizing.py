@@ -42,12 +42,12 @@ from tools.compress.settings import QuantizeJob
 
 @dataclass(frozen=True)
 class Observed:
-    """What the float model did with the calibration pictures; texts: embeddings of their prompts."""
+    """What the float model did with the calibration pictures."""
 
-    ranges: Mapping[str, Ranges]
-    calls: Mapping[str, list[RecordedCall]]
+    ranges: Mapping[str, Ranges]  # of static layers' inputs
+    calls: Mapping[str, list[RecordedCall]]  # by network
     prompts: list[str]
-    texts: Tensor
+    texts: Tensor  # [prompts, n, d], their embeddings
 
 
 def quantize(job: QuantizeJob) -> str:

@@ -43,10 +43,10 @@ SHOWN = 10  # layers in the table
 
 @dataclass
 class ModelCalls:
-    """by_network: the last call in each group of timesteps; hint: of the control branch's calls."""
+    """What a model was asked."""
 
-    by_network: Mapping[str, list[RecordedCall]]
-    hint: Tensor | None = None
+    by_network: Mapping[str, list[RecordedCall]]  # the last call in each group of timesteps
+    hint: Tensor | None = None  # [b, c, H, W], of the control branch's calls
 
 
 def measure_layers(source: FloatModel, measured: Measurements, path: Path) -> None:
@@ -137,10 +137,7 @@ def _probes(model: ControlLDM, calls: ModelCalls, prompts: Sequence[str], *, poo
         return flat(steered(*pair) for pair in pairs)
 
     def network(name: str) -> Callable[[], Tensor]:
-        module, call = (
-            model.get_submodule(name),
-            calls.by_network[name][0],
-        )  # they differ by their picture only
+        module, call = model.get_submodule(name), calls.by_network[name][0]  # pictures alone tell calls apart
         return lambda: flat([module(*call.args, **call.kwargs)])
 
     def text() -> Tensor:

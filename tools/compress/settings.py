@@ -52,10 +52,7 @@ class Calibration:
 
 @dataclass(frozen=True)
 class Budget:
-    """Each layer measured by itself, and what a plan may cost.
-
-    budget_mib: of the whole file; budget_db: signal over noise of every network. At most one is given.
-    """
+    """Each layer measured by itself, and what a plan may cost: at most one budget is given."""
 
     sensitivity: Path | None = flag(None, "what was measured; goes on where it is there", metavar="JSON")
     budget_mib: float | None = flag(None, "of the file: plan the least noise (with --plan-out)", metavar="X")
