@@ -14,7 +14,7 @@ from torch import Tensor
 
 from quantize.arithmetic import TINY
 
-UINT8_PEAK = 255
+UINT8_PEAK = 255  # a whole byte: zero has a code among them
 
 
 class QParams(NamedTuple):
@@ -47,7 +47,7 @@ def qparams_of(low: float, high: float, what: str = "an activation") -> QParams:
     low, high = min(low, 0.0), max(high, 0.0)
     scale = (high - low) / UINT8_PEAK
     if scale < TINY:
-        return QParams(1.0, 0)
+        return QParams(1.0, 0)  # nothing but zeros, or too small to tell from them
     return QParams(scale, min(UINT8_PEAK, round(-low / scale)))
 
 

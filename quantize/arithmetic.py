@@ -18,8 +18,8 @@ from torch import Tensor
 INT8_PEAK = 127  # -128 is left out, so that +x and -x get the same steps
 INT4_LOW, INT4_HIGH = -8, 7
 FP8 = torch.float8_e4m3fn
-FP8_PEAK = torch.finfo(FP8).max
-TINY = torch.finfo(torch.float32).tiny
+FP8_PEAK = torch.finfo(FP8).max  # 448: e4m3fn has no infinity
+TINY = torch.finfo(torch.float32).tiny  # below it numbers lose digits, and their inverse may be infinite
 MIN_GROUP, MAX_GROUP = 32, 128
 CLIPS = ("mse", "max")  # how a weight's step is chosen: by its squared error, or to reach the largest value
 PIECE_VALUES = 1 << 22  # of a weight in work at a time: the search holds a few float32 copies of them
@@ -99,7 +99,7 @@ def quantize_int4(weight: Tensor, group: int, clip: str = "mse") -> tuple[Tensor
 
     def rows(part: Tensor) -> tuple[Tensor, Tensor]:
         grouped = _to_groups(part, group)  # [out, groups, group]
-        flat = grouped.flatten(0, 1)
+        flat = grouped.flatten(0, 1)  # [out * groups, group]
         peak = flat.gather(1, flat.abs().argmax(dim=1, keepdim=True))[:, 0]
         step = _best_step(flat, _usable(peak / INT4_LOW), ratios, INT4_LOW, INT4_HIGH)
         levels = _to_levels(flat, step, INT4_LOW, INT4_HIGH).view(grouped.shape)
@@ -111,7 +111,7 @@ def quantize_int4(weight: Tensor, group: int, clip: str = "mse") -> tuple[Tensor
 def dequantize_int4(packed: Tensor, scale: Tensor, shape: Sequence[int]) -> Tensor:
     """What `quantize_int4` made of a weight of `shape` -> float32 of that shape."""
     values = unpack_int4(packed).float() * scale.float()[..., None]  # [out, groups, group]
-    inputs = math.prod(shape[1:])
+    inputs = math.prod(shape[1:])  # without what filled up the last group
     return values.flatten(1)[:, :inputs].reshape(shape)
 
 
@@ -132,14 +132,14 @@ def _to_groups(rows: Tensor, group: int) -> Tensor:
 def pack_int4(levels: Tensor) -> Tensor:
     """int8 levels [..., n] in [-8, 7] -> uint8 [..., n / 2]; the first of two is in the low half."""
     halves = levels.view(torch.uint8) & 0xF
-    return halves[..., ::2] | (halves[..., 1::2] << 4)
+    return halves[..., ::2] | (halves[..., 1::2] << 4)  # [..., n / 2]
 
 
 def unpack_int4(packed: Tensor) -> Tensor:
     """uint8 [..., n / 2] -> int8 [..., n]; undoes `pack_int4`."""
     # Shifting left and back right in int8 repeats the sign bit.
     both = torch.stack([packed << 4, packed], dim=-1).view(torch.int8) >> 4
-    return both.flatten(-2)
+    return both.flatten(-2)  # [..., n]
 
 
 def _to_levels(rows: Tensor, step: Tensor, low: int, high: int) -> Tensor:

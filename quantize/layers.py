@@ -31,7 +31,7 @@ class QuantLayer(nn.Module):
             self.register_buffer(name, torch.empty(shape, dtype=dtype))
         bias = nn.Parameter(torch.empty(spec.shape[0]), requires_grad=False) if spec.bias else None
         self.register_parameter("bias", bias)
-        self.bind("reference")
+        self.bind("reference")  # so that a layer computes before anybody has chosen
 
     def bind(self, backend: str) -> None:
         """Compute through `backend` from now on.
@@ -107,12 +107,12 @@ class QuantLayer(nn.Module):
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> QuantLayer:
         """As of any module, but codes and scales keep their dtype: `.half()` is about the float tensors."""
-        before = dict(self._buffers)
+        before = dict(self._buffers)  # with their dtypes, which super() may change
         super()._apply(fn, recurse)
         for name, old in before.items():
             new = self._buffers[name]
             if old is not None and new.dtype != old.dtype:
-                self._buffers[name] = old.to(new.device)
+                self._buffers[name] = old.to(new.device)  # moved, not converted
         return self
 
     def _save_to_state_dict(self, *args: Any, **kwargs: Any) -> None:
@@ -169,4 +169,4 @@ def quantize_layer(
         made.out_dtype = layer.weight.dtype
     if spec.bias:
         made.bias = nn.Parameter(layer.bias.detach().clone(), requires_grad=False)
-    return made.train(layer.training)
+    return made.train(layer.training)  # as the layer whose place it takes

@@ -26,7 +26,7 @@ def quantize_(
     ranges: of the inputs of static layers, from calibration. backend: None for the device's best. Raises
     ValueError in one sentence where the plan, the ranges, the weights or the device do not fit.
     """
-    plan.check(model)
+    plan.check(model)  # all of it first: half a model would be left otherwise
     for name, scheme in plan.layers.items():
         put_quantized(model, name, scheme, (ranges or {}).get(name), clip)
     bind(model, backend)
@@ -53,7 +53,7 @@ def with_empty_layers(model: nn.Module, plan: Plan, range_counts: Mapping[str, i
     for name, scheme in plan.layers.items():
         layer = model.get_submodule(name)
         spec = LayerSpec.of(layer, scheme, range_counts.get(name, 1))
-        with torch.device("meta"):
+        with torch.device("meta"):  # the numbers come from the file, mapped
             put_layer(model, name, empty_layer(spec).train(layer.training))
 
 
@@ -65,7 +65,7 @@ def bind(model: nn.Module, backend: str | None = None) -> None:
     """
     for _, layer in quantized_layers(model):
         if backend is None:
-            check_device(layer.spec.scheme, layer.scale.device)
+            check_device(layer.spec.scheme, layer.scale.device)  # else fp8 would be computed, and crawl
         layer.bind(backend or choose_backend(layer.scale.device))
 
 

@@ -47,7 +47,7 @@ class TimestepGroups:
 
     def of(self, timestep: float) -> int:
         """The group of a timestep, in [0, count)."""
-        return bisect_right(self.edges, timestep)
+        return bisect_right(self.edges, timestep)  # an edge belongs to the group that it begins
 
     def of_batch(self, timesteps: Tensor) -> int:
         """The group of all `timesteps`, [b]; ValueError where they are of several."""

@@ -56,7 +56,7 @@ class FusedTransformer(SpatialTransformer):
         tokens = rearrange(self.proj_in(self.norm(x)), "b c h w -> b (h w) c")
         for block in self.transformer_blocks:
             tokens = block(tokens, context)
-        h = rearrange(tokens, "b (h w) c -> b c h w", h=x.shape[-2])
+        h = rearrange(tokens, "b (h w) c -> b c h w", h=x.shape[-2])  # no copy: channels lie last
         return _add(self.proj_out, h, expand_batch(x, h))
 
 
@@ -86,12 +86,12 @@ class FusedAttention(CrossAttention):
             if read == read_then and torch.equal(text, context):
                 return made
         made = super().keys_and_values(context)
-        self.kept = ((context.clone(), read, made), *kept[: TEXTS_KEPT - 1])
+        self.kept = ((context.clone(), read, made), *kept[: TEXTS_KEPT - 1])  # callers may reuse theirs
         return made
 
     def attend_heads(self, x: Tensor | Quantized, context: Tensor | None = None) -> Tensor | Quantized:
         """As bytes where the layer behind takes them. Without slices: no step of it holds all logits."""
-        q = self.split(self.to_q(x))
+        q = self.split(self.to_q(x))  # [b, heads, n, d]
         # Models that ask for float32 here have logits of hundreds, of which bytes would miss whole units.
         attend = attend_bf16 if self.upcast else attend_int8
         k, v = self.keys_and_values(x if context is None else context)

@@ -46,9 +46,9 @@ def load_quantized_model(
     """
     kind = torch.device(device).type
     if kind == "cpu":
-        keep_freed_memory()
+        keep_freed_memory()  # before the first large tensor is made
     model = create_meta_model(config)
-    if read_content(path).plan.fingerprint != fingerprint(model):
+    if read_content(path).plan.fingerprint != fingerprint(model):  # of a pruned model
         shrink_to_quantized(model, open_checkpoint(path))
     load_quantized(model, path, device=device, dtype=dtype)
     model.eval()
@@ -78,7 +78,7 @@ def fuse_cuda(model: nn.Module) -> None:
 
 
 def _apply(rules: Mapping[type, Callable[[Any], object]], model: nn.Module) -> None:
-    for module in list(model.modules()):
+    for module in list(model.modules()):  # a list: rules replace children
         if rule := rules.get(type(module)):
             rule(module)
 
@@ -171,7 +171,7 @@ def _prepare_at_first_call(network: nn.Module) -> None:
     """Pack all weights for the backend side by side: layer by layer, most of a first step would be that."""
 
     def prepare(_: nn.Module, _args: tuple) -> None:
-        waiting.remove()
+        waiting.remove()  # once is enough: a layer that was missed packs itself
         layers = [layer for _, layer in quantized_layers(network)]
         with ThreadPoolExecutor(torch.get_num_threads()) as pool:
             list(pool.map(methodcaller("prepare"), layers))

@@ -22,8 +22,8 @@ from quantize.schemes import Geometry, LayerSpec
 
 log = logging.getLogger(__name__)
 
-FLOAT_OUT = (1.0, 0, torch.float32)
-NO_POST_OP = ("none", [], "")
+FLOAT_OUT = (1.0, 0, torch.float32)  # scale, zero point and type of the output: sums come back as numbers
+NO_POST_OP = ("none", [], "")  # nothing is fused behind the product
 POINTWISE = Geometry(stride=(1, 1), padding=(0, 0), dilation=(1, 1), groups=1)
 OPERATORS = ("qlinear_prepack", "qlinear_pointwise", "qconv_prepack", "qconv2d_pointwise")
 
@@ -49,7 +49,7 @@ class Vnni(Reference):
     def __init__(self, spec: LayerSpec) -> None:
         super().__init__(spec)
         self._packed: Tensor | PackedLinear | None = None
-        self._zeros: Tensor | None = None
+        self._zeros: Tensor | None = None  # weights are symmetric, but the operators want their zero points
         geo = spec.geometry
         # A convolution that looks at one position is a Linear layer over them: up to four times as fast.
         self._linear = geo is None or (spec.shape[2:], geo) == ((1, 1), POINTWISE)

@@ -47,7 +47,7 @@ class PackedLinear:
         self._weights = torch.empty(padded * _up(self.inputs, GROUP), dtype=torch.int8)
         self._sums = torch.empty(padded, dtype=torch.int32)
         self._zeros = torch.zeros(padded)
-        weight = weight.contiguous()
+        weight = weight.contiguous()  # the kernel reads it row by row
         pack = native.function("fw_linear_pack", "pllpp")
         pack(weight, *weight.shape, self._weights, self._sums)
 
@@ -93,7 +93,7 @@ class PackedLinear:
 class PackedConv(PackedLinear):
     """The int8 weights [out, in, rows, columns] of a convolution; `pack_conv` makes it."""
 
-    gates = False
+    gates = False  # gates stand behind Linear layers alone
 
     def __init__(self, weight: Tensor, geometry: Geometry) -> None:
         super().__init__(weight.permute(0, 2, 3, 1).flatten(1))

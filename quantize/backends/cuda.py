@@ -104,7 +104,7 @@ class TensorCores(Reference):
         about = {"scale": layer.scale, "inputs": inputs, "taps": tuple(taps) or (1, 1)}
         if self.spec.rule.weights == "int4":
             if not self.packed:
-                self._sharing = 2 * layer.qweight.shape[2]
+                self._sharing = 2 * layer.qweight.shape[2]  # two weights a byte
                 layer.register_buffer("halves", pack_halves(layer.qweight, self.spec.shape))
             return Weights(layer.halves, sharing=self._sharing, **about)
         if taps:  # the same numbers under the same name: the layer can still be saved, and moved
@@ -127,7 +127,7 @@ def ranges_of(layer: Layer) -> Ranges | None:
     if group is None or layer.spec.ranges == 1:
         return Ranges(scale, zero)
     if isinstance(group, Tensor):
-        return Ranges(scale[1:], zero[1:], group)
+        return Ranges(scale[1:], zero[1:], group)  # the first is that over all groups
     return Ranges(scale[group + 1 :], zero[group + 1 :])
 
 

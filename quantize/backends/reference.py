@@ -34,7 +34,7 @@ class Reference:
     packed: whether it has the weights in a form of its own, so that the layer's may go.
     """
 
-    packed = False
+    packed = False  # plain codes are all it needs
 
     def __init__(self, spec: LayerSpec) -> None:
         self.spec = spec

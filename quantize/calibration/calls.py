@@ -38,7 +38,7 @@ def record(
     when it looks.
     """
     last: dict[str, dict[int | None, RecordedCall]] = {name: {} for name in names}
-    calls: dict[str, list[RecordedCall]] = {}
+    calls: dict[str, list[RecordedCall]] = {}  # filled at the end, when the last ones are known
 
     def keep(name: str, _: nn.Module, args: tuple, kwargs: dict[str, Any], answer: Any) -> None:
         if wanted(call := RecordedCall(args, kwargs, answer)):

@@ -18,7 +18,7 @@ from quantize.schemes import Ranges, get_scheme
 from quantize.selection import Plan
 from quantize.timesteps import current_group
 
-Range = tuple[float, float]
+Range = tuple[float, float]  # lowest, highest
 
 
 class MinMaxObserver:
@@ -26,14 +26,14 @@ class MinMaxObserver:
 
     def __init__(self, groups: int | None = None) -> None:
         self.groups = groups
-        self._seen: dict[str, dict[int | None, Range]] = {}
+        self._seen: dict[str, dict[int | None, Range]] = {}  # by layer, then by group
 
     def see(self, name: str, x: Tensor) -> None:
         """Take the input x of layer `name` into account, in the current group of timesteps.
 
         Raises ValueError for NaN and infinity.
         """
-        if not x.numel():
+        if not x.numel():  # an empty batch has no extremes
             return
         low, high = range_of(x.detach().float())
         if not (math.isfinite(low) and math.isfinite(high)):
@@ -52,7 +52,7 @@ class MinMaxObserver:
         if (own := self._seen.get(name)) is None:
             raise ValueError(f"calibration never reached {name}: run more of the model, or leave it float")
         whole = (min(low for low, _ in own.values()), max(high for _, high in own.values()))
-        if set(own) == {None}:
+        if set(own) == {None}:  # such as text encoders, which no schedule reaches
             return [whole]
         return [whole, *(own.get(group, whole) for group in range(self.groups))]
 

@@ -68,10 +68,10 @@ def _attend(q: Tensor, k: Tensor, v: Tensor, qparams: QParams | None, *, precise
     q, k, v = (t if t.stride(-1) == 1 else t.contiguous() for t in (q, k, v))
     (batch, heads, queries, width), tokens = q.shape, k.shape[-2]
     all_heads, row_bytes = batch * heads, _up((2 if precise else 1) * width, GROUP_BYTES)
-    rows = all_heads * _up(tokens, TILE)
+    rows = all_heads * _up(tokens, TILE)  # of keys and values, filled up to whole tiles
     kind = torch.float32 if qparams is None else torch.uint8
     out = q.new_empty(batch, queries, heads, width, dtype=kind)
-    step, zero = qparams or (1.0, 0)
+    step, zero = qparams or (1.0, 0)  # read for bytes alone
     native.run(
         "fw_attend", ARGUMENTS, q=q, k=k, v=v, out=out, bytes=None if qparams is None else out,
         codes=q.new_empty(rows, row_bytes, dtype=torch.uint8),

@@ -28,7 +28,7 @@ PIECE_BYTES = 1 << 24  # of the file in a mapping: each holds a file descriptor,
 DTYPES = {name: dtype for dtype, name in STORED_NAMES.items()}
 PLAIN_FLOATS = {torch.float64, torch.float32, torch.float16, torch.bfloat16}
 SHOWN = 3  # names in an error
-LENGTH_BYTES = struct.calcsize(LENGTH_FORMAT)
+LENGTH_BYTES = struct.calcsize(LENGTH_FORMAT)  # in front of the header
 
 
 def read_content(path: str | Path) -> Content:
@@ -59,7 +59,7 @@ def load_quantized(
     the device lacks something.
     """
     content = read_content(path)
-    content.plan.check(model, str(path))
+    content.plan.check(model, str(path))  # before the first byte of weights is read
     if backend is None:
         check_schemes(content.plan, torch.device(device))
     tensors = _read_tensors(Path(path))
@@ -94,7 +94,7 @@ def _read_tensors(path: Path) -> dict[str, Tensor]:
     with path.open("rb") as file:
         length = struct.unpack(LENGTH_FORMAT, file.read(LENGTH_BYTES))[0]
         header = json.loads(file.read(length))
-        header.pop("__metadata__", None)
+        header.pop("__metadata__", None)  # text, not a tensor
         size = file.seek(0, os.SEEK_END)
         # Copy on write, all of them: torch wants memory that may be written to.
         whole = torch.frombuffer(mmap.mmap(file.fileno(), size, access=mmap.ACCESS_COPY), dtype=torch.uint8)

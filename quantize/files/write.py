@@ -26,7 +26,7 @@ from quantize.timesteps import TimestepGroups
 
 FORMAT_VERSION = 2  # 1 had no narrow files
 METADATA_KEY = "quantize"
-SUFFIX = ".safetensors"
+SUFFIX = ".safetensors"  # readers go by it
 
 OnBytes = Callable[[int], None]  # hears how many bytes more are written
 
@@ -102,10 +102,10 @@ def write_quantized(
     content.plan.check(model)
     specs = specs_of(model, content.plan, ranges)
     header, spans, size = _header(model, specs, content)
-    check_space(path, size)
+    check_space(path, size)  # before the work, not after it
     with atomic_write(path) as partial, partial.open("xb") as file:
         file.write(header)
-        file.truncate(size)
+        file.truncate(size)  # tensors are written where they belong, in any order
         parameters = _parameters(model)  # the rest are constants, some of which may be infinite
         for name, tensor in _quantized(tensors, specs, ranges, parameters, content.clip):
             _write(file, name, tensor, spans)

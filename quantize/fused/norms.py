@@ -103,7 +103,7 @@ def fuse_quantize(norm: nn.Module, *layers: nn.Module, silu: bool = False, on_gp
     made = (CUDA_NORMS if on_gpu else CPU_NORMS).get(type(norm))
     if made is None or norm.weight is None or not read_alike(layers, on_gpu=on_gpu):
         return False
-    norm.__class__ = made
+    norm.__class__ = made  # in place: names, hooks and weights stay
     norm.consumers = layers
     if isinstance(norm, nn.GroupNorm):
         norm.silu = silu

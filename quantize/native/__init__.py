@@ -34,7 +34,7 @@ SOURCES = Path(__file__).parent
 FLAGS = ("-O3", "-march=native", "-fopenmp", "-fno-math-errno", "-fno-trapping-math", "-std=c++17")
 NEEDED = ("avx512f", "avx512bw", "avx512dq", "avx512vl", "avx512_vnni")  # as Linux spells them
 CPUINFO = Path("/proc/cpuinfo")
-_building = threading.Lock()
+_building = threading.Lock()  # two threads would compile at once
 
 
 class Missing(Exception):
@@ -123,7 +123,7 @@ def _openmp_of_torch() -> Path:
     paths = {line.split(maxsplit=5)[-1] for line in lines if re.search(r"/lib(gomp|iomp5|omp)\b[^/]*$", line)}
     if not paths:
         raise Missing("the OpenMP library of torch is not to be found")
-    own = str(Path(torch.__file__).parent)
+    own = str(Path(torch.__file__).parent)  # wheels of torch bring their own
     return Path(min(paths, key=lambda path: (not path.startswith(own), path)))
 
 

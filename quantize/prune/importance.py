@@ -32,7 +32,7 @@ def magnitude(model: nn.Module, groups: Iterable[Group]) -> dict[str, Tensor]:
     """
     scores = {}
     for group in groups:
-        total = torch.zeros(group.count, dtype=torch.float64)
+        total = torch.zeros(group.count, dtype=torch.float64)  # float32 loses small squares among millions
         for cut in group.cuts:
             weight = model.get_parameter(cut.tensor).detach()
             total += group.per_unit(weight.float() ** 2, cut).double().cpu()
@@ -66,7 +66,7 @@ def taylor(
                     if (change := _change(group, readers)) is not None:
                         totals[group.name] = totals.get(group.name, 0) + change**2
                 for weight in readers.values():
-                    weight.grad = None
+                    weight.grad = None  # each projection's by itself: squares are added up, not gradients
             on_call()
     return {name: total / (PROJECTIONS * len(calls)) for name, total in totals.items()}
 
@@ -87,7 +87,7 @@ def keep_best(
     counts = {group.name: group.count - math.floor(share * group.count + ROUNDING) for group in known}
     if scope == "global" and known:
         every = torch.cat([scores[group.name] for group in known]).sort().values
-        border = every[math.floor(share * len(every) + ROUNDING)]
+        border = every[math.floor(share * len(every) + ROUNDING)]  # what equals it stays
         counts = {group.name: int((scores[group.name] >= border).sum()) for group in known}
     return {group.name: _best(scores[group.name], counts[group.name], group) for group in known}
 

@@ -17,7 +17,7 @@ log = logging.getLogger(__name__)
 
 GROUP, ZEROS = 4, 2  # of every four neighbours along a layer's inputs, two are zero
 CAPABILITY = (8, 0)  # of GPUs with sparse tensor cores
-HALVES = (torch.float16, torch.bfloat16)
+HALVES = (torch.float16, torch.bfloat16)  # types of activations that sparse tensor cores take
 
 
 def two_of_four(weight: Tensor) -> Tensor:
@@ -27,7 +27,7 @@ def two_of_four(weight: Tensor) -> Tensor:
     """
     if reason := why_not_two_of_four(weight):
         raise ValueError(f"a weight of shape {list(weight.shape)} cannot be 2:4: {reason}")
-    quads = weight.reshape(-1, GROUP)
+    quads = weight.reshape(-1, GROUP)  # [out * in / 4, 4]
     order = quads.float().abs().argsort(dim=1, descending=True, stable=True)
     return quads.scatter(1, order[:, ZEROS:], 0).reshape(weight.shape)
 
@@ -81,7 +81,7 @@ def keep_zeros(model: nn.Module, layers: Iterable[str]) -> None:
         weight = model.get_parameter(f"{name}.weight")
         if not weight.requires_grad:
             continue
-        alive = weight.detach() != 0
+        alive = weight.detach() != 0  # now, before the first step
         weight.register_hook(lambda gradient, alive=alive: gradient * alive)
 
 

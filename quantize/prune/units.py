@@ -56,7 +56,7 @@ class Group:
 def take(tensor: Any, group: Group, cut: Cut, kept: Sequence[int]) -> Any:
     """The units `kept` of a tensor, in memory of its own; of one that is read later, later."""
     runs = torch.arange(tensor.shape[cut.axis]).reshape(cut.parts, group.count, group.width)
-    places = runs[:, list(kept)].flatten()
+    places = runs[:, list(kept)].flatten()  # [parts * kept * width], along the axis
     if isinstance(tensor, Tensor):
         places = places.to(tensor.device)
     return torch.index_select(tensor, cut.axis, places)

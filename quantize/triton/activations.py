@@ -18,10 +18,10 @@ from quantize.triton import norms, quantize_input
 
 BLOCK = 2048  # values a program has at once
 MAX_PARTS = 512  # programs that look for extremes: some for every multiprocessor, few enough to join at once
-WARPS = 8
+WARPS = 8  # of 32 threads: 8 values each
 TILE_VALUES = 4096  # of a group, that a program has at once
 SPAN_TILES = 4  # tiles one after another: fewer parts to join
-NORM_WARPS = 4
+NORM_WARPS = 4  # 32 values a thread
 
 
 class Ranges(NamedTuple):

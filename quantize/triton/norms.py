@@ -77,7 +77,7 @@ def finish_groups(
     count = tl.load(own + 2 * parts, mask=there, other=0.0)
     total = tl.sum(count, axis=0)
     middle = tl.sum(mean * count, axis=0) / total
-    squares += (mean - middle) * (mean - middle) * count
+    squares += (mean - middle) * (mean - middle) * count  # Chan's: spread within parts, and of their means
     image = tl.program_id(0) // (channels // GROUP)
     channel = (tl.program_id(0) % (channels // GROUP)) * GROUP + within
     factor = tl.load(weight + channel, mask=known, other=0.0).to(tl.float32)

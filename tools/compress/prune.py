@@ -26,7 +26,7 @@ def main(argv: list[str] | None = None) -> int:
     parser = Parser("python -m quantize.prune", __doc__)
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for name, settings in COMMANDS.items():
-        about = settings.__doc__.partition(";")[0].rstrip(".")
+        about = settings.__doc__.partition(";")[0].rstrip(".")  # the first half says what, the rest how
         add_flags(commands.add_parser(name, help=about, description=about), settings)
     args = parser.parse_args(argv)
 

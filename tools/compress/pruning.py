@@ -151,12 +151,12 @@ def _left(kind: str, groups: Sequence[Group], kept: Kept) -> str:
 
 
 def _scores(job: Structured, source: DenseModel, groups: Sequence[Group]) -> dict[str, Tensor]:
-    model, noise = source.model, torch.Generator().manual_seed(0)
+    model, noise = source.model, torch.Generator().manual_seed(0)  # the same files from the same command
     scores = magnitude(model, groups)
     if job.by == "magnitude":
         return scores
     calls = _calls(job, source)
-    model.model.diffusion_model.encoder_learns = True
+    model.model.diffusion_model.encoder_learns = True  # else no gradient passes its encoder
     with tqdm(total=sum(map(len, calls.values())), desc="importance", disable=None) as bar:
         for name, own_calls in calls.items():
             own = [group for group in groups if group.name.startswith(f"{name}.")]
@@ -168,7 +168,7 @@ def _scores(job: Structured, source: DenseModel, groups: Sequence[Group]) -> dic
 def _calls(job: Structured, source: DenseModel) -> dict[str, list[RecordedCall]]:
     """Calls of the networks, one for each picture and group of timesteps."""
     pipeline = Pipeline(source.model, defaults=read_config(job.config).get("defaults"))
-    groups = TimestepGroups.even(source.model.num_timesteps, job.groups)
+    groups = TimestepGroups.even(source.model.num_timesteps, job.groups)  # a call is kept of each
     found: dict[str, list[RecordedCall]] = {name: [] for name in TIMED}
     for example in examples_in(job.calibrate, job.config):
         with record(source.model, list(TIMED)) as calls, follow_model(source.model, groups):

@@ -144,8 +144,8 @@ def _errors(
     try:
         check_schemes(content.plan, device)
     except ValueError:
-        backend = "reference"
-    shrink_to_quantized(quantized, written)
+        backend = "reference"  # slow, and right everywhere
+    shrink_to_quantized(quantized, written)  # what went in may have been pruned
     load_quantized(quantized, written.path, backend=backend, device=device)
     errors = {
         part: error_db(quantized.get_submodule(network), seen.calls[network])

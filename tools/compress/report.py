@@ -9,7 +9,7 @@ from typing import Any
 from common.atomic import MIB
 from tools.compress.calibration import TEXT_PART
 
-TOTAL = "total"
+TOTAL = "total"  # no part: the sum of all
 # First component of tensors' names -> the part for people.
 LABELS = {
     "control_model": "control branch",

@@ -126,8 +126,8 @@ def _probes(model: ControlLDM, calls: ModelCalls, prompts: Sequence[str], *, poo
     """pool: whether residuals were averaged over positions."""
 
     def steered(branch: RecordedCall, unet: RecordedCall) -> Tensor:
-        x, _, *rest = branch.args
-        hint = model.control_model.encode_hint(calls.hint)
+        x, _, *rest = branch.args  # without the hint as it was encoded then
+        hint = model.control_model.encode_hint(calls.hint)  # anew: its layers are measured too
         residuals = model.control_model(x, hint, *rest, **branch.kwargs)
         residuals = scale_residuals(residuals, model.control_scales, pool=pool)
         return model.model.diffusion_model(*unet.args, **unet.kwargs | {"control": residuals})
