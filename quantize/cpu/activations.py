@@ -11,7 +11,7 @@ NaN and infinity raise ValueError. A range from calibration makes some byte of t
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -56,7 +56,7 @@ def group_norm_quantize(  # noqa: PLR0913 - a norm's parameters and what is fuse
     one look before the norm is enough: the lower end is SiLU's least where the interval holds it.
     """
     norm = _checked_norm(x, groups, weight, bias, eps, shift)
-    if not _readable(norm["x"]):
+    if _kernel("fw_group_norm", "p", norm["x"]) is None:
         y = _plain_norm(norm)
         if qparams is None:
             ends = range_of(y)
@@ -75,7 +75,7 @@ def group_norm_silu(  # noqa: PLR0913 - a norm's parameters and what is fused to
 ) -> Tensor:
     """SiLU of the group norm of x [b, c, h, w] + shift [b, c]: float32, channels last."""
     norm = _checked_norm(x, groups, weight, bias, eps, shift)
-    if not _readable(norm["x"]):
+    if _kernel("fw_group_norm", "p", norm["x"]) is None:
         return F.silu(_plain_norm(norm))
     out = torch.empty_like(norm["x"])
     native.run("fw_group_norm", GROUP_NORM, **_with_statistics(norm, silu=True), out=out, scale=1.0)
@@ -150,9 +150,9 @@ def _by_kernel(
     name: str, signature: str, operands: tuple, values: Tensor, qparams: QParams | None
 ) -> Quantized | None:
     """The bytes that the kernel `fw_NAME` makes of its operands, in `values`; None where there is none."""
-    if not _readable(operands[0]):
+    kernel, threads = _kernel(f"fw_{name}", f"{signature}fllpp", operands[0]), torch.get_num_threads()
+    if kernel is None:
         return None
-    kernel, threads = native.function(f"fw_{name}", f"{signature}fllpp"), torch.get_num_threads()
     if qparams is None:
         ends = torch.empty(2)
         kernel(*operands, 1.0, 0, threads, None, ends)
@@ -167,10 +167,10 @@ def _plain(y: Tensor, qparams: QParams | None) -> Quantized:
     return Quantized(quantize_uint8(y, qparams), qparams)
 
 
-def _readable(x: Tensor) -> bool:
-    """Whether x is one that kernels can read, and there are any."""
-    plain = x.device.type == "cpu" and x.dtype == torch.float32 and x.numel() > 0
-    return plain and native.library() is not None
+def _kernel(name: str, signature: str, x: Tensor) -> Callable[..., None] | None:
+    """The kernel, if x is one that kernels can read and there are any."""
+    readable = x.device.type == "cpu" and x.dtype == torch.float32 and x.numel() > 0
+    return native.function(name, signature) if readable else None
 
 
 def _dense(x: Tensor) -> Tensor:

@@ -167,7 +167,7 @@ def test_joining_the_heads_of_the_output_copies_nothing(kind, kernel):
 @pytest.mark.parametrize("native_way", [True, False])
 def test_bytes_are_those_of_the_numbers(kind, shape, native_way, monkeypatch, forgotten):
     if not native_way:
-        monkeypatch.setattr(native, "library", lambda: None)
+        monkeypatch.setattr(native, "function", lambda name, signature: None)
     qkv, qparams = inputs(*shape), QParams(0.01, 90)
     attend, _, _ = KINDS[kind]
     out = quantize_uint8(attend(*qkv).transpose(1, 2).flatten(2), qparams)
