@@ -48,7 +48,7 @@ def running(flags: ServeFlags) -> Iterator[Running]:
     ValueError or OSError in one sentence when it cannot be: the port is taken, weights are missing.
     """
     check_page_flags(flags.page)
-    with tempfile.TemporaryDirectory(prefix="featherweight-") as name:
+    with tempfile.TemporaryDirectory(prefix="featherweight-") as name, _environment(Path(name).resolve()):
         folder = Path(name).resolve()
         worker = _start_worker(flags, folder)
         try:
@@ -60,6 +60,27 @@ def running(flags: ServeFlags) -> Iterator[Running]:
                 page.close(verbose=False)
         finally:
             worker.close()
+
+
+@contextmanager
+def _environment(folder: Path) -> Iterator[None]:
+    """What gradio and others read from the environment, as it was before once the server has ended."""
+    ours = {
+        "GRADIO_TEMP_DIR": str(folder),
+        "GRADIO_ANALYTICS_ENABLED": "False",
+        "HF_HUB_OFFLINE": "1",
+        "KINETO_LOG_LEVEL": "99",  # torch's profiler counts memory; it need not talk
+    }
+    before = {name: os.environ.get(name) for name in ours}
+    os.environ.update(ours)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
 
 
 def check_page_flags(flags: PageFlags) -> None:
@@ -83,10 +104,6 @@ def check_page_flags(flags: PageFlags) -> None:
 
 def _start_worker(flags: ServeFlags, folder: Path) -> Worker:
     """The worker with its first model being loaded; gradio is imported meanwhile."""
-    os.environ["GRADIO_TEMP_DIR"] = str(folder)
-    os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
-    os.environ["HF_HUB_OFFLINE"] = "1"
-    os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # torch's profiler counts memory; it need not talk
     importing = threading.Thread(target=_import_gradio, daemon=True)
     importing.start()
     from app.comparing import prepare_counting

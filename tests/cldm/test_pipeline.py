@@ -218,7 +218,7 @@ def test_a_yaml_says_whether_its_control_is_guided(pipe):
         ({}, {"mask": np.zeros((64, 64), np.uint8)}, "initial picture"),
         ({"controls": (ControlInput(branch="gone"),)}, {}, "no control branch 'gone'"),
         ({"controls": (ControlInput(scales=(1.0,)),)}, {}, "scales has 1 factors"),
-        ({"controls": (ControlInput("depth"),)}, {}, "no detector"),
+        ({"controls": (ControlInput("depth"),)}, {}, "depth_anything_v2 needs"),
     ],
 )
 def test_settings_that_do_not_fit_are_named(pipe, fields, options, sentence):

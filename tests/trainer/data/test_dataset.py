@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from torch.utils.data import DataLoader
 
-from cldm.controls import annotate
+from cldm.controls import Detection, annotate
 from ldm.image import read_image, write_png
 from scenes.fill50k import Recipe, make_dataset
 from trainer.data.dataset import ControlDataset, SampleStream, ShardedSampler, validate
@@ -241,4 +241,4 @@ def test_a_layer_of_lines_is_a_map_as_generation_takes_it(tmp_path):
     write_png(tmp_path / "target/0.png", np.zeros((SIDE, SIDE, 3), np.uint8))
     (tmp_path / "target/0.txt").write_text("a line")
     hint = ControlDataset(tmp_path, Transform(SIDE))[0]["hint"]
-    assert np.array_equal(hint * 255, annotate("canny", ink, SIDE, preprocess=False))
+    assert np.array_equal(hint * 255, annotate("canny", ink, SIDE, Detection(preprocess=False)))
