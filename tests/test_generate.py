@@ -267,7 +267,10 @@ def save(name, size):
         (["--num-samples", 0], "num_samples=0"),
         (["--sampler", "plms"], "unknown sampler 'plms'; known are ddim, euler"),
         (["--control", "sketch"], "control 'sketch' is not known: choose from canny"),
-        (["--control", "depth"], "depth_anything_v2 needs Depth-Anything-V2-Small-hf in models/annotators: python"),
+        (
+            ["--control", "depth"],
+            "depth_anything_v2 needs Depth-Anything-V2-Small-hf in models/annotators: python",
+        ),
         (["--strength", -1], "strength=-1.0"),
         (["--start", 0.8, "--end", 0.2], "start=0.8, end=0.2"),
         (["--resolution", 20], "resolution=20: use 64 to 4096"),
