@@ -2,8 +2,10 @@
 
 import re
 
+import cv2
 import numpy as np
 
+from app.canvas import decode_drawing
 from app.words import KOREAN
 from tests.app.drawing_hand import draw_circle
 from tests.app.page_checks import FAINT_TEXTS, NAMELESS, STICKS_OUT
@@ -36,6 +38,24 @@ def test_a_picture_made_here_is_the_next_input(visit):
     page.click("#unit1-source label:nth-of-type(2)")  # back to the canvas: the drawing is still there
     canvas_of(page).wait_for()
     assert page.evaluate("SketchCanvas.mounted.get('unit1-canvas').png()")
+
+
+def test_a_start_picture_changes_only_where_the_mask_is_painted(visit):
+    page = visit()
+    draw_circle(page, canvas_of(page))
+    _, before = fetched(page, generate(page)[-1])
+    page.click("#use-as-start")
+    page.locator("#init img").wait_for()
+    draw_circle(page, canvas_of(page, "mask-canvas"), centre=(0.25, 0.25), radius=0.1)
+    painted = page.evaluate("SketchCanvas.mounted.get('mask-canvas').png()")
+    white = decode_drawing(painted)[..., 0] > 127
+    _, after = fetched(page, generate(page, "magenta circle with lime background")[-1])
+    side = len(after)
+    near = cv2.resize(white.astype(np.uint8), (side, side), interpolation=cv2.INTER_AREA) > 0
+    near = cv2.dilate(near.astype(np.uint8), np.ones((3, 3), np.uint8)) > 0
+    assert 0 < near.mean() < 0.2
+    assert np.array_equal(after[~near], before[~near])
+    assert not np.array_equal(after[near], before[near])
 
 
 def test_compare_shows_what_models_cost_and_how_they_differ(visit):
