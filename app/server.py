@@ -25,7 +25,6 @@ if TYPE_CHECKING:
     from app.worker import Worker
 
 STATIC = Path(__file__).with_name("static")
-KEEP_FILES = (600, 3600)  # look every so many seconds, delete what is older than so many
 MAX_FILE = "20mb"
 MAX_BODY = 64 * 2**20  # bytes of any one call
 MOST_SESSIONS = 1000

@@ -21,11 +21,10 @@ from app.page import Served
 from app.request_data import check_size, number
 from app.tabs.generate import GenerateTab
 from app.tabs.unit import Unit
+from app.waiting import result_of
 from cldm.conditioning import control_maps
 from cldm.controls import pick_detector
 from cldm.request import Request
-
-LOOK_SECONDS = 0.05
 
 
 def wire_maps(tab: GenerateTab, served: Served) -> None:
@@ -68,10 +67,4 @@ async def live_map(values: Mapping[str, Any], served: Served, owner: str) -> np.
 
     if not control.preprocess or get_detector(pick_detector(control.control, control.detector)).load is None:
         return await asyncio.to_thread(detect)
-    job = served.worker.add(Job(detect, PREPARATION, owner=owner))
-    try:
-        while not job.finished:
-            await asyncio.sleep(LOOK_SECONDS)
-        return job.wait(0)
-    finally:
-        job.cancel()
+    return await result_of(Job(detect, PREPARATION, owner=owner), served.worker)

@@ -9,7 +9,7 @@ from eval.control import colour_error, filled_mask, mask_iou
 from scenes.colours import COLOURS
 from tests.app.drawing_hand import draw_circle, draw_with_finger, points_of_circle
 from tests.app.page_checks import FAINT_TEXTS, NAMELESS, STICKS_OUT
-from tests.app.visiting import PHONE, PROMPT, canvas_of, drawing_sent, fetched, generate, idle, tabs_of
+from tests.app.visiting import PHONE, PROMPT, ask, canvas_of, drawing_sent, fetched, generate, idle, tabs_of
 
 LEAST_CONTRAST = 4.5  # WCAG 2, level AA
 MAX_TINT = 25  # of 255, the bar of `eval.fill50k`
@@ -67,10 +67,7 @@ def test_the_click_takes_the_last_stroke_along_and_undo_takes_it_back(visit):
 
 def test_cancel_stops_within_two_steps(visit, served, jobs):
     page = visit()
-    draw_circle(page, canvas_of(page))
-    page.fill("#prompt textarea", PROMPT)
-    page.fill("#steps input[type=number]", "500")
-    page.press("#steps input[type=number]", "Tab")
+    ask(page, steps=500)
     page.click("#generate")
     page.wait_for_function("() => /step [3-9]/.test(document.querySelector('#status').innerText)")
     page.click("#cancel")
@@ -86,10 +83,7 @@ def test_cancel_stops_within_two_steps(visit, served, jobs):
 
 def test_leaving_the_page_stops_what_runs_for_it(visit, served, jobs):
     page = visit()
-    draw_circle(page, canvas_of(page))
-    page.fill("#prompt textarea", PROMPT)
-    page.fill("#steps input[type=number]", "500")
-    page.press("#steps input[type=number]", "Tab")
+    ask(page, steps=500)
     page.click("#generate")
     page.wait_for_function("() => /step /.test(document.querySelector('#status').innerText)")
     page.reload()

@@ -10,7 +10,7 @@ from app.words import KOREAN
 from tests.app.drawing_hand import draw_circle
 from tests.app.page_checks import FAINT_TEXTS, NAMELESS, STICKS_OUT
 from tests.app.test_browser import LEAST_CONTRAST
-from tests.app.visiting import PROMPT, canvas_of, fetched, generate
+from tests.app.visiting import PROMPT, ask, canvas_of, fetched, generate
 
 
 def test_a_picture_that_is_dropped_sets_everything_as_it_was(visit):
@@ -60,10 +60,7 @@ def test_a_start_picture_changes_only_where_the_mask_is_painted(visit):
 
 def test_compare_shows_what_models_cost_and_how_they_differ(visit):
     page = visit()
-    draw_circle(page, canvas_of(page))
-    page.fill("#prompt textarea", PROMPT)
-    page.fill("#steps input[type=number]", "4")
-    page.press("#steps input[type=number]", "Tab")
+    ask(page, steps=4)
     page.click("#tab-compare-button")
     page.click("#compare-run")
     page.locator("#compare-table tbody tr").nth(2).wait_for()

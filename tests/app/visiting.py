@@ -8,6 +8,7 @@ import numpy as np
 from PIL import Image
 
 from app.canvas import decode_drawing
+from tests.app.drawing_hand import draw_circle
 
 PROMPT = "cyan circle with brown background"
 PATIENCE = 60_000  # milliseconds: a picture takes two seconds, on a busy machine more
@@ -34,6 +35,14 @@ def generate(page, prompt=PROMPT, count=2):
         arg=[before, count],
     )
     return shown(page)
+
+
+def ask(page, steps):
+    """A circle on the canvas, the usual prompt and so many steps; nothing is pressed yet."""
+    draw_circle(page, canvas_of(page))
+    page.fill("#prompt textarea", PROMPT)
+    page.fill("#steps input[type=number]", str(steps))
+    page.press("#steps input[type=number]", "Tab")
 
 
 def fetched(page, address):
